@@ -1,0 +1,111 @@
+"""Forces of an OpenMM System at given positions, through a Context of our own."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from time import perf_counter
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+
+from ._native import ContextAccess
+
+Array = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+ALL_GROUPS = -1  # as the signed 32-bit integer that OpenMM's C++ interface takes
+
+
+class ForceContext:
+    """A Context that answers with forces.
+
+    Parameters
+    ----------
+    system : openmm.System
+    platform : openmm.Platform
+    properties : mapping of str to str, optional
+        Platform properties.
+    """
+
+    def __init__(
+        self,
+        system: openmm.System,
+        platform: openmm.Platform,
+        properties: Mapping[str, str] | None = None,
+    ) -> None:
+        # The Context of OpenMM's Python layer keeps the System and the integrator alive.
+        self._integrator = openmm.VerletIntegrator(0.001)
+        self._context = openmm.Context(system, self._integrator, platform, dict(properties or {}))
+        self.access = ContextAccess(int(self._integrator.this))
+        self.platform = platform.getName()
+        self._parameters = self.access.get_parameters()
+
+    def forces(self, positions: Array) -> Array:
+        """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm, one after another."""
+        return self.access.forces(np.ascontiguousarray(positions), ALL_GROUPS)
+
+    def set_environment(self, box: Array, parameters: Mapping[str, float]) -> None:
+        """Take over the periodic box (3, 3) in nm and those parameters that this System has."""
+        if not np.array_equal(self.access.get_box(), box):
+            self.access.set_box(box)
+        for name in self._parameters:
+            if name in parameters and parameters[name] != self._parameters[name]:
+                self.access.set_parameter(name, parameters[name])
+                self._parameters[name] = parameters[name]
+
+
+def fastest_context(
+    system: openmm.System,
+    positions: Array,
+    platforms: Mapping[str, Mapping[str, str]] | None = None,
+) -> ForceContext:
+    """The ForceContext on the platform that computes these forces fastest on this machine.
+
+    Parameters
+    ----------
+    positions : (N, 3) nm
+    platforms : mapping of names to properties, optional
+        Those to try; default all that OpenMM has loaded.
+
+    Raises
+    ------
+    openmm.OpenMMException
+        If the System works on none of them.
+    """
+    if platforms is None:
+        count = openmm.Platform.getNumPlatforms()
+        platforms = {openmm.Platform.getPlatform(i).getName(): {} for i in range(count)}
+    best: ForceContext | None = None
+    best_seconds = np.inf
+    failures = {}
+    for name, properties in platforms.items():
+        try:
+            context = ForceContext(system, openmm.Platform.getPlatform(name), properties)
+            seconds = _seconds_per_evaluation(context, positions)
+        except Exception as error:
+            failures[name] = error
+            continue
+        logger.info("forces on platform %s: %.3g ms", name, 1e3 * seconds)
+        if seconds < best_seconds:
+            best, best_seconds = context, seconds
+    if best is None:
+        reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        raise openmm.OpenMMException(f"no platform can compute the forces of the System ({reasons})")
+    return best
+
+
+def _seconds_per_evaluation(context: ForceContext, positions: Array) -> float:
+    """Shortest of a few evaluations, after the one that builds neighbour lists and kernels."""
+    context.forces(positions[None])
+    shortest, spent = np.inf, 0.0
+    for _ in range(20):
+        begin = perf_counter()
+        context.forces(positions[None])
+        seconds = perf_counter() - begin
+        shortest, spent = min(shortest, seconds), spent + seconds
+        if spent > 0.2:
+            break
+    return shortest

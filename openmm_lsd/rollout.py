@@ -1,0 +1,93 @@
+"""The draft of a window: where the draft dynamics would go, step by step.
+
+``rollout`` is the readable reference. A draft that can do better (``draft.DraftContext``, in one
+C++ call) offers a method of the same signature, and the sampler uses that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .schemes import Scheme
+
+Array = NDArray[np.float64]
+Forces = Callable[[Array], Array]
+
+
+class Window(NamedTuple):
+    """The drafted steps of a window of length K, each array (K, N, 3).
+
+    ``velocities`` are those at the start of each step, after the motion of the centre of mass was
+    removed where that is due. If the draft breaks down at step k > 0 (positions that are not
+    finite, an exception), only the k steps before it are there.
+    """
+
+    sites: Array
+    velocities: Array
+    draft_forces: Array
+
+
+def remove_cm_motion(velocities: Array, masses: Array) -> Array:
+    """Velocities minus that of the centre of mass; particles of zero mass stay as they are."""
+    cm_velocity = (masses * velocities).sum(axis=0) / masses.sum()
+    return np.where(masses > 0, velocities - cm_velocity, velocities)
+
+
+def rollout(
+    draft: Forces,
+    scheme: Scheme,
+    masses: Array,
+    positions: Array,
+    velocities: Array,
+    corrections: Array,
+    kicks: Array,
+    cm_removals: NDArray[np.bool_],
+) -> Window:
+    """Draft K steps with the force F_d(q_k) + c_k at step k.
+
+    Parameters
+    ----------
+    draft : (N, 3) nm -> (N, 3) kJ/mol/nm
+    masses : (N, 1) amu
+    positions, velocities : (N, 3) nm, nm/ps
+        The committed state.
+    corrections : (K, N, 3) kJ/mol/nm
+    kicks : (K, N, 3) nm/ps
+    cm_removals : (K,)
+        Whether step k starts by removing the motion of the centre of mass.
+
+    Draft forces that are not finite count as zero: a draft may propose anything.
+    """
+    inverse_masses = reciprocal(masses)
+    sites, start_velocities, draft_forces = (np.empty_like(corrections) for _ in range(3))
+    length = len(corrections)
+    for k in range(length):
+        if cm_removals[k]:
+            velocities = remove_cm_motion(velocities, masses)
+        site = scheme.site(positions, velocities)
+        if k > 0 and not np.isfinite(site).all():
+            length = k
+            break
+        try:
+            force = draft(site)
+        except Exception:
+            if k == 0:
+                raise
+            length = k
+            break
+        if not np.isfinite(force).all():
+            force = np.zeros_like(site)
+        sites[k], start_velocities[k], draft_forces[k] = site, velocities, force
+        if k + 1 < length:
+            acceleration = (force + corrections[k]) * inverse_masses
+            positions, velocities = scheme.step(positions, velocities, acceleration, kicks[k])
+    return Window(sites[:length], start_velocities[:length], draft_forces[:length])
+
+
+def reciprocal(values: Array) -> Array:
+    """1 / values, and zero where values are zero."""
+    return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)

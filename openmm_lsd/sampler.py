@@ -1,0 +1,359 @@
+"""Langevin Speculative Dynamics on plain arrays: draft, verify, commit, keep.
+
+Method: Kosmala, Guennemann, Gao and Wood, arXiv:2606.02455, with a correction for every step of
+the window (the parareal iteration of Lions, Maday and Turinici, C. R. Acad. Sci. Paris 332, 661
+(2001)) in place of one constant offset. The committed steps follow the plain scheme with the
+target's forces exactly, whatever the draft; a bad draft only commits fewer of them per round.
+
+Units: nm, ps, amu, kJ/mol. Arrays are float64, positions and velocities (N, 3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from time import perf_counter
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .noise import step_noise
+from .rollout import Window, reciprocal, remove_cm_motion, rollout
+from .schemes import Scheme
+from .transport import transport
+
+Array = NDArray[np.float64]
+
+CORRECTIONS = ("per-step", "constant", "none")
+
+
+class TargetError(RuntimeError):
+    """The target's forces at a committed state cannot be had: an exception, or not finite.
+
+    The sampler stands at the last committed state, ``step``; ``atom`` is the index of the first
+    atom whose force is not finite, or None.
+    """
+
+    def __init__(self, message: str, step: int, atom: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.atom = atom
+
+
+@dataclasses.dataclass
+class Statistics:
+    """What the sampler did since it was made.
+
+    ``steps`` counts committed steps. Each is ``accepted`` (committed positions equal drafted
+    ones), ``rejected`` (transported elsewhere; ends the round), or the last of a window, which is
+    a plain target step and neither.
+    """
+
+    rounds: int = 0
+    steps: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed_sites: int = 0
+    draft_seconds: float = 0.0
+    target_seconds: float = 0.0
+    overhead_seconds: float = 0.0
+
+    @property
+    def steps_per_round(self) -> float:
+        """Committed steps per batched target evaluation."""
+        return self.steps / self.rounds if self.rounds else 0.0
+
+    @property
+    def acceptance_rate(self) -> float:
+        """Accepted steps as a fraction of the steps that could be accepted or rejected."""
+        tried = self.accepted + self.rejected
+        return self.accepted / tried if tried else 0.0
+
+    def __str__(self) -> str:
+        total = self.draft_seconds + self.target_seconds + self.overhead_seconds
+        share = 100.0 / total if total > 0 else 0.0
+        text = (
+            f"{self.steps} steps in {self.rounds} rounds: {self.steps_per_round:.2f} steps per "
+            f"round, acceptance rate {self.acceptance_rate:.3f}; {total:.2f} s: "
+            f"target {share * self.target_seconds:.0f} %, draft {share * self.draft_seconds:.0f} %, "
+            f"overhead {share * self.overhead_seconds:.0f} %"
+        )
+        if self.failed_sites:
+            text += f"; {self.failed_sites} windows cut short where the target failed"
+        return text
+
+
+class State(NamedTuple):
+    """A committed state at the start of step ``step``."""
+
+    positions: Array
+    velocities: Array
+    step: int
+
+
+class SpeculativeSampler:
+    """Speculative dynamics for any two force functions.
+
+    Parameters
+    ----------
+    scheme : schemes.Middle or schemes.ABOBA
+    masses : (N,) amu
+        Particles of zero mass do not move.
+    draft : callable, positions (N, 3) -> forces (N, 3)
+        May offer ``rollout``, with the arguments of ``rollout.rollout`` less the first.
+    target : callable, positions (B, N, 3) -> forces (B, N, 3)
+    window : int
+        K, the number of sites drafted and evaluated per round.
+    seed : int
+        Key of the random numbers; those of step n depend on (seed, n) only.
+    correction : 'per-step', 'constant' or 'none'
+        'constant' is the published rule: the discrepancy of the last committed step is added
+        throughout the window. 'none' drafts with the bare draft force.
+    cm_removal_frequency : int
+        As ``openmm.CMMotionRemover``: the motion of the centre of mass is removed at the start of
+        every step whose count is a multiple of it. 0: never.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not as above.
+    TargetError
+        From ``advance``: the target fails, or is not finite, at a committed state.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        masses: ArrayLike,
+        draft: Callable[[Array], Array],
+        target: Callable[[Array], Array],
+        window: int,
+        seed: int,
+        *,
+        correction: str = "per-step",
+        cm_removal_frequency: int = 0,
+    ) -> None:
+        if window < 1:
+            raise ValueError(f"window is {window}; it must be at least 1")
+        if correction not in CORRECTIONS:
+            raise ValueError(f"correction is {correction!r}; it must be one of {CORRECTIONS}")
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; it must be from 0 to 2^64 - 1")
+        self.scheme = scheme
+        self.window = window
+        self.seed = seed
+        self.correction = correction
+        self.statistics = Statistics()
+        self._masses = np.array(masses, dtype=np.float64).reshape(-1, 1)
+        if not (np.isfinite(self._masses).all() and (self._masses >= 0).all()):
+            raise ValueError("masses must be finite and not negative")
+        self._inverse_masses = reciprocal(self._masses)
+        self._noise_scale = scheme.noise_scale(self._inverse_masses)
+        self._inverse_noise_scale = reciprocal(self._noise_scale)
+        self._rollout = getattr(draft, "rollout", None) or partial(rollout, draft)
+        self._target = target
+        self._cm_removal_frequency = cm_removal_frequency
+        self._state: State | None = None
+
+    def set_state(
+        self,
+        positions: ArrayLike,
+        velocities: ArrayLike,
+        step: int = 0,
+        *,
+        step_count: int | None = None,
+    ) -> None:
+        """Start afresh from a committed state; the queue and the corrections are dropped.
+
+        Parameters
+        ----------
+        positions, velocities : (N, 3) nm, nm/ps
+        step : int
+            Index n of the next step, which chooses its random numbers.
+        step_count : int, optional
+            The count that decides when the motion of the centre of mass is removed; default ``step``.
+        """
+        shape = (len(self._masses), 3)
+        positions = np.array(positions, dtype=np.float64)
+        velocities = np.array(velocities, dtype=np.float64)
+        for name, array in (("positions", positions), ("velocities", velocities)):
+            if array.shape != shape:
+                raise ValueError(f"{name} have shape {array.shape}; expected {shape}")
+            if not np.isfinite(array).all():
+                atom = int(np.argwhere(~np.isfinite(array))[0, 0])
+                raise ValueError(f"{name} are not finite: atom {atom} has {array[atom]}")
+        velocities[self._masses[:, 0] == 0] = 0.0
+        self._state = self._front = State(positions, velocities, step)
+        self._queue: deque[State] = deque()
+        self._step_count_offset = (step if step_count is None else step_count) - step
+        self._corrections = np.zeros((self.window, *shape))
+        self._noise: deque[tuple[Array, float]] = deque()
+
+    @property
+    def state(self) -> State:
+        """The committed state that was handed out last."""
+        if self._state is None:
+            raise RuntimeError("the sampler has no state yet; call set_state first")
+        return self._state
+
+    def advance(self, n: int) -> tuple[Array, Array]:
+        """Positions and velocities exactly ``n`` steps on; further committed steps stay queued.
+
+        If the target fails, or the run is interrupted, ``state`` is the last committed state.
+        """
+        state = self.state
+        statistics = self.statistics
+        begin = perf_counter()
+        elsewhere = statistics.draft_seconds + statistics.target_seconds
+        goal = state.step + n
+        try:
+            while self._state.step < goal:
+                if not self._queue:
+                    self._round()
+                self._state = self._queue.popleft()
+        finally:
+            elsewhere = statistics.draft_seconds + statistics.target_seconds - elsewhere
+            statistics.overhead_seconds += perf_counter() - begin - elsewhere
+        return self._state.positions, self._state.velocities
+
+    def _round(self) -> None:
+        """Draft a window, verify it, commit a part of it, keep what was learned."""
+        statistics = self.statistics
+        positions, velocities, step = self._front
+        noise = self._window_noise(step)
+        kicks = self._noise_scale * np.stack([xi for xi, _ in noise])
+        removals = self._cm_removals(step)
+
+        begin = perf_counter()
+        window = self._rollout(
+            self.scheme, self._masses, positions, velocities, self._corrections, kicks, removals
+        )
+        drafted = perf_counter()
+        target_forces = self._verify(window.sites, step)
+        verified = perf_counter()
+        statistics.draft_seconds += drafted - begin
+        statistics.target_seconds += verified - drafted
+
+        committed = self._commit(window, target_forces, noise, removals)
+        discrepancies = target_forces - window.draft_forces[: len(target_forces)]
+        self._corrections = self._next_corrections(discrepancies, len(committed))
+        self._queue.extend(committed)
+        self._front = committed[-1]
+        for _ in committed:
+            self._noise.popleft()
+        statistics.rounds += 1
+        statistics.steps += len(committed)
+
+    def _window_noise(self, step: int) -> list[tuple[Array, float]]:
+        for n in range(step + len(self._noise), step + self.window):
+            self._noise.append(step_noise(self.seed, n, len(self._masses)))
+        return list(self._noise)
+
+    def _cm_removals(self, step: int) -> NDArray[np.bool_]:
+        counts = np.arange(step, step + self.window) + self._step_count_offset
+        frequency = self._cm_removal_frequency
+        return counts % frequency == 0 if frequency else np.zeros(self.window, dtype=bool)
+
+    def _verify(self, sites: Array, step: int) -> Array:
+        """Target forces at the sites up to the first that fails; an error if that is the first."""
+        try:
+            forces = self._checked(self._target(sites), sites.shape)
+        except Exception as error:
+            if len(sites) == 1:
+                raise TargetError(
+                    f"the target failed at the state before step {step}: {error}", step
+                ) from error
+            # The batch does not say which site it failed at: one after another.
+            rows = []
+            for site in sites:
+                try:
+                    rows.append(self._verify(site[None], step))
+                except TargetError:
+                    if not rows:
+                        raise
+                    break
+            self.statistics.failed_sites += len(rows) < len(sites)
+            return np.concatenate(rows)
+        finite = np.isfinite(forces).all(axis=(1, 2))
+        if finite.all():
+            return forces
+        usable = int(np.argmin(finite))
+        if usable == 0:
+            atom = int(np.argwhere(~np.isfinite(forces[0]))[0, 0])
+            raise TargetError(
+                f"the target's force on atom {atom} is {forces[0, atom]} at the state before step "
+                f"{step}; is the starting structure, the time step or the potential sound there?",
+                step,
+                atom,
+            )
+        self.statistics.failed_sites += 1
+        return forces[:usable]
+
+    @staticmethod
+    def _checked(forces: ArrayLike, shape: tuple[int, ...]) -> Array:
+        forces = np.asarray(forces, dtype=np.float64)
+        if forces.shape != shape:
+            raise ValueError(f"the target returned forces of shape {forces.shape} for {shape}")
+        return forces
+
+    def _commit(
+        self,
+        window: Window,
+        target_forces: Array,
+        noise: list[tuple[Array, float]],
+        removals: NDArray[np.bool_],
+    ) -> list[State]:
+        """Target steps up to the first that leaves the drafted path; at least one.
+
+        Each is the plain scheme with the target's force, driven by transported noise. Only the
+        last step of a full window, from which nothing was drafted, takes its noise untransported.
+        A window that was cut short by a failing site is no exception to that: whether the site
+        fails depends on the noise of the step before it, so the failure must not choose how that
+        noise is used.
+        """
+        scheme, statistics = self.scheme, self.statistics
+        positions, velocities, step = self._front
+        committed: list[State] = []
+        for k, target_force in enumerate(target_forces):
+            if removals[k]:
+                velocities = remove_cm_motion(velocities, self._masses)
+            acceleration = target_force * self._inverse_masses
+            xi, log_uniform = noise[k]
+            accepted = True
+            if k + 1 < self.window:
+                draft_force = window.draft_forces[k] + self._corrections[k]
+                shift = self._inverse_noise_scale * scheme.kick_shift(
+                    velocities, window.velocities[k], acceleration, draft_force * self._inverse_masses
+                )
+                xi, accepted = transport(xi, shift, log_uniform)
+                statistics.accepted += accepted
+                statistics.rejected += not accepted
+            positions, velocities = scheme.step(
+                positions, velocities, acceleration, self._noise_scale * xi
+            )
+            committed.append(State(positions, velocities, step + k + 1))
+            if not accepted:
+                break
+        return committed
+
+    def _next_corrections(self, discrepancies: Array, committed: int) -> Array:
+        """Corrections (K, N, 3) of the next window, whose first step is row ``committed`` here.
+
+        Measurability: the correction of step n may depend on the noise of steps before n alone.
+        Row j of ``discrepancies`` was measured at the force site of step j of this window, which
+        is a function of the noise of steps before j. So row j may serve as the correction of step
+        j (its own, a round ago) and of every later step; never of an earlier one.
+        """
+        kept = discrepancies[committed:]
+        corrections = np.empty_like(self._corrections)
+        if self.correction == "per-step":
+            corrections[: len(kept)] = kept
+            corrections[len(kept) :] = discrepancies[-1]
+        elif self.correction == "constant":
+            corrections[:] = discrepancies[committed - 1]
+        else:
+            corrections[:] = 0.0
+        return corrections

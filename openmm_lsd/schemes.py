@@ -1,0 +1,161 @@
+"""Langevin schemes: where a step asks for the force, the exact step, and the noise shift.
+
+A scheme is three pure functions of arrays of shape (N, 3), written in accelerations and kicks so
+that a particle of zero mass (zero acceleration, zero kick) needs no special case:
+
+    acceleration = force / mass              nm/ps^2
+    kick         = noise_scale * noise       nm/ps,   noise ~ N(0, I)
+
+For a given state the next positions are a Gaussian of the noise whose covariance does not depend
+on the force. ``kick_shift`` is the difference of the means of the target step and the draft step,
+expressed as a kick: the target step driven by ``kick - kick_shift`` reaches the positions that the
+draft step driven by ``kick`` reached.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+BOLTZMANN = 1.380649e-23  # J/K, exact in the SI
+AVOGADRO = 6.02214076e23  # 1/mol, exact in the SI
+MOLAR_GAS_CONSTANT = BOLTZMANN * AVOGADRO / 1000.0  # kJ/mol/K
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What the schemes share.
+
+    Parameters
+    ----------
+    temperature : float
+        Temperature of the heat bath in kelvin.
+    friction : float
+        Friction coefficient in 1/ps.
+    step_size : float
+        Time step in ps.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not a positive finite number.
+    """
+
+    name: ClassVar[str]
+
+    temperature: float
+    friction: float
+    step_size: float
+    decay: float = field(init=False, repr=False)  # a = exp(-friction * step_size)
+
+    def __post_init__(self) -> None:
+        for quantity, unit in (("temperature", "kelvin"), ("friction", "1/ps"), ("step_size", "ps")):
+            value = getattr(self, quantity)
+            if not (math.isfinite(value) and value > 0):
+                raise ValueError(f"{quantity} is {value} {unit}; it must be positive and finite")
+        object.__setattr__(self, "decay", math.exp(-self.friction * self.step_size))
+
+    def noise_scale(self, inverse_masses: Array) -> Array:
+        """Standard deviation sqrt(kT (1 - a^2) / m) of the kick in nm/ps, zero for zero mass."""
+        variance = -math.expm1(-2.0 * self.friction * self.step_size)
+        return np.sqrt(MOLAR_GAS_CONSTANT * self.temperature * variance * inverse_masses)
+
+    def site(self, positions: Array, velocities: Array) -> Array:
+        """Positions at which the step evaluates its force."""
+        raise NotImplementedError
+
+    def step(
+        self, positions: Array, velocities: Array, acceleration: Array, kick: Array
+    ) -> tuple[Array, Array]:
+        """Positions and velocities after one step."""
+        raise NotImplementedError
+
+    def kick_shift(
+        self,
+        target_velocities: Array,
+        draft_velocities: Array,
+        target_acceleration: Array,
+        draft_acceleration: Array,
+    ) -> Array:
+        """Mean of the target step minus mean of the draft step, as a kick.
+
+        Both steps start from the same positions. The velocities may differ: after an accepted
+        step of the Middle scheme draft and target stand at the same place with different ones.
+        """
+        raise NotImplementedError
+
+
+class Middle(Scheme):
+    """The scheme of ``openmm.LangevinMiddleIntegrator`` (LFMiddle; Zhang et al.,
+    J. Phys. Chem. A 123, 6056 (2019)).
+
+        v_half = v + h F(x) / m
+        v'     = a v_half + kick
+        x'     = x + (h/2) (v_half + v')
+    """
+
+    name = "middle"
+
+    def site(self, positions: Array, velocities: Array) -> Array:
+        return positions
+
+    def step(
+        self, positions: Array, velocities: Array, acceleration: Array, kick: Array
+    ) -> tuple[Array, Array]:
+        half = velocities + self.step_size * acceleration
+        new_velocities = self.decay * half + kick
+        return positions + 0.5 * self.step_size * (half + new_velocities), new_velocities
+
+    def kick_shift(
+        self,
+        target_velocities: Array,
+        draft_velocities: Array,
+        target_acceleration: Array,
+        draft_acceleration: Array,
+    ) -> Array:
+        half_difference = (target_velocities - draft_velocities) + self.step_size * (
+            target_acceleration - draft_acceleration
+        )
+        return (1.0 + self.decay) * half_difference
+
+
+class ABOBA(Scheme):
+    """Drift, kick, bath, kick, drift (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)).
+
+        q  = x + (h/2) v
+        v' = a v + (1 + a)/2 h F(q)/m + kick
+        x' = q + (h/2) v'
+    """
+
+    name = "aboba"
+
+    def site(self, positions: Array, velocities: Array) -> Array:
+        return positions + 0.5 * self.step_size * velocities
+
+    def step(
+        self, positions: Array, velocities: Array, acceleration: Array, kick: Array
+    ) -> tuple[Array, Array]:
+        middle = self.site(positions, velocities)
+        impulse = 0.5 * (1.0 + self.decay) * self.step_size * acceleration
+        new_velocities = self.decay * velocities + impulse + kick
+        return middle + 0.5 * self.step_size * new_velocities, new_velocities
+
+    def kick_shift(
+        self,
+        target_velocities: Array,
+        draft_velocities: Array,
+        target_acceleration: Array,
+        draft_acceleration: Array,
+    ) -> Array:
+        # Positions that agree after an accepted step imply velocities that agree.
+        difference = target_acceleration - draft_acceleration
+        return 0.5 * (1.0 + self.decay) * self.step_size * difference
+
+
+SCHEMES: dict[str, type[Scheme]] = {scheme.name: scheme for scheme in (Middle, ABOBA)}
