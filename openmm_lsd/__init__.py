@@ -1,0 +1,29 @@
+"""Exact speculative Langevin dynamics for slow potentials in OpenMM."""
+
+import openmm as _openmm
+
+from . import _native
+
+_built, _found = (
+    tuple(version.split(".")[:2])
+    for version in (_native.openmm_version, _openmm.version.short_version)
+)
+if _built != _found:
+    raise ImportError(
+        f"openmm_lsd was built against OpenMM {_native.openmm_version}, and OpenMM "
+        f"{_openmm.version.short_version} is installed; build it again with: pip install "
+        "scikit-build-core nanobind && pip install --no-build-isolation --force-reinstall "
+        "--no-deps openmm-lsd"
+    )
+
+from .binding import TargetMismatchError  # noqa: E402
+from .integrator import LSDIntegrator  # noqa: E402
+from .sampler import SpeculativeSampler, Statistics, TargetError  # noqa: E402
+
+__all__ = [
+    "LSDIntegrator",
+    "SpeculativeSampler",
+    "Statistics",
+    "TargetError",
+    "TargetMismatchError",
+]

@@ -114,7 +114,7 @@ public:
     OpenMM::Context& context() const {
         OpenMM::Context* owner = IntegratorAccess::contextOf(*integrator);
         if (owner == nullptr)
-            throw std::runtime_error("This Integrator is not bound to a context!");
+            throw OpenMM::OpenMMException("This Integrator is not bound to a context!");
         return *owner;
     }
 
@@ -145,6 +145,14 @@ public:
     // Whether somebody else changed the Context since acknowledge() was called.
     bool changed() const { return !forcesAreValid(custom()); }
     void acknowledge() { forcesAreValid(custom()) = true; }
+
+    NumpyArray getMasses() const {
+        const OpenMM::System& system = context().getSystem();
+        Buffer masses({numParticles()});
+        for (size_t i = 0; i < masses.size; i++)
+            masses.data[i] = system.getParticleMass(i);
+        return masses.numpy();
+    }
 
     NumpyArray getBox() const {
         Buffer box({3, 3});
@@ -301,6 +309,14 @@ private:
 
 NB_MODULE(_native, m) {
     m.attr("openmm_version") = OPENMM_VERSION;
+    nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+        try {
+            std::rethrow_exception(pointer);
+        } catch (const OpenMM::OpenMMException& exception) {
+            nb::object type = nb::module_::import_("openmm").attr("OpenMMException");
+            PyErr_SetString(type.ptr(), exception.what());
+        }
+    });
     nb::class_<ContextAccess>(m, "ContextAccess",
                               "The Context that owns the integrator at an address, "
                               "int(integrator.this). Units nm, ps, kJ/mol.")
@@ -314,6 +330,7 @@ NB_MODULE(_native, m) {
         .def_prop_ro("changed", &ContextAccess::changed,
                      "Whether the Context was changed since acknowledge().")
         .def("acknowledge", &ContextAccess::acknowledge)
+        .def("get_masses", &ContextAccess::getMasses, "Masses (N,) in amu.")
         .def("get_box", &ContextAccess::getBox, "Periodic box vectors (3, 3).")
         .def("set_box", &ContextAccess::setBox, nb::arg("box"))
         .def("get_parameters", &ContextAccess::getParameters)

@@ -1,0 +1,81 @@
+"""What the Systems of target and draft must be; every error says what to change."""
+
+from __future__ import annotations
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import unit
+
+
+def masses_of(system: openmm.System) -> NDArray[np.float64]:
+    """Masses (N,) in amu."""
+    return np.array(
+        [
+            system.getParticleMass(i).value_in_unit(unit.dalton)
+            for i in range(system.getNumParticles())
+        ]
+    )
+
+
+def cm_removal_frequency(system: openmm.System) -> int:
+    """Steps between removals of the motion of the centre of mass; 0 if there are none."""
+    frequencies = {
+        force.getFrequency()
+        for force in system.getForces()
+        if isinstance(force, openmm.CMMotionRemover)
+    }
+    if len(frequencies) > 1:
+        raise ValueError(
+            f"the target System has CMMotionRemovers of different frequencies, {sorted(frequencies)}; "
+            "keep one of them"
+        )
+    return frequencies.pop() if frequencies else 0
+
+
+def check_system(system: openmm.System, role: str) -> None:
+    """Raise ValueError if the ``role`` ('target' or 'draft') System holds what LSD cannot do yet."""
+    count = system.getNumConstraints()
+    if count:
+        raise ValueError(
+            f"the {role} System has {count} constraints, which LSDIntegrator does not support yet; "
+            "build it with constraints=None, rigidWater=False"
+        )
+    for index in range(system.getNumParticles()):
+        if system.isVirtualSite(index):
+            raise ValueError(
+                f"particle {index} of the {role} System is a virtual site, which LSDIntegrator does "
+                "not support yet; use a model without virtual sites"
+            )
+    for force in system.getForces():
+        name = force.getName()
+        kind = type(force).__name__
+        if "Barostat" in kind:
+            raise ValueError(
+                f"the {role} System has a barostat ({name}), which LSDIntegrator does not support "
+                "yet; remove it and run at constant volume"
+            )
+        if isinstance(force, openmm.AndersenThermostat):
+            raise ValueError(
+                f"the {role} System has an AndersenThermostat; remove it, LSDIntegrator is a "
+                "thermostat itself"
+            )
+
+
+def check_pair(target: openmm.System, draft: openmm.System) -> None:
+    """Raise ValueError unless draft and target hold the same particles."""
+    count, draft_count = target.getNumParticles(), draft.getNumParticles()
+    if count != draft_count:
+        raise ValueError(
+            f"the target System has {count} particles and the draft System {draft_count}; build "
+            "both from the same Topology"
+        )
+    masses, draft_masses = masses_of(target), masses_of(draft)
+    different = np.flatnonzero(np.abs(masses - draft_masses) > 1e-6)
+    if len(different):
+        first = different[0]
+        raise ValueError(
+            f"the masses of {len(different)} particles differ, first that of particle {first}: "
+            f"{masses[first]} amu in the target System, {draft_masses[first]} amu in the draft "
+            "System; give both the same (hydrogenMass, fixed atoms of zero mass)"
+        )

@@ -1,0 +1,254 @@
+"""LSDIntegrator: speculative Langevin dynamics behind OpenMM's integrator interface."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import openmm
+from openmm import unit
+
+from ._native import ContextAccess
+from .binding import Binding, Settings
+from .checks import check_system
+from .sampler import Statistics
+from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
+
+NOISE_STEP = "noiseStep"  # a global variable, so that checkpoints carry it
+
+
+class LSDIntegrator(openmm.CustomIntegrator):
+    """Langevin dynamics of a slow potential, drafted by a fast one; the law is the slow one's.
+
+    A drop-in for ``openmm.LangevinMiddleIntegrator``: the System of the Simulation holds the slow
+    potential (the target), ``draft`` is a classical force field for the same particles. Windows of
+    steps are drafted with the draft's forces, the target is evaluated at all of them in one batch,
+    and as many steps as possible are committed, each an exact step of the scheme with the target's
+    force. A bad draft costs speed, never correctness.
+
+    The CustomIntegrator underneath is the plain dynamics of the target with the same scheme; that
+    is what an XML round trip of the integrator gives.
+
+    Parameters
+    ----------
+    temperature : Quantity or float (kelvin)
+    frictionCoeff : Quantity or float (1/ps)
+    stepSize : Quantity or float (ps)
+    draft : openmm.System
+        Same particles and masses as the target System; no constraints.
+    windowLength : int
+        Number of steps drafted and evaluated per round.
+    scheme : 'middle' or 'aboba'
+        'middle' is that of LangevinMiddleIntegrator.
+    randomNumberSeed : int, optional
+        None or 0: a fresh seed for every Context.
+    draftPlatform : openmm.Platform or str, optional
+        Platform of the draft's forces; default: the fastest for them, found by timing.
+    target : callable, optional
+        Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm, equal to those of the Context's
+        System. Default: built from that System, all states of a batch through the module of a
+        TorchForce at once.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of the wrong kind or out of range; and from the first ``step`` if the
+        Systems are not what they must be.
+    """
+
+    def __init__(  # OpenMM's argument names
+        self,
+        temperature: unit.Quantity | float,
+        frictionCoeff: unit.Quantity | float,  # noqa: N803
+        stepSize: unit.Quantity | float,  # noqa: N803
+        draft: openmm.System,
+        *,
+        windowLength: int = 16,  # noqa: N803
+        scheme: str = "middle",
+        randomNumberSeed: int | None = None,  # noqa: N803
+        draftPlatform: openmm.Platform | str | None = None,  # noqa: N803
+        target: Callable | None = None,
+    ) -> None:
+        step_size = _positive(stepSize, unit.picosecond, "stepSize")
+        super().__init__(step_size)
+        if not isinstance(draft, openmm.System):
+            raise TypeError(
+                f"draft is a {type(draft).__name__}; it must be an openmm.System, such as "
+                "ForceField.createSystem or AmberPrmtopFile.createSystem give"
+            )
+        check_system(draft, "draft")
+        if scheme not in SCHEMES:
+            raise ValueError(f"scheme is {scheme!r}; it must be one of {sorted(SCHEMES)}")
+        if target is not None and not callable(target):
+            raise TypeError(f"target is a {type(target).__name__}; it must be callable, or None")
+        if isinstance(draftPlatform, str):
+            draftPlatform = openmm.Platform.getPlatform(draftPlatform)  # noqa: N806
+        if draftPlatform is not None and not isinstance(draftPlatform, openmm.Platform):
+            raise TypeError(
+                f"draftPlatform is a {type(draftPlatform).__name__}; it must be an "
+                "openmm.Platform, its name, or None"
+            )
+        self._draft, self._draft_platform, self._target = draft, draftPlatform, target
+        self._scheme, self._window = scheme, _window(windowLength)
+        self._statistics = Statistics()
+        self._binding: Binding | None = None
+        self._add_program()
+        self.setTemperature(temperature)
+        self.setFriction(frictionCoeff)
+        self.setRandomNumberSeed(0 if randomNumberSeed is None else randomNumberSeed)
+
+    def _add_program(self) -> None:
+        for name in ("temperature", "friction", "kT", "a", "b", NOISE_STEP):
+            self.addGlobalVariable(name, 0.0)
+        self.addUpdateContextState()
+        self.addComputeGlobal("kT", f"{MOLAR_GAS_CONSTANT!r}*temperature")
+        self.addComputeGlobal("a", "exp(-friction*dt)")
+        self.addComputeGlobal("b", "sqrt(1-a*a)")
+        if self._scheme == "middle":
+            self.addPerDofVariable("x1", 0.0)
+            self.addComputePerDof("v", "v + dt*f/m")
+            self.addConstrainVelocities()
+            self.addComputePerDof("x", "x + 0.5*dt*v")
+            self.addComputePerDof("v", "a*v + b*sqrt(kT/m)*gaussian")
+            self.addComputePerDof("x", "x + 0.5*dt*v")
+            self.addComputePerDof("x1", "x")
+            self.addConstrainPositions()
+            self.addComputePerDof("v", "v + (x-x1)/dt")
+        else:
+            self.addComputePerDof("x", "x + 0.5*dt*v")
+            self.addComputePerDof("v", "a*v + 0.5*(1+a)*dt*f/m + b*sqrt(kT/m)*gaussian")
+            self.addComputePerDof("x", "x + 0.5*dt*v")
+
+    def step(self, steps: int) -> None:
+        """Advance the simulation by ``steps`` time steps.
+
+        Afterwards the Context holds the committed state of exactly that step. Further committed
+        steps are kept for the next call, unless something is changed in between.
+
+        Raises
+        ------
+        ValueError
+            Before the first step, if a System or the state of the Context is not fit for LSD.
+        TargetError
+            If the target fails at a committed state, in which the Context is left.
+        """
+        steps = operator.index(steps)
+        if steps <= 0:
+            return
+        binding = self._bound()
+        settings = Settings(
+            self._value("temperature"),
+            self._value("friction"),
+            self.getStepSize().value_in_unit(unit.picosecond),
+            self.getRandomNumberSeed(),
+            self.getIntegrationForceGroups() % 2**32,
+        )
+        binding.noise_step = round(self._value(NOISE_STEP))
+        try:
+            binding.step(steps, settings)
+        finally:
+            self.setGlobalVariableByName(NOISE_STEP, binding.noise_step)
+
+    def _bound(self) -> Binding:
+        """The binding to the Context that owns this integrator."""
+        access = ContextAccess(int(self.this))
+        if self._binding is None or not self._binding.belongs_to(access):
+            self._binding = Binding(
+                access,
+                self._draft,
+                self._draft_platform,
+                self._target,
+                self._scheme,
+                self._window,
+                self._statistics,
+            )
+        return self._binding
+
+    @property
+    def statistics(self) -> Statistics:
+        """Counts and times since the integrator was made; a copy."""
+        return dataclasses.replace(self._statistics)
+
+    def getTemperature(self) -> unit.Quantity:  # noqa: N802
+        """Temperature of the heat bath, kelvin."""
+        return self._value("temperature") * unit.kelvin
+
+    def setTemperature(self, temperature: unit.Quantity | float) -> None:  # noqa: N802
+        """Set the temperature of the heat bath (Quantity, or a number in kelvin)."""
+        value = _positive(temperature, unit.kelvin, "temperature")
+        self.setGlobalVariableByName("temperature", value)
+
+    def getFriction(self) -> unit.Quantity:  # noqa: N802
+        """Friction coefficient, 1/ps."""
+        return self._value("friction") / unit.picosecond
+
+    def setFriction(self, coeff: unit.Quantity | float) -> None:  # noqa: N802
+        """Set the friction coefficient (Quantity, or a number in 1/ps)."""
+        value = _positive(coeff, unit.picosecond**-1, "friction coefficient")
+        self.setGlobalVariableByName("friction", value)
+
+    def setStepSize(self, size: unit.Quantity | float) -> None:  # noqa: N802
+        """Set the time step (Quantity, or a number in ps)."""
+        super().setStepSize(_positive(size, unit.picosecond, "stepSize"))
+
+    def setRandomNumberSeed(self, seed: int) -> None:  # noqa: N802
+        """Set the seed; with 0 every Context gets a fresh one."""
+        super().setRandomNumberSeed(operator.index(seed))
+
+    def _value(self, variable: str) -> float:
+        return self.getGlobalVariableByName(variable)
+
+    def __copy__(self) -> LSDIntegrator:
+        return _rebuild(*self._recipe())
+
+    def __deepcopy__(self, memo: dict) -> LSDIntegrator:
+        return _rebuild(*self._recipe())
+
+    def __reduce__(self) -> tuple:
+        return _rebuild, self._recipe()
+
+    def _recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Arguments of the constructor, and what setters set; not the binding to a Context."""
+        platform = self._draft_platform
+        arguments = {
+            "temperature": self._value("temperature"),
+            "frictionCoeff": self._value("friction"),
+            "stepSize": self.getStepSize().value_in_unit(unit.picosecond),
+            "draft": self._draft,
+            "windowLength": self._window,
+            "scheme": self._scheme,
+            "randomNumberSeed": self.getRandomNumberSeed(),
+            "draftPlatform": None if platform is None else platform.getName(),
+            "target": self._target,
+        }
+        return arguments, {"setIntegrationForceGroups": self.getIntegrationForceGroups()}
+
+
+def _rebuild(arguments: dict[str, Any], settings: dict[str, Any]) -> LSDIntegrator:
+    integrator = LSDIntegrator(**arguments)
+    for setter, value in settings.items():
+        getattr(integrator, setter)(value)
+    return integrator
+
+
+def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> float:
+    """``value`` as a float in ``in_unit``."""
+    if unit.is_quantity(value):
+        value = value.value_in_unit(in_unit)
+    value = float(value)
+    if not (math.isfinite(value) and value > 0):
+        raise ValueError(f"{name} is {value} {in_unit.get_symbol()}; it must be positive and finite")
+    return value
+
+
+def _window(length: int) -> int:
+    try:
+        length = operator.index(length)
+    except TypeError:
+        raise TypeError(f"windowLength is {length!r}; it must be a positive integer") from None
+    if length < 1:
+        raise ValueError(f"windowLength is {length}; it must be at least 1")
+    return length
