@@ -105,11 +105,14 @@ class Binding:
             self._draft = Draft(ForceContext(draft_system, draft_platform))
         self._environment_of_draft()
 
-    def belongs_to(self, access: ContextAccess) -> bool:
-        """Whether this is still the Context and the System that were bound."""
-        if access.get_system_address() != int(self._system.this):
+    def is_current(self) -> bool:
+        """Whether the integrator still belongs to the System that was bound, with its particles.
+
+        Raises openmm.OpenMMException if its Context was deleted.
+        """
+        if self._access.get_system_address() != int(self._system.this):
             return False
-        return not access.changed or np.array_equal(access.get_masses(), self._masses)
+        return not self._access.changed or np.array_equal(self._access.get_masses(), self._masses)
 
     def step(self, steps: int, settings: Settings) -> None:
         """Advance the Context by ``steps``, and ``noise_step`` with it.
@@ -141,45 +144,50 @@ class Binding:
         return counted.draft_seconds + counted.target_seconds + counted.overhead_seconds
 
     def _prepared(self, settings: Settings) -> SpeculativeSampler:
-        """The sampler, standing where the Context stands."""
-        sampler = self._sampler
-        restart = sampler is None or self._access.get_time()[1] != self._step_count
-        if sampler is None or settings != self._settings:
-            if self._settings is None or settings.force_groups != self._settings.force_groups:
-                self._target = self._given_target
-            sampler = self._new_sampler(settings)
-            restart = True
-        if self._access.changed or self._target is None:
+        """The sampler, standing where the Context stands; made anew if something has changed."""
+        sampler, target = self._sampler, self._target
+        previous = self._settings
+        if previous is not None and settings.force_groups != previous.force_groups:
+            target = self._given_target
+        if self._access.touched:
             check_system(self._system, "target")
-            self._environment_of_draft()
-            self._check_target(settings, sampler.scheme)
-            restart = True
-        if restart:
-            positions, velocities, step_count = self._state()
-            self._start_velocities = velocities
-            sampler.set_state(positions, velocities, self.noise_step, step_count=step_count)
+            if isinstance(target, SystemTarget) and not target.is_current():
+                logger.info("the forces of the System have changed")
+                target = None
+            if self._access.changed or target is None:
+                sampler = None
+        if sampler is None or target is None or settings != previous:
+            scheme = SCHEMES[self._scheme_name](
+                settings.temperature, settings.friction, settings.step_size
+            )
+            if sampler is None or target is None:
+                self._environment_of_draft()
+                self._target = self._checked_target(target, settings, scheme)
+            sampler = self._new_sampler(settings, scheme)
+        elif (sampler.state.step, self._step_count) == (
+            self.noise_step,
+            self._access.get_time()[1],
+        ):
+            return sampler
+        positions, velocities, step_count = self._state()
+        self._start_velocities = velocities
+        sampler.set_state(positions, velocities, self.noise_step, step_count=step_count)
         self._sampler, self._settings = sampler, settings
         return sampler
 
-    def _new_sampler(self, settings: Settings) -> SpeculativeSampler:
-        scheme = SCHEMES[self._scheme_name](
-            settings.temperature, settings.friction, settings.step_size
-        )
+    def _new_sampler(self, settings: Settings, scheme: Scheme) -> SpeculativeSampler:
+        assert self._target is not None
         sampler = SpeculativeSampler(
             scheme,
             self._masses,
             self._draft,
-            self._target_forces,
+            self._target,
             self._window,
             settings.seed % 2**64 or self._fresh_seed,
             cm_removal_frequency=cm_removal_frequency(self._system),
         )
         sampler.statistics = self._statistics
         return sampler
-
-    def _target_forces(self, positions: Array) -> Array:
-        assert self._target is not None
-        return self._target(positions)
 
     def _state(self) -> tuple[Array, Array, int]:
         positions, velocities, _, step_count = self._access.get_state()
@@ -201,59 +209,51 @@ class Binding:
             box = self._draft.context.access.get_box()
         self._draft.context.set_environment(box, parameters)
 
-    def _check_target(self, settings: Settings, scheme: Scheme) -> None:
-        """Give the target the Context's box and parameters, and compare forces with the Context.
+    def _checked_target(
+        self, target: BatchForces | None, settings: Settings, scheme: Scheme
+    ) -> BatchForces:
+        """The target, made from the System if there is none yet, with the Context's box and
+        parameters; its forces are compared with the Context's own at states around the present.
 
-        A target made from the System is made again if they differ: somebody changed a Force and
-        updated the Context.
+        Raises TargetMismatchError.
         """
         positions, velocities, time, step_count = self._access.get_state()
         try:
-            if self._target is None:
-                self._build_target(settings, scheme, positions)
-            elif not self._agrees(positions[None], settings, scheme):
-                if self._given_target is None:
-                    logger.info("the System's forces have changed; building the target again")
-                    self._build_target(settings, scheme, positions)
-            states = self._perturbed(positions, CHECKED_STATES)
-            if not self._agrees(states, settings, scheme):
-                raise TargetMismatchError(self._mismatch)
+            if target is None:
+                target = SystemTarget(
+                    self._system,
+                    settings.force_groups,
+                    self._access.get_platform(),
+                    self._access.get_properties(),
+                    positions,
+                )
+                target.set_environment(*self._environment())
+                states = self._perturbed(positions, self._window)
+                target.choose(states, self._tolerance(scheme, target(states[:1])))
+            elif hasattr(target, "set_environment"):
+                target.set_environment(*self._environment())
+            if self._system_forces:
+                states = self._perturbed(positions, CHECKED_STATES)
+                groups = settings.force_groups - 2**32 * (settings.force_groups >= 2**31)
+                expected = self._access.forces(states, groups)
+                if np.isfinite(expected).all():  # else the sampler will name step and atom
+                    self._compare(target(states), expected, self._tolerance(scheme, expected))
         finally:
             self._access.set_state(positions, velocities, time, step_count)
+        return target
 
-    def _build_target(self, settings: Settings, scheme: Scheme, positions: Array) -> None:
-        target = SystemTarget(
-            self._system,
-            settings.force_groups,
-            self._access.get_platform(),
-            self._access.get_properties(),
-            positions,
-        )
-        target.set_environment(*self._environment())
-        batch = self._perturbed(positions, self._window)
-        target.choose(batch, self._tolerance(scheme, target(batch[:1])))
-        self._target = target
-
-    def _agrees(self, states: Array, settings: Settings, scheme: Scheme) -> bool:
-        """Whether batched forces equal those of the Context at ``states`` (B, N, 3)."""
-        if hasattr(self._target, "set_environment"):
-            self._target.set_environment(*self._environment())
-        if not self._system_forces:
-            return True
-        groups = settings.force_groups - 2**32 * (settings.force_groups >= 2**31)
-        expected = self._access.forces(states, groups)
-        if not np.isfinite(expected).all():
-            return True  # the sampler will name step and atom
-        forces = self._target_forces(states)
-        excess = np.abs(forces - expected) - self._tolerance(scheme, expected)
-        state, atom, _ = np.unravel_index(np.argmax(excess), excess.shape)
-        self._mismatch = (
+    def _compare(self, forces: Array, expected: Array, tolerance: Array) -> None:
+        excess = np.abs(forces - expected) - tolerance
+        if (excess <= 0).all():
+            return
+        worst = np.nanargmax(np.where(np.isnan(excess), np.inf, excess))
+        state, atom, _ = np.unravel_index(worst, excess.shape)
+        raise TargetMismatchError(
             f"the batched target and the Context disagree about the force on atom {atom}: "
             f"{forces[state, atom]} and {expected[state, atom]} kJ/mol/nm. The target must be the "
             "System that the Context was made from; if it is, its batched evaluation is at fault: "
             "does every row of a batch depend on that row alone?"
         )
-        return bool((excess <= 0).all())
 
     def _tolerance(self, scheme: Scheme, forces: Array) -> Array:
         """Largest acceptable error of a force component, (N, 1) kJ/mol/nm."""

@@ -27,14 +27,14 @@ def cm_removal_frequency(system: openmm.System) -> int:
     }
     if len(frequencies) > 1:
         raise ValueError(
-            f"the target System has CMMotionRemovers of different frequencies, {sorted(frequencies)}; "
-            "keep one of them"
+            "the target System has CMMotionRemovers of different frequencies, "
+            f"{sorted(frequencies)}; keep one of them"
         )
     return frequencies.pop() if frequencies else 0
 
 
 def check_system(system: openmm.System, role: str) -> None:
-    """Raise ValueError if the ``role`` ('target' or 'draft') System holds what LSD cannot do yet."""
+    """Raise ValueError if a System holds what LSD cannot do yet; ``role``: 'target' or 'draft'."""
     count = system.getNumConstraints()
     if count:
         raise ValueError(
@@ -44,8 +44,8 @@ def check_system(system: openmm.System, role: str) -> None:
     for index in range(system.getNumParticles()):
         if system.isVirtualSite(index):
             raise ValueError(
-                f"particle {index} of the {role} System is a virtual site, which LSDIntegrator does "
-                "not support yet; use a model without virtual sites"
+                f"particle {index} of the {role} System is a virtual site, which LSDIntegrator "
+                "does not support yet; use a model without virtual sites"
             )
     for force in system.getForces():
         name = force.getName()

@@ -93,7 +93,9 @@ def fastest_context(
             best, best_seconds = context, seconds
     if best is None:
         reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise openmm.OpenMMException(f"no platform can compute the forces of the System ({reasons})")
+        raise openmm.OpenMMException(
+            f"no platform can compute the forces of the System ({reasons})"
+        )
     return best
 
 

@@ -154,10 +154,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     def _bound(self) -> Binding:
         """The binding to the Context that owns this integrator."""
-        access = ContextAccess(int(self.this))
-        if self._binding is None or not self._binding.belongs_to(access):
+        if self._binding is None or not self._binding.is_current():
             self._binding = Binding(
-                access,
+                ContextAccess(int(self.this)),
                 self._draft,
                 self._draft_platform,
                 self._target,
@@ -236,11 +235,11 @@ def _rebuild(arguments: dict[str, Any], settings: dict[str, Any]) -> LSDIntegrat
 
 def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> float:
     """``value`` as a float in ``in_unit``."""
-    if unit.is_quantity(value):
-        value = value.value_in_unit(in_unit)
-    value = float(value)
+    value = float(value.value_in_unit(in_unit) if isinstance(value, unit.Quantity) else value)
     if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} is {value} {in_unit.get_symbol()}; it must be positive and finite")
+        raise ValueError(
+            f"{name} is {value} {in_unit.get_symbol()}; it must be positive and finite"
+        )
     return value
 
 

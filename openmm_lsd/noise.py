@@ -11,9 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def step_noise(
-    seed: int, step: int, particles: int
-) -> tuple[NDArray[np.float64], float]:
+def step_noise(seed: int, step: int, particles: int) -> tuple[NDArray[np.float64], float]:
     """Noise xi ~ N(0, I) of shape (particles, 3) and log u, u ~ U(0, 1), of one step.
 
     Parameters

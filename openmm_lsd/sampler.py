@@ -78,7 +78,8 @@ class Statistics:
         text = (
             f"{self.steps} steps in {self.rounds} rounds: {self.steps_per_round:.2f} steps per "
             f"round, acceptance rate {self.acceptance_rate:.3f}; {total:.2f} s: "
-            f"target {share * self.target_seconds:.0f} %, draft {share * self.draft_seconds:.0f} %, "
+            f"target {share * self.target_seconds:.0f} %, "
+            f"draft {share * self.draft_seconds:.0f} %, "
             f"overhead {share * self.overhead_seconds:.0f} %"
         )
         if self.failed_sites:
@@ -174,7 +175,8 @@ class SpeculativeSampler:
         step : int
             Index n of the next step, which chooses its random numbers.
         step_count : int, optional
-            The count that decides when the motion of the centre of mass is removed; default ``step``.
+            The count that decides when the motion of the centre of mass is removed; by default
+            ``step``.
         """
         shape = (len(self._masses), 3)
         positions = np.array(positions, dtype=np.float64)
@@ -210,14 +212,14 @@ class SpeculativeSampler:
         elsewhere = statistics.draft_seconds + statistics.target_seconds
         goal = state.step + n
         try:
-            while self._state.step < goal:
+            while state.step < goal:
                 if not self._queue:
                     self._round()
-                self._state = self._queue.popleft()
+                state = self._state = self._queue.popleft()
         finally:
             elsewhere = statistics.draft_seconds + statistics.target_seconds - elsewhere
             statistics.overhead_seconds += perf_counter() - begin - elsewhere
-        return self._state.positions, self._state.velocities
+        return state.positions, state.velocities
 
     def _round(self) -> None:
         """Draft a window, verify it, commit a part of it, keep what was learned."""
@@ -326,7 +328,10 @@ class SpeculativeSampler:
             if k + 1 < self.window:
                 draft_force = window.draft_forces[k] + self._corrections[k]
                 shift = self._inverse_noise_scale * scheme.kick_shift(
-                    velocities, window.velocities[k], acceleration, draft_force * self._inverse_masses
+                    velocities,
+                    window.velocities[k],
+                    acceleration,
+                    draft_force * self._inverse_masses,
                 )
                 xi, accepted = transport(xi, shift, log_uniform)
                 statistics.accepted += accepted

@@ -55,7 +55,11 @@ class Scheme:
     decay: float = field(init=False, repr=False)  # a = exp(-friction * step_size)
 
     def __post_init__(self) -> None:
-        for quantity, unit in (("temperature", "kelvin"), ("friction", "1/ps"), ("step_size", "ps")):
+        for quantity, unit in (
+            ("temperature", "kelvin"),
+            ("friction", "1/ps"),
+            ("step_size", "ps"),
+        ):
             value = getattr(self, quantity)
             if not (math.isfinite(value) and value > 0):
                 raise ValueError(f"{quantity} is {value} {unit}; it must be positive and finite")
@@ -128,9 +132,9 @@ class Middle(Scheme):
 class ABOBA(Scheme):
     """Drift, kick, bath, kick, drift (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)).
 
-        q  = x + (h/2) v
-        v' = a v + (1 + a)/2 h F(q)/m + kick
-        x' = q + (h/2) v'
+    q  = x + (h/2) v
+    v' = a v + (1 + a)/2 h F(q)/m + kick
+    x' = q + (h/2) v'
     """
 
     name = "aboba"

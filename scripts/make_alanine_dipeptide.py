@@ -105,7 +105,9 @@ def main():
     energy_again, forces_again = energy_and_forces(prmtop.createSystem(), positions)
     difference = np.abs(forces - forces_again).max()
     print(f"{prmtop.topology.getNumAtoms()} atoms, energy {energy:.4f} kJ/mol")
-    print(f"prmtop against force field: {energy_again - energy:.2e} kJ/mol, {difference:.2e} kJ/mol/nm")
+    print(
+        f"prmtop against force field: {energy_again - energy:.2e} kJ/mol, {difference:.2e} kJ/mol/nm"
+    )
     if abs(energy_again - energy) > 1e-2 or difference > 1.0:
         raise SystemExit("the prmtop does not reproduce the force field")
 

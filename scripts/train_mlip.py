@@ -187,12 +187,16 @@ def errors(model, species, data):
         e, f = predict(model, species, positions[i : i + 64])
         energy_errors.append(e.detach() - energies[i : i + 64])
         force_errors.append(f - forces[i : i + 64])
-    return torch.cat(energy_errors).std().item(), torch.cat(force_errors).square().mean().sqrt().item()
+    return torch.cat(energy_errors).std().item(), torch.cat(
+        force_errors
+    ).square().mean().sqrt().item()
 
 
 def train(args, file):
     numbers, shift, training, test = load_split(file, args.held_out)
-    symbols = sorted({ase.data.chemical_symbols[n] for n in numbers}, key=ase.data.atomic_numbers.get)
+    symbols = sorted(
+        {ase.data.chemical_symbols[n] for n in numbers}, key=ase.data.atomic_numbers.get
+    )
     torch.manual_seed(args.seed)
     model = build_model(symbols)
     species = torch.tensor(numbers, dtype=torch.long).unsqueeze(0)
@@ -208,7 +212,9 @@ def train(args, file):
             elapsed = time.time() - begin
             progress = min(1.0, elapsed / (60 * args.minutes))
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
+                group["lr"] = args.learning_rate * (
+                    0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))
+                )
             e, f = predict(model, species, positions[batch], create_graph=True)
             force_loss = (f - forces[batch]).square().mean()
             energy_loss = (e - energies[batch].to(e.dtype)).square().mean() / len(numbers)

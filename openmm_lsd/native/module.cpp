@@ -40,10 +40,10 @@ struct IntegratorAccess : OpenMM::Integrator {
     }
 };
 
-// CustomIntegrator::forcesAreValid is cleared by every change of a Context that matters to an
-// integrator: positions, velocities, parameters, box, updateParametersInContext, reinitialize,
-// loadCheckpoint. It serves here as that notification. An explicit instantiation may name a
-// private member.
+// CustomIntegrator::forcesAreValid is cleared by whatever may change the forces or the state, the
+// periodic box excepted: setPositions, setVelocities, setParameter, updateParametersInContext,
+// loadCheckpoint, reinitialize; also by a query of the energy. It serves here as that
+// notification. An explicit instantiation may name a private member.
 bool& forcesAreValid(OpenMM::CustomIntegrator& integrator);
 template <auto Member>
 struct ForcesAreValid {
@@ -142,9 +142,29 @@ public:
         return {context().getTime(), context().getStepCount()};
     }
 
-    // Whether somebody else changed the Context since acknowledge() was called.
-    bool changed() const { return !forcesAreValid(custom()); }
-    void acknowledge() { forcesAreValid(custom()) = true; }
+    // Whether the Context may have been changed since acknowledge(); queries of its energy count too.
+    bool touched() const {
+        return !everAcknowledged || !forcesAreValid(custom()) || box() != boxOf(acknowledged);
+    }
+
+    // Whether positions, velocities, parameters or box have changed since acknowledge().
+    bool changed() const {
+        if (!everAcknowledged)
+            return true;
+        if (!touched())
+            return false;
+        const OpenMM::State now = context().getState(watched);
+        return now.getPositions() != acknowledged.getPositions() ||
+               now.getVelocities() != acknowledged.getVelocities() ||
+               now.getParameters() != acknowledged.getParameters() ||
+               boxOf(now) != boxOf(acknowledged);
+    }
+
+    void acknowledge() {
+        acknowledged = context().getState(watched);
+        everAcknowledged = true;
+        forcesAreValid(custom()) = true;
+    }
 
     NumpyArray getMasses() const {
         const OpenMM::System& system = context().getSystem();
@@ -155,19 +175,16 @@ public:
     }
 
     NumpyArray getBox() const {
-        Buffer box({3, 3});
-        Vec3 vectorsOfBox[3];
-        context().getState(0).getPeriodicBoxVectors(vectorsOfBox[0], vectorsOfBox[1],
-                                                    vectorsOfBox[2]);
-        std::memcpy(box.data.get(), vectorsOfBox, sizeof vectorsOfBox);
-        return box.numpy();
+        Buffer result({3, 3});
+        copyOut(box(), result.data.get());
+        return result.numpy();
     }
 
-    void setBox(Vectors box) {
-        if (box.shape(0) != 3)
+    void setBox(Vectors boxVectors) {
+        if (boxVectors.shape(0) != 3)
             throw std::invalid_argument("the periodic box must have shape (3, 3)");
         Vec3 v[3];
-        std::memcpy(v, box.data(), sizeof v);
+        std::memcpy(v, boxVectors.data(), sizeof v);
         context().setPeriodicBoxVectors(v[0], v[1], v[2]);
     }
 
@@ -264,6 +281,17 @@ public:
 private:
     OpenMM::Integrator* integrator;
     std::vector<Vec3> vectors; // scratch
+    OpenMM::State acknowledged;
+    bool everAcknowledged = false;
+    static constexpr int watched =
+        OpenMM::State::Positions | OpenMM::State::Velocities | OpenMM::State::Parameters;
+
+    static std::vector<Vec3> boxOf(const OpenMM::State& state) {
+        std::vector<Vec3> result(3);
+        state.getPeriodicBoxVectors(result[0], result[1], result[2]);
+        return result;
+    }
+    std::vector<Vec3> box() const { return boxOf(context().getState(0)); }
 
     OpenMM::CustomIntegrator& custom() const {
         context();
@@ -327,8 +355,12 @@ NB_MODULE(_native, m) {
         .def("set_state", &ContextAccess::setState, nb::arg("positions"), nb::arg("velocities"),
              nb::arg("time"), nb::arg("step_count"))
         .def("get_time", &ContextAccess::getTime, "Time and step count.")
+        .def_prop_ro("touched", &ContextAccess::touched,
+                     "Whether the Context may have been changed since acknowledge(); asking it for "
+                     "an energy counts, too.")
         .def_prop_ro("changed", &ContextAccess::changed,
-                     "Whether the Context was changed since acknowledge().")
+                     "Whether positions, velocities, parameters or box of the Context have changed "
+                     "since acknowledge().")
         .def("acknowledge", &ContextAccess::acknowledge)
         .def("get_masses", &ContextAccess::getMasses, "Masses (N,) in amu.")
         .def("get_box", &ContextAccess::getBox, "Periodic box vectors (3, 3).")

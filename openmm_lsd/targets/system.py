@@ -64,6 +64,8 @@ class SystemTarget:
                 self.torch_parts.append(
                     TorchForceBatch(torch_force, *_device_and_dtype(platform, properties))
                 )
+        self._system, self._rest_forces = system, rest
+        self._fingerprint = self._current_fingerprint()
         self.parts: list[Part] = list(self.torch_parts)
         self.rest: ForceContext | None = None
         if rest:
@@ -85,6 +87,15 @@ class SystemTarget:
         """Take over the periodic box (3, 3) in nm and the Context's parameters."""
         for part in self.parts:
             part.set_environment(box, parameters)
+
+    def is_current(self) -> bool:
+        """Whether the System still holds the forces that this was made from."""
+        return self._fingerprint == self._current_fingerprint()
+
+    def _current_fingerprint(self) -> tuple[list[int], int]:
+        """Which forces there are, and the contents of those that are evaluated from a copy."""
+        contents = "".join(openmm.XmlSerializer.serialize(force) for force in self._rest_forces)
+        return [int(force.this) for force in self._system.getForces()], hash(contents)
 
     def choose(self, positions: Array, tolerance: Array) -> None:
         """Find how to run batches like ``positions`` (B, N, 3) fastest; see TorchForceBatch."""

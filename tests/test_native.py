@@ -1,0 +1,175 @@
+"""The native module against its NumPy reference and against OpenMM's own interface."""
+
+import gc
+
+import numpy as np
+import openmm
+import pytest
+from openmm import app, unit
+
+from openmm_lsd._native import ContextAccess
+from openmm_lsd.contexts import ForceContext, fastest_context
+from openmm_lsd.draft import Draft
+from openmm_lsd.rollout import rollout
+from openmm_lsd.schemes import ABOBA, Middle
+
+REFERENCE = openmm.Platform.getPlatform("Reference")
+STEM = "systems/alanine_dipeptide/alanine_dipeptide"
+
+
+@pytest.fixture(scope="module")
+def alanine():
+    system = app.AmberPrmtopFile(f"{STEM}.prmtop").createSystem()
+    positions = app.AmberInpcrdFile(f"{STEM}.inpcrd").getPositions(asNumpy=True)
+    return system, positions.value_in_unit(unit.nanometer)
+
+
+def masses_of(system):
+    return np.array([system.getParticleMass(i)._value for i in range(system.getNumParticles())])
+
+
+@pytest.mark.parametrize("kind", [Middle, ABOBA])
+@pytest.mark.parametrize("zero_mass", [False, True])
+def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, alanine):
+    system, positions = alanine
+    draft = Draft(ForceContext(system, REFERENCE))
+    masses = masses_of(system)[:, None]
+    velocities = np.random.default_rng(1).standard_normal(positions.shape)
+    if zero_mass:
+        masses[3] = 0.0
+        velocities[3] = 0.0
+    scheme = kind(300.0, 1.0, 0.001)
+    rng = np.random.default_rng(2)
+    kicks = rng.standard_normal((16, 22, 3)) * 0.05 * (masses > 0)
+    corrections = 500.0 * rng.standard_normal(kicks.shape)
+    removals = np.arange(16) % 3 == 0
+    arguments = (scheme, masses, positions, velocities, corrections, kicks, removals)
+    native, reference = draft.rollout(*arguments), rollout(draft, *arguments)
+    assert len(native.sites) == 16
+    for name in native._fields:
+        ours, theirs = getattr(native, name), getattr(reference, name)
+        assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max(), name
+
+
+def test_rollout_stops_where_the_draft_breaks_down(alanine):
+    """Positions that overflow end the window in both versions at the same step."""
+    system, positions = alanine
+    draft = Draft(ForceContext(system, REFERENCE))
+    masses = masses_of(system)[:, None]
+    kicks = np.zeros((8, 22, 3))
+    kicks[2, 0, 0] = np.inf
+    arguments = (
+        Middle(300.0, 1.0, 0.001),
+        masses,
+        positions,
+        np.zeros_like(positions),
+        np.zeros_like(kicks),
+        kicks,
+        np.zeros(8, dtype=bool),
+    )
+    for window in (draft.rollout(*arguments), rollout(draft, *arguments)):
+        assert len(window.sites) == len(window.velocities) == len(window.draft_forces) == 3
+
+
+def test_rollout_rejects_arrays_of_the_wrong_size(alanine):
+    system, positions = alanine
+    draft = Draft(ForceContext(system, REFERENCE))
+    kicks = np.zeros((4, 22, 3))
+    with pytest.raises(ValueError, match="got arrays for 21 particles; the System has 22"):
+        draft.rollout(
+            Middle(300.0, 1.0, 0.001),
+            masses_of(system)[:, None],
+            positions[:-1],
+            np.zeros_like(positions),
+            kicks,
+            kicks,
+            np.zeros(4, dtype=bool),
+        )
+
+
+def test_forces_of_a_batch_are_those_of_openmm(alanine):
+    system, positions = alanine
+    batch = positions + 0.002 * np.random.default_rng(1).standard_normal((5, *positions.shape))
+    forces = ForceContext(system, REFERENCE).forces(batch)
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), REFERENCE)
+    for row, state_positions in zip(forces, batch, strict=True):
+        context.setPositions(state_positions)
+        expected = context.getState(forces=True).getForces(asNumpy=True)._value
+        assert np.array_equal(row, expected)
+
+
+def custom_context(alanine):
+    system, positions = alanine
+    integrator = openmm.CustomIntegrator(0.001)
+    integrator.addGlobalVariable("number", 0.0)
+    context = openmm.Context(system, integrator, REFERENCE)
+    context.setPositions(positions)
+    context.setVelocitiesToTemperature(300, 1)
+    return context, integrator, ContextAccess(int(integrator.this))
+
+
+def test_state_goes_in_and_comes_out(alanine):
+    context, _, access = custom_context(alanine)
+    state = context.getState(positions=True, velocities=True)
+    positions, velocities, time, step_count = access.get_state()
+    assert np.array_equal(positions, state.getPositions(asNumpy=True)._value)
+    assert np.array_equal(velocities, state.getVelocities(asNumpy=True)._value)
+    assert (time, step_count) == (0.0, 0)
+    access.set_state(positions + 0.1, velocities - 0.5, 1.25, 77)
+    state = context.getState(positions=True, velocities=True)
+    assert np.array_equal(state.getPositions(asNumpy=True)._value, positions + 0.1)
+    assert np.array_equal(state.getVelocities(asNumpy=True)._value, velocities - 0.5)
+    assert state.getTime()._value == 1.25 and context.getStepCount() == 77
+    assert np.array_equal(access.get_masses(), masses_of(alanine[0]))
+    assert access.get_system_address() == int(context.getSystem().this)
+
+
+def test_changes_of_the_context_are_noticed(alanine):
+    context, integrator, access = custom_context(alanine)
+    assert access.touched and access.changed
+    state = context.getState(positions=True)
+    moved = alanine[1] + 0.005 * np.random.default_rng(1).standard_normal((22, 3))
+    bonds = next(f for f in alanine[0].getForces() if isinstance(f, openmm.HarmonicBondForce))
+    # What is done, and whether it changes what acknowledge() remembers.
+    deeds = [
+        (lambda: context.setPositions(state.getPositions()), False),
+        (lambda: context.setPositions(moved), True),
+        (lambda: context.setVelocitiesToTemperature(300), True),
+        (lambda: context.setPeriodicBoxVectors([3, 0, 0], [0, 3, 0], [0, 0, 3]), True),
+        (lambda: openmm.LocalEnergyMinimizer.minimize(context, maxIterations=1), True),
+        (lambda: bonds.updateParametersInContext(context), False),
+        (lambda: context.reinitialize(preserveState=True), False),
+        (lambda: context.getState(energy=True), False),
+    ]
+    for deed, changes in deeds:
+        access.acknowledge()
+        assert not access.touched and not access.changed
+        deed()
+        assert access.touched
+        assert access.changed == changes
+    access.acknowledge()
+    context.getState(positions=True, forces=True, velocities=True)
+    integrator.setGlobalVariableByName("number", 3.0)
+    assert not access.touched
+
+
+def test_deleted_context_is_an_openmm_exception(alanine):
+    context, _integrator, access = custom_context(alanine)
+    del context
+    gc.collect()
+    with pytest.raises(openmm.OpenMMException, match="not bound to a context"):
+        access.get_state()
+
+
+def test_fastest_platform_for_a_small_system_is_found_by_timing(alanine):
+    system, positions = alanine
+    chosen = fastest_context(system, positions)
+    only = fastest_context(system, positions, {"CPU": {}})
+    assert only.platform == "CPU"
+    assert np.abs(chosen.forces(positions[None]) - only.forces(positions[None])).max() < 1.0
+
+
+def test_no_platform_is_an_error_that_gives_the_reasons(alanine):
+    system, positions = alanine
+    with pytest.raises(openmm.OpenMMException, match="Nonesuch"):
+        fastest_context(system, positions, {"Nonesuch": {}})

@@ -1,0 +1,276 @@
+"""The sampler on plain arrays: limits, bookkeeping, reproducibility, faults."""
+
+import numpy as np
+import pytest
+from law import TEMPERATURE, TodaMolecule
+
+from openmm_lsd.noise import step_noise
+from openmm_lsd.rollout import remove_cm_motion
+from openmm_lsd.sampler import SpeculativeSampler, TargetError
+from openmm_lsd.schemes import ABOBA, Middle
+
+SCHEMES = [Middle, ABOBA]
+STEP_SIZE = 0.02
+TARGET = TodaMolecule(stiffness=0.5 / STEP_SIZE**2, coupling=0.2 / STEP_SIZE**2)
+DRAFT = TodaMolecule(stiffness=0.45 / STEP_SIZE**2, coupling=0.2 / STEP_SIZE**2)
+START = TARGET.starts(1, np.random.default_rng(3))
+
+
+def make_sampler(
+    kind=Middle, draft=DRAFT.forces, target=TARGET.forces, window=6, seed=1, **options
+):
+    scheme = kind(TEMPERATURE, 10.0, STEP_SIZE)
+    sampler = SpeculativeSampler(scheme, TARGET.masses, draft, target, window, seed, **options)
+    sampler.set_state(START[0][0], START[1][0])
+    return sampler
+
+
+def plain_run(scheme, steps, seed, cm_removal=0):
+    """The plain scheme with the target's forces, driven by the sampler's own random numbers."""
+    positions, velocities = START[0][0], START[1][0]
+    inverse_masses = 1.0 / TARGET.masses[:, None]
+    scale = scheme.noise_scale(inverse_masses)
+    for n in range(steps):
+        if cm_removal and n % cm_removal == 0:
+            velocities = remove_cm_motion(velocities, TARGET.masses[:, None])
+        acceleration = TARGET.forces(scheme.site(positions, velocities)) * inverse_masses
+        kick = scale * step_noise(seed, n, 2)[0]
+        positions, velocities = scheme.step(positions, velocities, acceleration, kick)
+    return positions, velocities
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+@pytest.mark.parametrize("cm_removal", [0, 1, 3])
+def test_draft_equal_to_target_is_the_plain_scheme(kind, cm_removal):
+    sampler = make_sampler(kind, draft=TARGET.forces, cm_removal_frequency=cm_removal)
+    positions, velocities = sampler.advance(60)
+    expected_positions, expected_velocities = plain_run(sampler.scheme, 60, 1, cm_removal)
+    assert np.abs(positions - expected_positions).max() < 1e-10 * TARGET.length
+    assert np.abs(velocities - expected_velocities).max() < 1e-8
+    assert sampler.statistics.rejected == 0
+    assert sampler.statistics.steps == 6 * sampler.statistics.rounds
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+def test_window_of_one_is_the_plain_scheme_whatever_the_draft(kind):
+    sampler = make_sampler(kind, draft=lambda positions: 1e3 * positions, window=1)
+    positions, _ = sampler.advance(30)
+    assert np.abs(positions - plain_run(sampler.scheme, 30, 1)[0]).max() < 1e-12
+    assert sampler.statistics.steps_per_round == 1.0
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+@pytest.mark.parametrize("pieces", [[1] * 50, [7, 13, 30], [49, 1], [0, 50, 0]])
+def test_cutting_the_run_changes_no_bit(kind, pieces):
+    whole, cut = make_sampler(kind), make_sampler(kind)
+    expected = whole.advance(50)
+    for piece in pieces:
+        result = cut.advance(piece)
+    assert np.array_equal(result, expected)
+    assert cut.state.step == 50
+
+
+def test_other_seed_other_trajectory():
+    assert not np.allclose(make_sampler(seed=1).advance(5), make_sampler(seed=2).advance(5))
+
+
+def test_queued_steps_are_handed_out_one_by_one():
+    """Each step handed out is one step of the scheme from the one before: two-time consistency."""
+    sampler = make_sampler(ABOBA)
+    for _ in range(40):
+        before = sampler.state
+        positions, velocities = sampler.advance(1)
+        middle = before.positions + 0.5 * STEP_SIZE * before.velocities
+        assert np.allclose(positions, middle + 0.5 * STEP_SIZE * velocities, atol=1e-14)
+
+
+def test_statistics_count():
+    sampler = make_sampler(target=lambda x: 1.3 * TARGET.forces(x))
+    sampler.advance(200)
+    counts = sampler.statistics
+    assert counts.rejected > 0 and counts.accepted > 0
+    last_of_window = counts.steps - counts.accepted - counts.rejected
+    assert 0 <= last_of_window <= counts.rounds - counts.rejected
+    assert counts.rounds == counts.rejected + last_of_window
+    assert 200 <= counts.steps < 206
+    assert counts.steps_per_round == counts.steps / counts.rounds
+    assert "steps per round" in str(counts)
+    assert min(counts.draft_seconds, counts.target_seconds, counts.overhead_seconds) > 0
+
+
+def test_flushed_evaluations_become_the_corrections_of_their_own_steps():
+    seen = {}
+
+    class Recorder(SpeculativeSampler):
+        def _next_corrections(self, discrepancies, committed):
+            result = super()._next_corrections(discrepancies, committed)
+            seen[self._front.step] = (discrepancies.copy(), committed, result.copy())
+            return result
+
+    scheme = Middle(TEMPERATURE, 10.0, STEP_SIZE)
+    sampler = Recorder(scheme, TARGET.masses, DRAFT.forces, lambda x: 1.4 * TARGET.forces(x), 6, 1)
+    sampler.set_state(START[0][0], START[1][0])
+    sampler.advance(100)
+    cut_short = 0
+    for discrepancies, committed, corrections in seen.values():
+        kept = len(discrepancies) - committed
+        cut_short += kept > 0
+        assert np.array_equal(corrections[:kept], discrepancies[committed:])
+        assert (corrections[kept:] == discrepancies[-1]).all()
+    assert cut_short > 5
+
+
+@pytest.mark.parametrize("correction", ["per-step", "constant", "none"])
+def test_better_corrections_commit_more(correction):
+    rates = {}
+    for name in ("none", correction):
+        sampler = make_sampler(
+            draft=lambda x: DRAFT.forces(x) + 0.3 * DRAFT.stiffness * DRAFT.length,
+            correction=name,
+        )
+        sampler.advance(300)
+        rates[name] = sampler.statistics.steps_per_round
+    assert correction == "none" or rates[correction] > 1.3 * rates["none"]
+
+
+def test_speculative_evaluations_do_not_touch_what_was_handed_out():
+    sampler = make_sampler()
+    positions, velocities = sampler.advance(3)
+    copies = positions.copy(), velocities.copy()
+    sampler.advance(20)
+    assert np.array_equal(positions, copies[0]) and np.array_equal(velocities, copies[1])
+
+
+def test_particles_of_zero_mass_do_not_move():
+    scheme = Middle(TEMPERATURE, 10.0, STEP_SIZE)
+    sampler = SpeculativeSampler(
+        scheme, [1.0, 0.0], DRAFT.forces, TARGET.forces, 5, 1, cm_removal_frequency=1
+    )
+    sampler.set_state(START[0][0], START[1][0])
+    positions, _ = sampler.advance(25)
+    assert np.array_equal(positions[1], START[0][0][1])
+    assert not np.allclose(positions[0], START[0][0][0])
+
+
+def failing_from(call, row, how):
+    """The target; in one of its calls it fails at ``row`` of the batch."""
+    calls = [0]
+
+    def target(positions):
+        calls[0] += len(positions) > 1
+        forces = TARGET.forces(positions)
+        if calls[0] == call and len(positions) > row:
+            if how == "nan":
+                forces[row, 1, 2] = np.nan
+            elif len(positions) > 1 or row == 0:
+                raise RuntimeError("did not converge")
+        return forces
+
+    return target
+
+
+@pytest.mark.parametrize("how", ["nan", "exception"])
+def test_failing_first_site_is_an_error_at_the_last_committed_state(how):
+    sampler = make_sampler(target=failing_from(4, 0, how))
+    with pytest.raises(TargetError, match="step") as caught:
+        sampler.advance(1000)
+    state = sampler.state
+    assert caught.value.step == state.step > 0
+    assert caught.value.atom == (1 if how == "nan" else None)
+    assert np.array_equal(make_sampler().advance(state.step)[0], state.positions)
+
+
+@pytest.mark.parametrize("how", ["nan", "exception"])
+def test_failing_later_site_only_ends_the_window(how):
+    sampler = make_sampler(target=failing_from(3, 2, how))
+    sampler.advance(100)
+    assert sampler.state.step == 100
+    if how == "nan":
+        assert sampler.statistics.failed_sites == 1
+
+
+def test_target_that_always_fails_in_batches_still_runs():
+    def target(positions):
+        if len(positions) > 1:
+            raise RuntimeError("one at a time")
+        return TARGET.forces(positions)
+
+    sampler = make_sampler(target=target)
+    assert np.array_equal(sampler.advance(40), make_sampler().advance(40))
+
+
+def test_wrong_shape_from_the_target_is_said():
+    with pytest.raises(TargetError, match="shape"):
+        make_sampler(target=lambda x: TARGET.forces(x)[:, :1]).advance(1)
+
+
+def broken_draft(positions):
+    if positions[0, 0] > 0.2 * TARGET.length:
+        raise RuntimeError("no draft here")
+    return DRAFT.forces(positions)
+
+
+def exploding_draft(positions):
+    return np.full_like(positions, 1e300) if positions[0, 0] > 0 else DRAFT.forces(positions)
+
+
+def nan_draft(positions):
+    return np.full_like(positions, np.nan)
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+@pytest.mark.parametrize("draft", [exploding_draft, nan_draft])
+def test_a_draft_may_propose_anything(draft):
+    sampler = make_sampler(draft=draft)
+    positions, velocities = sampler.advance(60)
+    assert np.isfinite(positions).all() and np.isfinite(velocities).all()
+    assert np.abs(positions).max() < 10 * TARGET.length
+
+
+def test_draft_that_raises_at_a_committed_state_is_an_error():
+    with pytest.raises(RuntimeError, match="no draft here"):
+        make_sampler(draft=broken_draft).advance(500)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"window": 0}, "window is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"correction": "maybe"}, "correction is 'maybe'"),
+    ],
+)
+def test_bad_arguments(change, words):
+    with pytest.raises(ValueError, match=words):
+        make_sampler(**change)
+
+
+def test_bad_states():
+    sampler = make_sampler()
+    with pytest.raises(ValueError, match=r"shape \(1, 3\); expected \(2, 3\)"):
+        sampler.set_state(np.zeros((1, 3)), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match="atom 1"):
+        sampler.set_state(np.array([[0, 0, 0], [0, np.inf, 0]]), np.zeros((2, 3)))
+    fresh = SpeculativeSampler(sampler.scheme, TARGET.masses, DRAFT.forces, TARGET.forces, 4, 1)
+    with pytest.raises(RuntimeError, match="set_state"):
+        fresh.advance(1)
+
+
+def test_noise_is_a_function_of_seed_and_step():
+    first = step_noise(7, 1000, 5)
+    again = step_noise(7, 1000, 5)
+    assert np.array_equal(first[0], again[0]) and first[1] == again[1]
+    for other in (step_noise(8, 1000, 5), step_noise(7, 1001, 5), step_noise(7, 2**40, 5)):
+        assert not np.isin(first[0], other[0]).any()
+
+
+def test_noise_is_standard_normal_and_uniform():
+    rows = [step_noise(1, n, 4) for n in range(20_000)]
+    noise, uniform = np.array([xi for xi, _ in rows]), np.exp([u for _, u in rows])
+    count = noise.size
+    assert abs(noise.mean()) < 5.5 / np.sqrt(count)
+    assert abs(noise.var() - 1) < 5.5 * np.sqrt(2 / count)
+    assert abs(uniform.mean() - 0.5) < 5.5 / np.sqrt(12 * len(rows))
+    # Neither from step to step nor between the numbers of one step is there a correlation.
+    for product in (noise[1:] * noise[:-1], noise * (uniform - 0.5)[:, None, None]):
+        assert abs(product.mean()) < 5.5 * product.std() / np.sqrt(product.size)
