@@ -4,6 +4,8 @@ import openmm as _openmm
 
 from . import _native
 
+__version__ = "0.1.0"
+
 _built, _found = (
     tuple(version.split(".")[:2])
     for version in (_native.openmm_version, _openmm.version.short_version)

@@ -18,9 +18,11 @@ from .checks import check_pair, check_system, cm_removal_frequency, masses_of
 from .contexts import ForceContext, fastest_context
 from .draft import Draft
 from .rollout import reciprocal
-from .sampler import SpeculativeSampler, Statistics
+from .sampler import SpeculativeSampler, Statistics, TargetError, checked_forces
 from .schemes import SCHEMES, Scheme
 from .targets import SystemTarget
+from .targets.system import perturbed
+from .targets.torchforce import as_torch_force
 
 Array = NDArray[np.float64]
 BatchForces = Callable[[Array], Array]
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 SHIFT_TOLERANCE = 0.01
 SINGLE_PRECISION_TOLERANCE = 1e-4  # of the root mean square force
 CHECKED_STATES = 3
-PERTURBATION = 0.001  # nm, of the states at which forces are compared
+CHECKED_PERTURBATION = 0.001  # nm
 
 
 class Settings(NamedTuple):
@@ -86,6 +88,7 @@ class Binding:
         self._target: BatchForces | None = target
         self._scheme_name, self._window = scheme_name, window
         self._statistics = statistics
+        self._fingerprint = _fingerprint(self._system)
         self._settings: Settings | None = None
         self._sampler: SpeculativeSampler | None = None
         self._step_count = -1
@@ -112,7 +115,7 @@ class Binding:
         """
         if self._access.get_system_address() != int(self._system.this):
             return False
-        return not self._access.changed or np.array_equal(self._access.get_masses(), self._masses)
+        return not self._access.touched or np.array_equal(self._access.get_masses(), self._masses)
 
     def step(self, steps: int, settings: Settings) -> None:
         """Advance the Context by ``steps``, and ``noise_step`` with it.
@@ -151,10 +154,12 @@ class Binding:
             target = self._given_target
         if self._access.touched:
             check_system(self._system, "target")
-            if isinstance(target, SystemTarget) and not target.is_current():
-                logger.info("the forces of the System have changed")
-                target = None
-            if self._access.changed or target is None:
+            fingerprint = _fingerprint(self._system)
+            if fingerprint != self._fingerprint:
+                self._fingerprint = fingerprint
+                target = self._given_target
+                sampler = None
+            if self._access.changed:
                 sampler = None
         if sampler is None or target is None or settings != previous:
             scheme = SCHEMES[self._scheme_name](
@@ -222,22 +227,29 @@ class Binding:
             if target is None:
                 target = SystemTarget(
                     self._system,
-                    settings.force_groups,
-                    self._access.get_platform(),
-                    self._access.get_properties(),
                     positions,
+                    groups=settings.force_groups,
+                    platform=self._access.get_platform(),
+                    properties=self._access.get_properties(),
                 )
                 target.set_environment(*self._environment())
-                states = self._perturbed(positions, self._window)
-                target.choose(states, self._tolerance(scheme, target(states[:1])))
+                target.choose(positions, self._window)
             elif hasattr(target, "set_environment"):
                 target.set_environment(*self._environment())
             if self._system_forces:
-                states = self._perturbed(positions, CHECKED_STATES)
+                states = perturbed(positions, CHECKED_STATES, CHECKED_PERTURBATION)
                 groups = settings.force_groups - 2**32 * (settings.force_groups >= 2**31)
                 expected = self._access.forces(states, groups)
                 if np.isfinite(expected).all():  # else the sampler will name step and atom
-                    self._compare(target(states), expected, self._tolerance(scheme, expected))
+                    forces = checked_forces(target(states), states.shape)
+                    self._compare(forces, expected, self._tolerance(scheme, expected))
+        except TargetMismatchError:
+            raise
+        except Exception as error:
+            raise TargetError(
+                f"the target failed at the state before step {step_count}, or close to it: {error}",
+                step_count,
+            ) from error
         finally:
             self._access.set_state(positions, velocities, time, step_count)
         return target
@@ -265,13 +277,14 @@ class Binding:
         rounding = SINGLE_PRECISION_TOLERANCE * np.sqrt(np.mean(forces**2)) + 1e-6
         return np.maximum(SHIFT_TOLERANCE * reciprocal(shift_per_force), rounding)
 
-    def _perturbed(self, positions: Array, count: int) -> Array:
-        """``count`` states near the present one, the first equal to it; always the same ones."""
-        displacements = PERTURBATION * np.random.default_rng(0).standard_normal(
-            (count, *positions.shape)
-        )
-        displacements[0] = 0.0
-        return positions + displacements
+
+def _fingerprint(system: openmm.System) -> tuple[list[int], int]:
+    """Which forces a System has, and what is in them; a TorchForce cannot be changed in place."""
+    forces = system.getForces()
+    contents = (
+        openmm.XmlSerializer.serialize(force) for force in forces if as_torch_force(force) is None
+    )
+    return [int(force.this) for force in forces], hash("".join(contents))
 
 
 def _python_system(access: ContextAccess) -> openmm.System:

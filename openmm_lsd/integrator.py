@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -16,6 +17,7 @@ from .binding import Binding, Settings
 from .checks import check_system
 from .sampler import Statistics
 from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from .targets.torchforce import load_plugin
 
 NOISE_STEP = "noiseStep"  # a global variable, so that checkpoints carry it
 
@@ -95,6 +97,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._scheme, self._window = scheme, _window(windowLength)
         self._statistics = Statistics()
         self._binding: Binding | None = None
+        if "openmmtorch" in sys.modules:
+            load_plugin()
         self._add_program()
         self.setTemperature(temperature)
         self.setFriction(frictionCoeff)

@@ -19,6 +19,8 @@ def step_noise(seed: int, step: int, particles: int) -> tuple[NDArray[np.float64
     seed, step : int
         0 <= seed, step < 2^64.
     """
-    generator = np.random.Generator(np.random.Philox(key=[seed, 0], counter=[0, 0, 0, step]))
+    key = np.array([seed, 0], dtype=np.uint64)
+    counter = np.array([0, 0, 0, step], dtype=np.uint64)
+    generator = np.random.Generator(np.random.Philox(key=key, counter=counter))
     log_uniform = -generator.standard_exponential()
     return generator.standard_normal((particles, 3)), log_uniform

@@ -43,6 +43,19 @@ class TargetError(RuntimeError):
         self.atom = atom
 
 
+def checked_forces(forces: ArrayLike, shape: tuple[int, ...]) -> Array:
+    """What a target returned for positions of ``shape``, as an array of that shape."""
+    try:
+        array = np.asarray(forces, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"the target returned a {type(forces).__name__}, not an array") from None
+    if array.shape != shape:
+        raise ValueError(
+            f"the target returned forces of shape {array.shape} for positions of shape {shape}"
+        )
+    return array
+
+
 @dataclasses.dataclass
 class Statistics:
     """What the sampler did since it was made.
@@ -192,7 +205,7 @@ class SpeculativeSampler:
         self._queue: deque[State] = deque()
         self._step_count_offset = (step if step_count is None else step_count) - step
         self._corrections = np.zeros((self.window, *shape))
-        self._noise: deque[tuple[Array, float]] = deque()
+        self._noise: list[tuple[Array, float]] = []  # of the steps after the front
 
     @property
     def state(self) -> State:
@@ -234,25 +247,28 @@ class SpeculativeSampler:
             self.scheme, self._masses, positions, velocities, self._corrections, kicks, removals
         )
         drafted = perf_counter()
-        target_forces = self._verify(window.sites, step)
+        target_forces = self._verify(window.sites, step + self._step_count_offset)
         verified = perf_counter()
         statistics.draft_seconds += drafted - begin
         statistics.target_seconds += verified - drafted
 
         committed = self._commit(window, target_forces, noise, removals)
         discrepancies = target_forces - window.draft_forces[: len(target_forces)]
-        self._corrections = self._next_corrections(discrepancies, len(committed))
-        self._queue.extend(committed)
-        self._front = committed[-1]
-        for _ in committed:
-            self._noise.popleft()
+        corrections = self._next_corrections(discrepancies, len(committed))
+        # All at once: an interrupt must not come between.
+        self._queue, self._front, self._corrections, self._noise = (
+            deque(committed),
+            committed[-1],
+            corrections,
+            noise[len(committed) :],
+        )
         statistics.rounds += 1
         statistics.steps += len(committed)
 
     def _window_noise(self, step: int) -> list[tuple[Array, float]]:
-        for n in range(step + len(self._noise), step + self.window):
-            self._noise.append(step_noise(self.seed, n, len(self._masses)))
-        return list(self._noise)
+        known = len(self._noise)
+        steps = range(step + known, step + self.window)
+        return self._noise + [step_noise(self.seed, n, len(self._masses)) for n in steps]
 
     def _cm_removals(self, step: int) -> NDArray[np.bool_]:
         counts = np.arange(step, step + self.window) + self._step_count_offset
@@ -260,9 +276,12 @@ class SpeculativeSampler:
         return counts % frequency == 0 if frequency else np.zeros(self.window, dtype=bool)
 
     def _verify(self, sites: Array, step: int) -> Array:
-        """Target forces at the sites up to the first that fails; an error if that is the first."""
+        """Target forces at the sites up to the first that fails; an error if that is the first.
+
+        ``step`` is the count that an error names.
+        """
         try:
-            forces = self._checked(self._target(sites), sites.shape)
+            forces = checked_forces(self._target(sites), sites.shape)
         except Exception as error:
             if len(sites) == 1:
                 raise TargetError(
@@ -293,13 +312,6 @@ class SpeculativeSampler:
             )
         self.statistics.failed_sites += 1
         return forces[:usable]
-
-    @staticmethod
-    def _checked(forces: ArrayLike, shape: tuple[int, ...]) -> Array:
-        forces = np.asarray(forces, dtype=np.float64)
-        if forces.shape != shape:
-            raise ValueError(f"the target returned forces of shape {forces.shape} for {shape}")
-        return forces
 
     def _commit(
         self,

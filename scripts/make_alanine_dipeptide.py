@@ -106,7 +106,8 @@ def main():
     difference = np.abs(forces - forces_again).max()
     print(f"{prmtop.topology.getNumAtoms()} atoms, energy {energy:.4f} kJ/mol")
     print(
-        f"prmtop against force field: {energy_again - energy:.2e} kJ/mol, {difference:.2e} kJ/mol/nm"
+        f"prmtop against force field: energy {energy_again - energy:.1e} kJ/mol, "
+        f"forces {difference:.1e} kJ/mol/nm"
     )
     if abs(energy_again - energy) > 1e-2 or difference > 1.0:
         raise SystemExit("the prmtop does not reproduce the force field")

@@ -163,11 +163,11 @@ def load_split(file, held_out):
     sets = []
     for part in (slice(None, -held_out), slice(-held_out, None)):
         sets.append(
-            tuple(
-                torch.tensor(np.concatenate(data[name][part]), dtype=torch.float32)
-                for name in ("positions", "forces")
+            (
+                torch.tensor(np.concatenate(data["positions"][part]), dtype=torch.float32),
+                torch.tensor(np.concatenate(data["forces"][part]), dtype=torch.float32),
+                torch.tensor(np.concatenate(data["energies"][part]) - data["energies"].mean()),
             )
-            + (torch.tensor(np.concatenate(data["energies"][part]) - data["energies"].mean()),)
         )
     return data["numbers"], data["energies"].mean(), *sets
 

@@ -34,6 +34,9 @@ namespace {
 
 // The Context that owns an integrator: protected members, reachable from a derived class.
 struct IntegratorAccess : OpenMM::Integrator {
+    static OpenMM::ContextImpl& implOf(OpenMM::Integrator& integrator) {
+        return *(integrator.*(&IntegratorAccess::context));
+    }
     static OpenMM::Context* contextOf(OpenMM::Integrator& integrator) {
         const bool bound = integrator.*(&IntegratorAccess::context) != nullptr;
         return bound ? integrator.*(&IntegratorAccess::owner) : nullptr;
@@ -121,6 +124,9 @@ public:
     size_t numParticles() const { return context().getSystem().getNumParticles(); }
 
     std::tuple<NumpyArray, NumpyArray, double, long long> getState() const {
+        context();
+        // No forces, no group: raises if the positions have never been set.
+        IntegratorAccess::implOf(*integrator).calcForcesAndEnergy(false, false, 0);
         OpenMM::State state =
             context().getState(OpenMM::State::Positions | OpenMM::State::Velocities);
         Buffer positions({numParticles(), 3}), velocities({numParticles(), 3});
@@ -351,7 +357,8 @@ NB_MODULE(_native, m) {
         .def(nb::init<uintptr_t>())
         .def_prop_ro("num_particles", &ContextAccess::numParticles)
         .def("get_state", &ContextAccess::getState,
-             "Positions (N, 3), velocities (N, 3), time, step count.")
+             "Positions (N, 3), velocities (N, 3), time, step count; an error if the positions were "
+             "never set.")
         .def("set_state", &ContextAccess::setState, nb::arg("positions"), nb::arg("velocities"),
              nb::arg("time"), nb::arg("step_count"))
         .def("get_time", &ContextAccess::getTime, "Time and step count.")

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
+from openmm import unit
 
 from ..contexts import ForceContext, fastest_context
 from .torchforce import TorchForceBatch, as_torch_force
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 Array = NDArray[np.float64]
+
+
+BATCH_PERTURBATION = 0.01  # nm
 
 
 class Part(Protocol):
@@ -36,22 +40,25 @@ class SystemTarget:
     Parameters
     ----------
     system : openmm.System
+    positions : (N, 3) nm
+        For timing.
     groups : int
         Bits of the force groups that count, as ``Integrator.getIntegrationForceGroups``.
     platform, properties : str, mapping of str to str
         Of the Context that these forces stand in for: it decides device and precision of the
         modules, and is one of the two platforms (with Reference) tried for the rest.
-    positions : (N, 3) nm
     """
 
     def __init__(
         self,
         system: openmm.System,
-        groups: int,
-        platform: str,
-        properties: Mapping[str, str],
         positions: Array,
+        *,
+        groups: int = 0xFFFFFFFF,
+        platform: str = "Reference",
+        properties: Mapping[str, str] | None = None,
     ) -> None:
+        properties = properties or {}
         self.torch_parts: list[TorchForceBatch] = []
         rest: list[openmm.Force] = []
         for force in system.getForces():
@@ -61,11 +68,9 @@ class SystemTarget:
             if torch_force is None:
                 rest.append(force)
             else:
-                self.torch_parts.append(
-                    TorchForceBatch(torch_force, *_device_and_dtype(platform, properties))
-                )
-        self._system, self._rest_forces = system, rest
-        self._fingerprint = self._current_fingerprint()
+                part = TorchForceBatch(torch_force, *_device_and_dtype(platform, properties))
+                part.set_environment(*_default_environment(system, torch_force))
+                self.torch_parts.append(part)
         self.parts: list[Part] = list(self.torch_parts)
         self.rest: ForceContext | None = None
         if rest:
@@ -88,19 +93,21 @@ class SystemTarget:
         for part in self.parts:
             part.set_environment(box, parameters)
 
-    def is_current(self) -> bool:
-        """Whether the System still holds the forces that this was made from."""
-        return self._fingerprint == self._current_fingerprint()
+    def choose(self, positions: Array, batch: int) -> None:
+        """Find how to run a batch of states near ``positions`` (N, 3) fastest; see TorchForceBatch.
 
-    def _current_fingerprint(self) -> tuple[list[int], int]:
-        """Which forces there are, and the contents of those that are evaluated from a copy."""
-        contents = "".join(openmm.XmlSerializer.serialize(force) for force in self._rest_forces)
-        return [int(force.this) for force in self._system.getForces()], hash(contents)
-
-    def choose(self, positions: Array, tolerance: Array) -> None:
-        """Find how to run batches like ``positions`` (B, N, 3) fastest; see TorchForceBatch."""
+        The states lie further apart than those of a window, so that a leak between rows shows.
+        """
+        states = perturbed(positions, batch, BATCH_PERTURBATION)
         for part in self.torch_parts:
-            part.choose(positions, tolerance)
+            part.choose(states)
+
+
+def perturbed(positions: Array, count: int, displacement: float) -> Array:
+    """``count`` states (count, N, 3) near ``positions``, the first equal to it; always the same."""
+    noise = np.random.default_rng(0).standard_normal((count, *positions.shape))
+    noise[0] = 0.0
+    return positions + displacement * noise
 
 
 def _system_with(system: openmm.System, forces: list[openmm.Force]) -> openmm.System:
@@ -116,6 +123,15 @@ def _system_with(system: openmm.System, forces: list[openmm.Force]) -> openmm.Sy
     for force in forces:
         result.addForce(copy.deepcopy(force))
     return result
+
+
+def _default_environment(system: openmm.System, force: Any) -> tuple[Array, dict[str, float]]:
+    box = system.getDefaultPeriodicBoxVectors()
+    parameters = {
+        force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
+        for i in range(force.getNumGlobalParameters())
+    }
+    return np.array([vector.value_in_unit(unit.nanometer) for vector in box]), parameters
 
 
 def _device_and_dtype(

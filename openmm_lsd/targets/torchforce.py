@@ -11,19 +11,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import openmm
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    import openmm
     import torch
 
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
+
+ROUNDING = 2e-5  # of the root mean square force: what single precision may lose
 
 INSTALL = 'pip install "torch>=2.9,<2.10" openmmtorch==1.5'
 
@@ -39,12 +42,32 @@ def import_openmmtorch() -> Any:
     try:
         import torch  # noqa: F401, I001
         import openmmtorch
+
+        load_plugin()
     except ImportError as error:
         raise ImportError(
             f"a TorchForce needs torch 2.9 and openmmtorch, which cannot be imported here "
             f"({error}); install them with: {INSTALL}"
         ) from error
     return openmmtorch
+
+
+def load_plugin() -> None:
+    """Load the TorchForce plugin if OpenMM failed to, which it does if it is imported before torch.
+
+    Loading all plugins again would register platforms twice.
+    """
+    for failure in openmm.Platform.getPluginLoadFailures():
+        library = failure.removeprefix("Error loading library ").split(":")[0]
+        if "OpenMMTorch" in Path(library).name and library not in _retried:
+            _retried.add(library)
+            try:
+                openmm.Platform.loadPluginLibrary(library)
+            except openmm.OpenMMException as error:
+                logger.info("plugin %s: %s", library, error)
+
+
+_retried: set[str] = set()
 
 
 def as_torch_force(force: openmm.Force) -> Any | None:
@@ -119,26 +142,33 @@ class TorchForceBatch:
         if self._periodic:
             arguments.append(torch.tensor(box, dtype=self._dtype, device=self._device))
         for name in self._parameter_names:
-            arguments.append(torch.tensor(float(parameters[name]), device=self._device))
+            value = float(parameters[name])
+            arguments.append(torch.tensor(value, dtype=torch.float64, device=self._device))
         self._arguments = tuple(arguments)
 
     def forces(self, positions: Array) -> Array:
         """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm."""
         return self._run(self.plan, positions)
 
-    def choose(self, positions: Array, tolerance: Array) -> Plan:
+    def choose(self, positions: Array) -> Plan:
         """Find the fastest plan whose forces agree with those of single states; keep it.
 
         Parameters
         ----------
         positions : (B, N, 3) nm
-            A batch of the size that is to be run fast.
-        tolerance : (N, 1) kJ/mol/nm
-            Largest difference of a force component.
+            A batch of the size that is to be run fast, of states that differ.
         """
         torch = self._torch
         threads = torch.get_num_threads()
-        reference = self._run(self.plan, positions)
+        try:
+            reference = self._run(self.plan, positions)
+        except Exception as error:  # whatever a module may raise
+            logger.info("TorchForce: states near the present one fail (%s)", _last_line(error))
+            return self.plan
+        if not np.isfinite(reference).all():
+            logger.info("TorchForce: forces are not finite near the present state")
+            return self.plan
+        tolerance = ROUNDING * float(np.sqrt(np.mean(reference**2)))
         self._add_frozen()
         graph = str(self._module.inlined_graph)
         key = (graph, positions.shape, self._dtype, self._device, threads)
@@ -156,7 +186,7 @@ class TorchForceBatch:
         return self.plan
 
     def _fastest(
-        self, batching: str, positions: Array, reference: Array, tolerance: Array, threads: int
+        self, batching: str, positions: Array, reference: Array, tolerance: float, threads: int
     ) -> Plan | None:
         """The fastest plan with this batching whose forces are right, or None."""
         layouts = [(1, threads)]
@@ -174,7 +204,7 @@ class TorchForceBatch:
                     best, best_seconds = plan, seconds
         return best
 
-    def _is_right(self, plan: Plan, positions: Array, reference: Array, tolerance: Array) -> bool:
+    def _is_right(self, plan: Plan, positions: Array, reference: Array, tolerance: float) -> bool:
         try:
             difference = np.abs(self._run(plan, positions) - reference)
         except Exception as error:  # whatever a module may raise when it meets a batch
