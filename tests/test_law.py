@@ -1,9 +1,9 @@
 """The joint law of positions and velocities, at two times, is that of the plain scheme.
 
 Runs of a small, skewed, stiff molecule with a bad draft: about 70 moments of 5000 independent runs
-against 60,000 of the plain scheme. Seven ensembles, so m is about 500; at z = 5.5 a false alarm has
-probability 500 * 3.8e-8 < 1e-4. What is seen: a shift of a component's mean by 0.075 of its standard
-deviation, a change of a variance by about 11 %.
+against 60,000 of the plain scheme. Six sound ensembles, so m is about 420; at z = 5.5 a false alarm
+has probability 420 * 3.8e-8 < 1e-4. What is seen: a shift of a component's mean by 0.08 of its
+standard deviation, a change of a variance by about 11 %.
 
 The time step is such that h^2 times the gradient of the discrepancy over the mass is of order one.
 There a correction that peeks at the noise of its own step changes the law; at small steps it would

@@ -6,8 +6,8 @@ import numpy as np
 import openmm
 import pytest
 from openmm import app, unit
-
 from openmm_lsd._native import ContextAccess
+
 from openmm_lsd.contexts import ForceContext, fastest_context
 from openmm_lsd.draft import Draft
 from openmm_lsd.rollout import rollout

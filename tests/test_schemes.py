@@ -56,7 +56,7 @@ def test_free_particle_thermalises_at_the_exact_rate(kind):
 
 
 def linear_moments(scheme, steps):
-    """Mean (2, 3) and covariance (2, 2), of each component, of a harmonic particle after n steps."""
+    """Mean (2, 3), and covariance (2, 2) of each component, of a harmonic particle."""
     basis_x, basis_v = np.array([[1.0, 0.0, 0.0]]).T, np.array([[0.0, 1.0, 0.0]]).T
     kick = np.array([[0.0, 0.0, 1.0]]).T
     acceleration = -STIFFNESS / MASS * scheme.site(basis_x, basis_v)
@@ -109,7 +109,7 @@ def test_middle_is_the_scheme_of_langevin_middle_integrator(steps):
 
 @pytest.mark.parametrize("kind", SCHEMES)
 def test_sampler_has_the_moments_of_the_scheme(kind):
-    """The same moments from speculative runs with a draft half as stiff: 3000 runs, 3 components."""
+    """The same moments from 3000 speculative runs with a draft half as stiff."""
     scheme = kind(TEMPERATURE, FRICTION, STEP_SIZE)
     steps, runs = 5, []
     for seed in range(3000):

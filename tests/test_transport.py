@@ -116,7 +116,7 @@ def test_inputs_are_not_changed():
     [
         lambda noise, shift, log_uniform: (noise, True),
         lambda noise, shift, log_uniform: (noise - shift, True),
-        lambda noise, shift, log_uniform: transport(noise, -shift, log_uniform)[:1] + (True,),
+        lambda noise, shift, log_uniform: (*transport(noise, -shift, log_uniform)[:1], True),
         lambda noise, shift, log_uniform: transport(noise, shift, 2.0 * log_uniform),
         lambda noise, shift, log_uniform: (
             (noise - shift, True)

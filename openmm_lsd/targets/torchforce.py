@@ -224,15 +224,15 @@ class TorchForceBatch:
             logger.info("TorchForce: cannot be frozen (%s)", _last_line(error))
 
     def _seconds(self, plan: Plan, positions: Array, limit: float) -> float:
-        """Shortest of five runs, warmed up; fewer if it is hopeless against ``limit``."""
+        """Shortest of four runs, warmed up; fewer if it is hopeless against ``limit``."""
         shortest = np.inf
-        for run in range(8):
+        for run in range(6):
             begin = perf_counter()
             self._run(plan, positions)
             seconds = perf_counter() - begin
             if run >= 2:  # TorchScript profiles its first runs and compiles after them
                 shortest = min(shortest, seconds)
-                if shortest > 3 * limit:
+                if shortest > 1.5 * limit:
                     break
         return shortest
 

@@ -1,0 +1,128 @@
+"""The scripts run, and the shipped potential is what its README says. No timings are tested."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import pytest
+import torch
+from openmm import unit
+
+from openmm_lsd import systems
+from openmm_lsd.targets import SystemTarget
+
+ROOT = Path(__file__).resolve().parent.parent
+ALANINE = ROOT / "systems" / "alanine_dipeptide"
+
+
+def run_script(name, *arguments):
+    command = [sys.executable, f"scripts/{name}", *map(str, arguments)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return result.stdout
+
+
+@pytest.fixture(scope="module")
+def alanine():
+    return systems.load(ALANINE)
+
+
+def test_run_lsd_writes_trajectory_and_log(tmp_path):
+    stem = ALANINE / "alanine_dipeptide"
+    output = run_script(
+        "run_lsd.py",
+        *("--prmtop", f"{stem}.prmtop", "--inpcrd", f"{stem}.inpcrd", "--target", f"{stem}.pt"),
+        *("--steps", 60, "--report-interval", 20, "--output", tmp_path, "--seed", 3),
+    )
+    assert "steps per round" in output and "100.0%" in output
+    assert len(mdtraj.load(str(tmp_path / "trajectory.dcd"), top=f"{stem}.pdb")) == 3
+    rows = (tmp_path / "log.csv").read_text().splitlines()
+    assert len(rows) == 4 and rows[1].startswith("20,")
+    assert mdtraj.load(str(tmp_path / "final.pdb")).n_atoms == 22
+
+
+def test_run_lsd_from_a_pdb_and_a_force_field(tmp_path):
+    stem = ALANINE / "alanine_dipeptide"
+    run_script(
+        "run_lsd.py",
+        *("--pdb", f"{stem}.pdb", "--target", f"{stem}.pt", "--scheme", "aboba"),
+        *("--steps", 20, "--report-interval", 10, "--output", tmp_path),
+    )
+    assert (tmp_path / "trajectory.dcd").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--target", "x.pt"], "--prmtop with --inpcrd, or --pdb"),
+        (["--target", "x.pt", "--pdb", "nonesuch.pdb"], "there is no file nonesuch.pdb"),
+    ],
+)
+def test_run_lsd_says_what_is_wrong(arguments, words):
+    command = [sys.executable, "scripts/run_lsd.py", *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert words in result.stderr and "Traceback" not in result.stderr
+
+
+def test_benchmark_prints_the_three_rows(tmp_path):
+    outfile = tmp_path / "benchmark.json"
+    output = run_script(
+        "benchmark.py",
+        *(ALANINE, "--windows", 8, "--seconds", 1, "--block", 20, "--equilibration", 20),
+        *("--outfile", outfile),
+    )
+    rows = json.loads(outfile.read_text())["results"][0]["rows"]
+    assert [row["run"] for row in rows] == ["plain", "LSD", "constant offset"]
+    assert all(row["run"] in output for row in rows)
+    assert rows[1]["steps per round"] > rows[2]["steps per round"] >= 1
+
+
+def test_steps_per_round_of_the_shipped_potential():
+    """The target is 3.5 over a long run; 300 steps scatter around 4.2 and 4.7."""
+    output = run_script(
+        "steps_per_round.py", ALANINE, "--steps", 300, "--equilibration", 200, "--seed", 2
+    )
+    counts = [
+        float(line.split("per-step")[1].split()[0])
+        for line in output.splitlines()
+        if "correction per-step" in line
+    ]
+    assert len(counts) == 2 and min(counts) > 3.0, output
+
+
+def test_water_boxes():
+    output = run_script("water_boxes.py", "--molecules", 216, "--equilibration", 200, "--steps", 30)
+    assert "648 atoms" in output and "peak memory" in output
+    counts = [float(part.split()[-1]) for part in output.split(" steps per round")[:-1]]
+    assert counts[0] > 2.5 and counts[1] < 1.3, output
+
+
+def test_shipped_potential_is_a_gradient_and_batches(alanine):
+    """Forces are minus the numerical gradient; a row of a batch is that state alone."""
+    module = torch.jit.load(str(ALANINE / "alanine_dipeptide.pt"))
+    assert (ALANINE / "alanine_dipeptide.pt").stat().st_size < 5e6
+    positions = np.array(alanine.positions.value_in_unit(unit.nanometer))
+    states = positions + 0.003 * np.random.default_rng(1).standard_normal((4, *positions.shape))
+    target = SystemTarget(alanine.target, positions)
+    single = np.concatenate([target(state[None]) for state in states])
+    target.choose(positions, 4)
+    assert target.torch_parts[0].plan.batching == "batch"
+    scale = np.sqrt(np.mean(single**2))
+    assert np.abs(target(states) - single).max() < 1e-4 * scale
+
+    energies = module(torch.tensor(states)).numpy()
+    assert np.abs(energies - [module(torch.tensor(state)).item() for state in states]).max() < 0.02
+    direction = single[0] / np.linalg.norm(single[0])
+    step = 2e-4
+    ends = torch.tensor(np.array([states[0] + step * direction, states[0] - step * direction]))
+    slope = -np.subtract(*module(ends).numpy()) / (2 * step)
+    assert abs(slope / np.linalg.norm(single[0]) - 1) < 5e-3
+
+
+def test_load_says_what_is_missing(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"0 \*\.prmtop files"):
+        systems.load(tmp_path)
