@@ -94,10 +94,7 @@ class Binding:
         self._step_count = -1
         self.noise_step = 0  # index of the next step's random numbers
         self._fresh_seed = secrets.randbits(63)
-        self._system_forces = any(
-            not isinstance(force, openmm.CMMotionRemover) for force in self._system.getForces()
-        )
-        if target is not None and not self._system_forces:
+        if target is not None and not self._has_forces():
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
@@ -220,7 +217,7 @@ class Binding:
         """The target, made from the System if there is none yet, with the Context's box and
         parameters; its forces are compared with the Context's own at states around the present.
 
-        Raises TargetMismatchError.
+        Raises TargetMismatchError, or TargetError if the forces cannot be had.
         """
         positions, velocities, time, step_count = self._access.get_state()
         try:
@@ -236,7 +233,7 @@ class Binding:
                 target.choose(positions, self._window)
             elif hasattr(target, "set_environment"):
                 target.set_environment(*self._environment())
-            if self._system_forces:
+            if self._has_forces():
                 states = perturbed(positions, CHECKED_STATES, CHECKED_PERTURBATION)
                 groups = settings.force_groups - 2**32 * (settings.force_groups >= 2**31)
                 expected = self._access.forces(states, groups)
@@ -253,6 +250,10 @@ class Binding:
         finally:
             self._access.set_state(positions, velocities, time, step_count)
         return target
+
+    def _has_forces(self) -> bool:
+        forces = self._system.getForces()
+        return any(not isinstance(force, openmm.CMMotionRemover) for force in forces)
 
     def _compare(self, forces: Array, expected: Array, tolerance: Array) -> None:
         excess = np.abs(forces - expected) - tolerance
