@@ -96,10 +96,12 @@ def test_example_of_the_readme_runs_as_printed(tmp_path):
     """With fewer steps, and its output elsewhere."""
     blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
     (code,) = [block.split("```")[0] for block in blocks]
-    assert "step(10_000)" in code and "'out.dcd'" in code
-    code = code.replace("step(10_000)", "step(200)").replace(
-        "'out.dcd'", f"{str(tmp_path)!r} + '/out.dcd'"
-    )
+    for printed, tested in (
+        ("step(10_000)", "step(200)"),
+        ('"out.dcd"', repr(str(tmp_path / "out.dcd"))),
+    ):
+        assert printed in code
+        code = code.replace(printed, tested)
     result = run_python(code)
     assert result.returncode == 0, result.stderr
     assert "steps per round" in result.stdout
