@@ -1,10 +1,12 @@
 """Train an ANI network on GFN2-xTB for one molecule and save it as TorchScript for TorchForce.
 
-Three stages, each cached in --workdir so that a later one can be run again:
+Stages, each cached in --workdir so that a later one can be run again:
 
     sample   amber (600 K) gives diverse starting conformers; from each, a short Langevin run with
              GFN2-xTB at a temperature between 300 and 600 K; frames with energies and forces
     train    TorchANI network on energies and forces; whole trajectories are held out
+    explore  dynamics of the network itself, 64 replicas at 300 to 600 K; frames of it, above all
+             those where the network goes astray, are labelled with GFN2-xTB and added
     export   TorchScript module: positions (N, 3) or (B, N, 3) in nm -> energy in kJ/mol, () or (B,)
 
     pip install ".[train]"
@@ -23,6 +25,7 @@ import ase.units
 import numpy as np
 import torch
 
+ASTRAY = 5e4  # kJ/mol/nm, a force component that no sound frame of the molecule has
 KCAL_PER_MOL_PER_EV = ase.units.mol / ase.units.kcal
 
 
@@ -113,6 +116,74 @@ def sample(args, file):
     )
 
 
+def label(task):
+    """GFN2-xTB energies (eV) and forces (eV/A) of frames; NaN where it does not converge."""
+    numbers, frames = task
+    from ase import Atoms
+    from tblite.ase import TBLite
+
+    energies, forces = np.full(len(frames), np.nan), np.full(frames.shape, np.nan)
+    for index, frame in enumerate(frames):
+        atoms = Atoms(numbers=numbers, positions=frame, calculator=TBLite(verbosity=0))
+        try:
+            energies[index], forces[index] = atoms.get_potential_energy(), atoms.get_forces()
+        except Exception as error:  # a wild geometry
+            print(f"frame {index}: {error}", flush=True)
+    return energies, forces
+
+
+def explore(args, data_file, file, replicas=64, steps=2000, stride=10, ordinary=1500):
+    """Langevin dynamics of the network from frames of the data set; label what it visits."""
+    from openmm_lsd.schemes import Middle
+
+    data = np.load(data_file)
+    rng = np.random.default_rng(args.seed + len(file.name) + os.getpid())
+    numbers, masses = data["numbers"], ase.data.atomic_masses[data["numbers"]][:, None]
+    module = torch.jit.freeze(torch.jit.load(args.output).eval())
+    frames = data["positions"][: -args.held_out].reshape(-1, len(numbers), 3)
+    positions = frames[rng.choice(len(frames), replicas)] / ase.units.nm
+    velocities = np.zeros_like(positions)
+    temperatures = np.linspace(300, 600, replicas)
+    scale = np.stack([Middle(t, 2.0, 0.001).noise_scale(1 / masses) for t in temperatures])
+    scheme = Middle(300.0, 2.0, 0.001)
+    records, largest = [], []
+    for step in range(steps):
+        states = torch.tensor(positions, requires_grad=True)
+        (gradient,) = torch.autograd.grad(module(states).sum(), states)
+        force = -np.nan_to_num(gradient.numpy())
+        # What has gone astray is frozen: its last record is labelled below.
+        astray = np.abs(force).max(axis=(1, 2)) > ASTRAY
+        force[astray], velocities[astray] = 0.0, 0.0
+        kick = scale * rng.standard_normal(positions.shape) * ~astray[:, None, None]
+        if step % stride == 0:
+            records.append(positions.copy())
+            largest.append(np.abs(force).max(axis=(1, 2)) + ASTRAY * astray)
+        positions, velocities = scheme.step(positions, velocities, force / masses, kick)
+    records, largest = np.array(records) * ase.units.nm, np.array(largest)
+    lost = np.flatnonzero((largest >= ASTRAY).any(axis=0))
+    print(f"explored {replicas} replicas of {steps} fs: {len(lost)} went astray", flush=True)
+    near = [
+        records[max(0, first - 8) : first + 1, r]
+        for r in lost
+        for first in [np.argmax(largest[:, r] >= ASTRAY)]
+    ]
+    sound = records[:, np.setdiff1d(np.arange(replicas), lost)].reshape(-1, len(numbers), 3)
+    chosen = [sound[rng.choice(len(sound), min(ordinary, len(sound)), replace=False)], *near]
+    chosen = np.concatenate(chosen)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        tasks = [(numbers, part) for part in np.array_split(chosen, os.cpu_count())]
+        energies, forces = (
+            np.concatenate(column) for column in zip(*pool.map(label, tasks), strict=True)
+        )
+    useful = np.isfinite(energies) & (energies < data["energies"].max() + 5.0)
+    useful &= np.nan_to_num(np.abs(forces).max(axis=(1, 2)), nan=np.inf) < 60.0
+    print(f"labelled {len(chosen)} frames, {useful.sum()} of use", flush=True)
+    np.savez_compressed(
+        file, positions=chosen[useful], energies=energies[useful], forces=forces[useful]
+    )
+
+
 def build_model(symbols):
     """A small ANI network: 12 radial and 4 x 4 angular shells, two hidden layers per element."""
     from torchani.arch import simple_ani
@@ -192,29 +263,45 @@ def errors(model, species, data):
     ).square().mean().sqrt().item()
 
 
-def train(args, file):
+def with_explored(training, shift, files):
+    """The training set and the frames that exploration has added."""
+    positions, forces, energies = ([column] for column in training)
+    for file in files:
+        data = np.load(file)
+        positions.append(torch.tensor(data["positions"], dtype=torch.float32))
+        forces.append(torch.tensor(data["forces"], dtype=torch.float32))
+        energies.append(torch.tensor(data["energies"] - shift))
+    return torch.cat(positions), torch.cat(forces), torch.cat(energies)
+
+
+def train(args, file, minutes, explored=()):
     numbers, shift, training, test = load_split(file, args.held_out)
+    training = with_explored(training, shift, explored)
     symbols = sorted(
         {ase.data.chemical_symbols[n] for n in numbers}, key=ase.data.atomic_numbers.get
     )
     torch.manual_seed(args.seed)
     model = build_model(symbols)
+    learning_rate = args.learning_rate
+    if explored:  # go on from the network that explored
+        model.load_state_dict(torch.jit.load(args.output).model.state_dict())
+        learning_rate /= 2
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
     species = torch.tensor(numbers, dtype=torch.long).unsqueeze(0)
     positions, forces, energies = training
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-6)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-6)
     averaged = torch.optim.swa_utils.AveragedModel(
         model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
     )
     begin = time.time()
     elapsed, epoch = 0.0, 0
-    while elapsed < 60 * args.minutes:
+    while elapsed < 60 * minutes:
         for batch in torch.randperm(len(positions)).split(args.batch):
             elapsed = time.time() - begin
-            progress = min(1.0, elapsed / (60 * args.minutes))
+            progress = min(1.0, elapsed / (60 * minutes))
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * (
-                    0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress))
-                )
+                group["lr"] = learning_rate * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * progress)))
             e, f = predict(model, species, positions[batch], create_graph=True)
             force_loss = (f - forces[batch]).square().mean()
             energy_loss = (e - energies[batch].to(e.dtype)).square().mean() / len(numbers)
@@ -264,6 +351,8 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--held-out", type=int, default=8, help="trajectories")
     parser.add_argument("--minutes", type=float, default=40, help="of training")
+    parser.add_argument("--rounds", type=int, default=2, help="of exploration")
+    parser.add_argument("--refine-minutes", type=float, default=8, help="training after each")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     args = parser.parse_args()
@@ -271,7 +360,13 @@ def main():
     data = args.workdir / "frames.npz"
     if not data.exists():
         sample(args, data)
-    train(args, data)
+    if not args.output.exists():
+        train(args, data, args.minutes)
+    explored = sorted(args.workdir.glob("explored*.npz"))
+    for round_ in range(len(explored), args.rounds):
+        explored.append(args.workdir / f"explored{round_}.npz")
+        explore(args, data, explored[-1])
+        train(args, data, args.refine_minutes, explored)
 
 
 if __name__ == "__main__":

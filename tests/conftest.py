@@ -9,11 +9,22 @@ import numpy as np
 import openmm
 import pytest
 from openmm import app, unit
+from particles import (
+    COLD,
+    POSITIONS,
+    REFERENCE,
+    THREE_POSITIONS,
+    THREE_VELOCITIES,
+    VELOCITIES,
+    lsd,
+    soft_draft,
+    springs,
+    system_of_three,
+    target_system,
+)
 
 # Which plan wins for modules this small is a matter of luck; one thread leaves fewer to try.
 torch.set_num_threads(1)
-
-REFERENCE = openmm.Platform.getPlatform("Reference")
 
 
 class ContextState(NamedTuple):
@@ -68,3 +79,55 @@ def simulate():
         return simulation
 
     return make
+
+
+@pytest.fixture
+def build(simulate):
+    """Function: a Simulation of ``target_system`` at 300 K."""
+
+    def make(**settings):
+        return simulate(target_system(), lsd(**settings), POSITIONS, VELOCITIES)
+
+    return make
+
+
+@pytest.fixture
+def build_cold(simulate):
+    """Function: a Simulation of a System without noise, by LSDIntegrator or by OpenMM's."""
+
+    def make(system, *, plain, positions=POSITIONS, velocities=VELOCITIES, **keywords):
+        integrator = (
+            openmm.LangevinMiddleIntegrator(0, 1, 0.001) if plain else lsd(COLD, **keywords)
+        )
+        return simulate(system, integrator, positions, velocities)
+
+    return make
+
+
+@pytest.fixture
+def build_three(simulate):
+    """Function: a Simulation of three particles on springs; the draft's are 30 % too soft."""
+
+    def make(system=None, positions=THREE_POSITIONS, velocities=THREE_VELOCITIES, **keywords):
+        system = system_of_three(springs()) if system is None else system
+        integrator = lsd(draft=soft_draft(), **{"randomNumberSeed": 3, **keywords})
+        return simulate(system, integrator, positions, velocities)
+
+    return make
+
+
+@pytest.fixture
+def refused(state_of):
+    """Function: step() raises an error that says ``words``, twice, and changes nothing."""
+
+    def check(simulation, kind, *words):
+        before = state_of(simulation)
+        for _ in range(2):
+            with pytest.raises(kind) as caught:
+                simulation.step(5)
+            for word in words:
+                assert word in str(caught.value)
+            assert state_of(simulation).equals(before)
+        assert simulation.integrator.statistics.steps == before.step
+
+    return check

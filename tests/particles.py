@@ -1,0 +1,198 @@
+"""Small Systems for tests that go through OpenMM, their integrators, and how to compare runs.
+
+Two checks are used throughout, neither of them statistical. *Bit for bit*: whatever is done to a
+Simulation, it then runs as one that was built afresh in the same state. *Without noise*: near zero
+temperature every scheme is deterministic, whatever the draft, so LSDIntegrator must give the
+trajectory of LangevinMiddleIntegrator.
+"""
+
+import functools
+
+import numpy as np
+import openmm
+import torch
+from openmmtorch import TorchForce
+
+from openmm_lsd import LSDIntegrator
+
+REFERENCE = openmm.Platform.getPlatform("Reference")
+COLD = 1e-20  # K: the noise moves an atom by less than 1e-13 nm
+SEED = 7
+BOX = np.diag([2.0, 2.5, 3.0])
+
+
+def external_force(energy, count):
+    """``energy``, an expression in x, y and z, of each of ``count`` atoms."""
+    force = openmm.CustomExternalForce(energy)
+    for index in range(count):
+        force.addParticle(index, [])
+    return force
+
+
+# Four bonded particles
+
+MASSES = [12.0, 16.0, 1.0, 14.0]
+POSITIONS = np.array([[0.0, 0.0, 0.0], [0.15, 0.0, 0.0], [0.07, 0.13, 0.0], [0.07, 0.05, 0.12]])
+VELOCITIES = np.random.default_rng(1).normal(0.0, 0.4, (4, 3))
+PAIRS = [(i, j) for j in range(4) for i in range(j)]
+LENGTH = 0.15  # nm, of all bonds
+
+
+def bond_energies(bonds: torch.Tensor) -> torch.Tensor:
+    stretch = bonds.pow(2).sum(-1).sqrt() - 0.15
+    return 1000.0 * stretch**2 - 3000.0 * stretch**3 + 6000.0 * stretch**4
+
+
+class Bonds(torch.nn.Module):
+    """Anharmonic bonds between all pairs; takes a batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("first", torch.tensor([i for i, _ in PAIRS]))
+        self.register_buffer("second", torch.tensor([j for _, j in PAIRS]))
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        bonds = positions.index_select(-2, self.first) - positions.index_select(-2, self.second)
+        return bond_energies(bonds).sum(-1)
+
+
+class BondsInBox(torch.nn.Module):
+    """Takes a batch, a box and a parameter, and depends on all three."""
+
+    def __init__(self):
+        super().__init__()
+        self.bonds = Bonds()
+
+    def forward(
+        self, positions: torch.Tensor, box: torch.Tensor, scale: torch.Tensor
+    ) -> torch.Tensor:
+        field = torch.cos(6.283185307179586 * positions / torch.diagonal(box)).sum(dim=(-2, -1))
+        return scale * self.bonds(positions) + 20.0 * field
+
+
+@functools.cache
+def scripted(module):
+    return torch.jit.script(module().eval())
+
+
+def torch_force(module, *, periodic=False, parameters=(), outputs_forces=False):
+    force = TorchForce(scripted(module))
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    force.setOutputsForces(outputs_forces)
+    for name, value in parameters:
+        force.addGlobalParameter(name, value)
+    return force
+
+
+def system_of(*forces, masses=MASSES):
+    system = openmm.System()
+    for mass in masses:
+        system.addParticle(mass)
+    for force in forces:
+        system.addForce(force)
+    system.setDefaultPeriodicBoxVectors(*BOX)
+    return system
+
+
+def harmonic_bonds(constant=2000.0, length=LENGTH):
+    force = openmm.HarmonicBondForce()
+    for i, j in PAIRS:
+        force.addBond(i, j, length, constant)
+    return force
+
+
+def draft_system(masses=MASSES):
+    return system_of(harmonic_bonds(), masses=masses)
+
+
+def restraint(weight=1.0, strength=3.0):
+    """weight * strength * |r - r0|^2 on each atom, with ``strength`` a parameter of the Context."""
+    force = openmm.CustomExternalForce("strength*weight*((x-x0)^2+y^2+z^2)")
+    force.addGlobalParameter("strength", strength)
+    force.addPerParticleParameter("weight")
+    force.addPerParticleParameter("x0")
+    for index in range(4):
+        force.addParticle(index, [weight, 0.05 * index])
+    return force
+
+
+def restraint_forces(positions):
+    """Forces of ``restraint()``."""
+    reference = np.outer(0.05 * np.arange(4), [1.0, 0.0, 0.0])
+    return -6.0 * (positions - reference)
+
+
+def target_system():
+    """All that can be edited: a TorchForce with box and parameter, a restraint in group 1."""
+    extra = restraint()
+    extra.setForceGroup(1)
+    return system_of(
+        torch_force(BondsInBox, periodic=True, parameters=[("scale", 1.1)]),
+        extra,
+        openmm.CMMotionRemover(3),
+    )
+
+
+def lsd(temperature=300.0, friction=1.0, step_size=0.001, draft=None, **keywords):
+    """LSDIntegrator whose draft runs on Reference: the platform must not be a matter of luck."""
+    return LSDIntegrator(
+        temperature,
+        friction,
+        step_size,
+        draft_system() if draft is None else draft,
+        **{"randomNumberSeed": SEED, "draftPlatform": "Reference", **keywords},
+    )
+
+
+# Three particles on springs
+
+THREE_MASSES = [12.0, 16.0, 14.0]
+THREE_POSITIONS = np.array([[0.0, 0.0, 0.0], [0.2, 0.0, 0.0], [0.0, 0.2, 0.1]])
+THREE_VELOCITIES = np.random.default_rng(1).normal(0.0, 0.4, (3, 3))
+STIFFNESS = 2000.0
+
+
+def system_of_three(*forces, masses=THREE_MASSES):
+    return system_of(*forces, masses=masses)
+
+
+def springs(stiffness=STIFFNESS, anchors=THREE_POSITIONS):
+    """A spring from each atom to its anchor."""
+    force = openmm.CustomExternalForce("0.5*k*((x-x0)^2+(y-y0)^2+(z-z0)^2)")
+    for name in ("k", "x0", "y0", "z0"):
+        force.addPerParticleParameter(name)
+    for index, anchor in enumerate(anchors):
+        force.addParticle(index, [stiffness, *anchor])
+    return force
+
+
+def spring_forces(positions):
+    return -STIFFNESS * (positions - THREE_POSITIONS)
+
+
+def soft_draft():
+    """Draft of the three particles whose springs are 30 % too soft."""
+    return system_of_three(springs(0.7 * STIFFNESS))
+
+
+# Runs
+
+
+def copy_state(source, goal):
+    """Everything that the next step of ``source`` depends on, but the window."""
+    state = source.context.getState(positions=True, velocities=True, parameters=True)
+    goal.context.setPeriodicBoxVectors(*state.getPeriodicBoxVectors())
+    for name, value in state.getParameters().items():
+        goal.context.setParameter(name, value)
+    goal.context.setPositions(state.getPositions(asNumpy=True))
+    goal.context.setVelocities(state.getVelocities(asNumpy=True))
+    goal.context.setTime(state.getTime())
+    goal.context.setStepCount(state.getStepCount())
+    step = source.integrator.getGlobalVariableByName("noiseStep")
+    goal.integrator.setGlobalVariableByName("noiseStep", step)
+
+
+def assert_close(state, expected, tolerance=1e-9):
+    np.testing.assert_allclose(state.positions, expected.positions, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(state.velocities, expected.velocities, rtol=0, atol=1e3 * tolerance)
+    assert state[2:] == expected[2:], (state[2:], expected[2:])

@@ -1,0 +1,320 @@
+"""TorchForce targets: their modules run in batches, beside other forces; and given targets."""
+
+import numpy as np
+import pytest
+import torch
+from openmmtorch import TorchForce
+from particles import (
+    BOX,
+    POSITIONS,
+    REFERENCE,
+    VELOCITIES,
+    Bonds,
+    BondsInBox,
+    assert_close,
+    bond_energies,
+    lsd,
+    restraint,
+    restraint_forces,
+    scripted,
+    system_of,
+    target_system,
+    torch_force,
+)
+
+from openmm_lsd import TargetMismatchError
+from openmm_lsd.contexts import ForceContext
+from openmm_lsd.targets.torchforce import TorchForceBatch
+
+
+class SingleState(Bonds):
+    """As Bonds, for one state only: with a batch its indices mean something else."""
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        bonds = positions[self.first] - positions[self.second]
+        return bond_energies(bonds).sum()
+
+
+class SingleStateInBox(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.single = SingleState()
+
+    def forward(
+        self,
+        positions: torch.Tensor,
+        box: torch.Tensor,
+        scale: torch.Tensor,
+        offset: torch.Tensor,
+    ) -> torch.Tensor:
+        field = torch.cos(6.283185307179586 * (positions[0] - offset) / torch.diagonal(box)).sum()
+        return scale * self.single(positions) + 20.0 * field
+
+
+class DataDependent(torch.nn.Module):
+    """Reads numbers out of the tensors, which vmap cannot do."""
+
+    def __init__(self):
+        super().__init__()
+        self.single = SingleState()
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        energy = self.single(positions)
+        if float((positions[0] - positions[1]).pow(2).sum()) > 0.0:
+            energy = energy + 5.0 * positions[2].pow(2).sum()
+        return energy
+
+
+class WithForces(torch.nn.Module):
+    """Gives its forces itself; takes a batch."""
+
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        moved = positions - 0.1
+        return 150.0 * moved.pow(2).sum(dim=(-2, -1)), -300.0 * moved
+
+
+class SingleStateWithForces(torch.nn.Module):
+    def forward(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        bond = positions[1] - positions[0]
+        force = 400.0 * bond
+        zero = torch.zeros_like(force)
+        return 200.0 * bond.pow(2).sum(), torch.stack([force, -force, zero, zero])
+
+
+class LeakyBatch(torch.nn.Module):
+    """A spring to the mean over atoms; in a batch, to the mean over the states."""
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        return 200.0 * (positions - positions.mean(0)).pow(2).sum(dim=(-2, -1))
+
+
+class SlightlyLeakyBatch(torch.nn.Module):
+    """Springs to the centre of the state; in a batch, to that of its first state."""
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        states = positions.detach().reshape(-1, positions.size(-2), 3)
+        return 60.0 * (positions - states[0].mean(0)).pow(2).sum(dim=(-2, -1))
+
+
+# TorchForce
+
+
+KINDS = {
+    "batch": (Bonds, {}, "batch"),
+    "batch, box, parameter": (
+        BondsInBox,
+        {"periodic": True, "parameters": [("scale", 1.3)]},
+        "batch",
+    ),
+    "batch, forces": (WithForces, {"outputs_forces": True}, "batch"),
+    "vmap": (SingleState, {}, "vmap"),
+    "vmap, box, parameters": (
+        SingleStateInBox,
+        {"periodic": True, "parameters": [("scale", 1.3), ("offset", 0.1)]},
+        "vmap",
+    ),
+    "vmap, forces": (SingleStateWithForces, {"outputs_forces": True}, "vmap"),
+    "loop": (DataDependent, {}, "loop"),
+    "leaky": (LeakyBatch, {}, "vmap"),
+}
+
+
+def chosen_batch(force):
+    """The TorchForce's batched forces, with the plan chosen for 16 states."""
+    batch = TorchForceBatch(force, torch.device("cpu"), torch.float64)
+    parameters = {
+        force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
+        for i in range(force.getNumGlobalParameters())
+    }
+    batch.set_environment(BOX, parameters)
+    rng = np.random.default_rng(4)
+    batch.choose(POSITIONS + 0.001 * rng.standard_normal((16, 4, 3)))
+    return batch
+
+
+def context_forces(force, states):
+    return ForceContext(system_of(force), REFERENCE).forces(states)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_force_in_one_batch(kind):
+    module, options, batching = KINDS[kind]
+    batch = chosen_batch(torch_force(module, **options))
+    states = POSITIONS + 0.03 * np.random.default_rng(5).standard_normal((16, 4, 3))
+    expected = context_forces(torch_force(module, **options), states)
+    assert np.abs(expected).max() > 10.0
+    np.testing.assert_allclose(batch.forces(states), expected, rtol=0, atol=1e-8)
+    assert batch.plan.batching == batching
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_torch_force_without_noise(build_cold, state_of, kind):
+    module, options, _ = KINDS[kind]
+    states = []
+    for plain in (False, True):
+        simulation = build_cold(system_of(torch_force(module, **options)), plain=plain)
+        simulation.step(30)
+        states.append(state_of(simulation))
+    assert_close(*states)
+
+
+def test_torch_force_that_leaks_little(simulate, state_of):
+    """States a thousandth of a nm apart hardly show it; those of a window are further apart."""
+
+    def target(positions):
+        return -120.0 * (positions - positions.mean(axis=1, keepdims=True))
+
+    states = []
+    for given in (None, target):
+        system = system_of(torch_force(SlightlyLeakyBatch))
+        simulation = simulate(system, lsd(target=given), POSITIONS, VELOCITIES)
+        simulation.step(40)
+        states.append(state_of(simulation))
+    assert_close(*states)
+
+
+def test_torch_force_shared_among_threads():
+    """With more threads than one a batch may be cut into shares."""
+    torch.set_num_threads(2)
+    try:
+        for module in (Bonds, SingleState, DataDependent):
+            batch = chosen_batch(torch_force(module))
+            states = POSITIONS + 0.03 * np.random.default_rng(5).standard_normal((5, 4, 3))
+            for workers in (1, 2):
+                batch.plan = batch.plan._replace(workers=workers, threads=1)
+                expected = context_forces(torch_force(module), states)
+                np.testing.assert_allclose(batch.forces(states), expected, rtol=0, atol=1e-8)
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+class Wrapper(torch.nn.Module):
+    """The outermost code says nothing about what is inside."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        return self.model(positions)
+
+
+def test_plan_belongs_to_the_whole_module():
+    states = POSITIONS + 0.03 * np.random.default_rng(5).standard_normal((16, 4, 3))
+    for model, batching in ((Bonds, "batch"), (SingleState, "vmap"), (DataDependent, "loop")):
+        force = TorchForce(torch.jit.script(Wrapper(model())))
+        batch = chosen_batch(force)
+        assert batch.plan.batching == batching
+        expected = context_forces(force, states)
+        np.testing.assert_allclose(batch.forces(states), expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("executor", ["scripted", "frozen", "interpreted"])
+def test_every_simulation_of_a_process_can_use_the_plan(simulate, state_of, monkeypatch, executor):
+    """Whichever executor wins for the first."""
+    monkeypatch.setattr(TorchForceBatch, "_measured", {})
+    monkeypatch.setattr(
+        TorchForceBatch, "_seconds", lambda self, plan, *_: float(plan.executor != executor)
+    )
+    states = []
+    for _ in range(2):
+        simulation = simulate(system_of(torch_force(Bonds)), lsd(), POSITIONS, VELOCITIES)
+        simulation.step(20)
+        states.append(state_of(simulation))
+    assert states[0].equals(states[1])
+
+
+def test_plan_is_not_settled_by_a_state_without_forces(monkeypatch):
+    monkeypatch.setattr(TorchForceBatch, "_measured", {})
+    for positions in (np.full((4, 3), np.nan), POSITIONS):
+        batch = TorchForceBatch(torch_force(Bonds), torch.device("cpu"), torch.float64)
+        batch.set_environment(BOX, {})
+        states = positions + 0.001 * np.random.default_rng(4).standard_normal((16, 4, 3))
+        plan = batch.choose(states)
+    assert plan.batching == "batch"
+
+
+def test_restraint_beside_the_torch_force(build_cold, state_of):
+    def positions(plain, weight):
+        system = system_of(torch_force(Bonds), restraint(weight))
+        simulation = build_cold(system, plain=plain)
+        simulation.step(30)
+        return state_of(simulation)
+
+    for weight in (1.0, 500.0):
+        assert_close(positions(False, weight), positions(True, weight))
+
+
+@pytest.mark.parametrize("groups", [{0}, {1}, {0, 1}, {31}])
+def test_force_groups(build_cold, state_of, groups):
+    states = []
+    for plain in (False, True):
+        simulation = build_cold(target_system(), plain=plain)
+        simulation.integrator.setIntegrationForceGroups(groups)
+        simulation.step(30)
+        states.append(state_of(simulation))
+    assert_close(*states)
+
+
+# A target that is given
+
+
+def test_given_target(simulate, state_of):
+    states, rows = [], []
+
+    def target(positions):
+        rows.append(len(positions))
+        return restraint_forces(positions)
+
+    for given in (None, target):
+        integrator = lsd(target=given, windowLength=8)
+        simulation = simulate(system_of(restraint()), integrator, POSITIONS, VELOCITIES)
+        simulation.step(40)
+        states.append(state_of(simulation))
+    assert_close(*states)
+    assert max(rows) == 8
+
+
+def test_given_target_takes_the_place_of_the_torch_force(simulate, build_cold, state_of):
+    module = scripted(Bonds)
+    calls = []
+
+    def target(positions):
+        calls.append(len(positions))
+        x = torch.tensor(positions, requires_grad=True)
+        return -torch.autograd.grad(module(x).sum(), x)[0].numpy()
+
+    states = []
+    for plain in (False, True):
+        keywords = {} if plain else {"target": target}
+        simulation = build_cold(system_of(torch_force(Bonds)), plain=plain, **keywords)
+        simulation.step(30)
+        states.append(state_of(simulation))
+    assert_close(*states)
+    assert len(calls) > 1
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: 1.05 * restraint_forces(x),
+        lambda x: -restraint_forces(x),
+        lambda x: restraint_forces(x) + np.outer([0, 0, 5.0, 0], [1, 0, 0]),
+        lambda x: np.repeat(restraint_forces(x[:1]), len(x), axis=0),
+    ],
+    ids=["scaled", "energy gradient", "one atom", "first row for all"],
+)
+def test_given_target_that_disagrees_with_the_system(simulate, state_of, wrong):
+    def stiff(positions):
+        return 1000.0 * wrong(positions)
+
+    integrator = lsd(target=stiff)
+    system = system_of(restraint(strength=3000.0))
+    simulation = simulate(system, integrator, POSITIONS, VELOCITIES)
+    before = state_of(simulation)
+    for _ in range(2):
+        with pytest.raises(TargetMismatchError, match=r"disagree about the force on atom \d"):
+            simulation.step(1)
+        assert state_of(simulation).equals(before)
+    assert integrator.statistics.steps == 0
