@@ -25,7 +25,9 @@ import ase.units
 import numpy as np
 import torch
 
-ASTRAY = 5e4  # kJ/mol/nm, a force component that no sound frame of the molecule has
+# A network has gone astray where a force component is larger than this (kJ/mol/nm), or the energy
+# outside what the data set holds by more than this (kJ/mol).
+LARGEST_FORCE, MARGIN = 5e4, 40.0
 KCAL_PER_MOL_PER_EV = ase.units.mol / ase.units.kcal
 
 
@@ -132,40 +134,45 @@ def label(task):
     return energies, forces
 
 
-def explore(args, data_file, file, replicas=64, steps=2000, stride=10, ordinary=1500):
+def explore(args, data_file, file, replicas=64, steps=3000, stride=5, ordinary=1500):
     """Langevin dynamics of the network from frames of the data set; label what it visits."""
     from openmm_lsd.schemes import Middle
 
     data = np.load(data_file)
-    rng = np.random.default_rng(args.seed + len(file.name) + os.getpid())
+    rng = np.random.default_rng([args.seed, int(file.stem.removeprefix("explored"))])
     numbers, masses = data["numbers"], ase.data.atomic_masses[data["numbers"]][:, None]
     module = torch.jit.freeze(torch.jit.load(args.output).eval())
     frames = data["positions"][: -args.held_out].reshape(-1, len(numbers), 3)
     positions = frames[rng.choice(len(frames), replicas)] / ase.units.nm
     velocities = np.zeros_like(positions)
     temperatures = np.linspace(300, 600, replicas)
-    scale = np.stack([Middle(t, 2.0, 0.001).noise_scale(1 / masses) for t in temperatures])
-    scheme = Middle(300.0, 2.0, 0.001)
-    records, largest = [], []
+    scale = np.stack([Middle(t, 5.0, 0.001).noise_scale(1 / masses) for t in temperatures])
+    scheme = Middle(300.0, 5.0, 0.001)
+    unit = ase.units.mol / ase.units.kJ
+    lowest, highest = data["energies"].min() * unit, data["energies"].max() * unit
+    records, lost_at = [], []
     for step in range(steps):
         states = torch.tensor(positions, requires_grad=True)
-        (gradient,) = torch.autograd.grad(module(states).sum(), states)
+        energies = module(states)
+        (gradient,) = torch.autograd.grad(energies.sum(), states)
+        energies = energies.detach().numpy()
         force = -np.nan_to_num(gradient.numpy())
         # What has gone astray is frozen: its last record is labelled below.
-        astray = np.abs(force).max(axis=(1, 2)) > ASTRAY
+        astray = np.abs(force).max(axis=(1, 2)) > LARGEST_FORCE
+        astray |= (energies < lowest - MARGIN) | (energies > highest + MARGIN)
         force[astray], velocities[astray] = 0.0, 0.0
         kick = scale * rng.standard_normal(positions.shape) * ~astray[:, None, None]
         if step % stride == 0:
             records.append(positions.copy())
-            largest.append(np.abs(force).max(axis=(1, 2)) + ASTRAY * astray)
+            lost_at.append(astray)
         positions, velocities = scheme.step(positions, velocities, force / masses, kick)
-    records, largest = np.array(records) * ase.units.nm, np.array(largest)
-    lost = np.flatnonzero((largest >= ASTRAY).any(axis=0))
+    records, lost_at = np.array(records) * ase.units.nm, np.array(lost_at)
+    lost = np.flatnonzero(lost_at.any(axis=0))
     print(f"explored {replicas} replicas of {steps} fs: {len(lost)} went astray", flush=True)
     near = [
-        records[max(0, first - 8) : first + 1, r]
+        records[max(0, first - 20) : first + 1, r]
         for r in lost
-        for first in [np.argmax(largest[:, r] >= ASTRAY)]
+        for first in [np.argmax(lost_at[:, r])]
     ]
     sound = records[:, np.setdiff1d(np.arange(replicas), lost)].reshape(-1, len(numbers), 3)
     chosen = [sound[rng.choice(len(sound), min(ordinary, len(sound)), replace=False)], *near]
@@ -284,10 +291,10 @@ def train(args, file, minutes, explored=()):
     model = build_model(symbols)
     learning_rate = args.learning_rate
     if explored:  # go on from the network that explored
-        model.load_state_dict(torch.jit.load(args.output).model.state_dict())
+        source = dict(torch.jit.load(args.output).model.named_parameters())
+        for name, parameter in model.named_parameters():
+            parameter.data.copy_(source[name].data)
         learning_rate /= 2
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
     species = torch.tensor(numbers, dtype=torch.long).unsqueeze(0)
     positions, forces, energies = training
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, weight_decay=1e-6)
