@@ -27,6 +27,10 @@ from .transport import transport
 
 Array = NDArray[np.float64]
 
+# A discrepancy may change from one step to the next by what gives an atom this many times its
+# thermal speed. In sound runs at 1 fs the largest seen is 0.4, at 2 fs 1.1.
+LARGEST_LEAP = 2.0
+
 CORRECTIONS = ("per-step", "constant", "none")
 
 
@@ -54,6 +58,27 @@ def checked_forces(forces: ArrayLike, shape: tuple[int, ...]) -> Array:
             f"the target returned forces of shape {array.shape} for positions of shape {shape}"
         )
     return array
+
+
+def without_leaps(discrepancies: Array, first: int, largest: Array) -> Array:
+    """Discrepancies (K, N, 3) of a window, cured of rows that no sound path has.
+
+    From row ``first`` on, where an atom's discrepancy differs by more than ``largest`` (N, 1) from
+    the row before, that row takes its place and that of all later ones. A wrong correction leads
+    the draft to wild sites, and what is measured there are the next round's corrections: without
+    this, one mishap would feed itself, and the run would go on with one step per round for good.
+
+    Row j of the result depends on rows up to j only, as the measurability rule demands.
+    """
+    changes = np.abs(np.diff(discrepancies[first - 1 :], axis=0))
+    if not (changes > largest).any():
+        return discrepancies
+    result = discrepancies.copy()
+    astray = np.zeros(result.shape[1], dtype=bool)
+    for row in range(first, len(result)):
+        astray |= (np.abs(result[row] - result[row - 1]) > largest).any(axis=1)
+        result[row, astray] = result[row - 1, astray]
+    return result
 
 
 @dataclasses.dataclass
@@ -167,6 +192,9 @@ class SpeculativeSampler:
         self._inverse_masses = reciprocal(self._masses)
         self._noise_scale = scheme.noise_scale(self._inverse_masses)
         self._inverse_noise_scale = reciprocal(self._noise_scale)
+        self._largest_leap = (
+            LARGEST_LEAP * self._masses * scheme.thermal_speed(self._inverse_masses)
+        ) / scheme.step_size
         self._rollout = getattr(draft, "rollout", None) or partial(rollout, draft)
         self._target = target
         self._cm_removal_frequency = cm_removal_frequency
@@ -364,11 +392,12 @@ class SpeculativeSampler:
         is a function of the noise of steps before j. So row j may serve as the correction of step
         j (its own, a round ago) and of every later step; never of an earlier one.
         """
-        kept = discrepancies[committed:]
         corrections = np.empty_like(self._corrections)
         if self.correction == "per-step":
+            smooth = without_leaps(discrepancies, committed, self._largest_leap)
+            kept = smooth[committed:]
             corrections[: len(kept)] = kept
-            corrections[len(kept) :] = discrepancies[-1]
+            corrections[len(kept) :] = smooth[-1]
         elif self.correction == "constant":
             corrections[:] = discrepancies[committed - 1]
         else:

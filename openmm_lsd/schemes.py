@@ -68,7 +68,11 @@ class Scheme:
     def noise_scale(self, inverse_masses: Array) -> Array:
         """Standard deviation sqrt(kT (1 - a^2) / m) of the kick in nm/ps, zero for zero mass."""
         variance = -math.expm1(-2.0 * self.friction * self.step_size)
-        return np.sqrt(MOLAR_GAS_CONSTANT * self.temperature * variance * inverse_masses)
+        return math.sqrt(variance) * self.thermal_speed(inverse_masses)
+
+    def thermal_speed(self, inverse_masses: Array) -> Array:
+        """Standard deviation sqrt(kT / m) of a velocity component in nm/ps, zero for zero mass."""
+        return np.sqrt(MOLAR_GAS_CONSTANT * self.temperature * inverse_masses)
 
     def site(self, positions: Array, velocities: Array) -> Array:
         """Positions at which the step evaluates its force."""

@@ -121,18 +121,6 @@ class ConstantOffset:
         return self.sampler.statistics
 
 
-def seconds_per_step(runner, state, steps):
-    """Median of three blocks, after one to warm up."""
-    runner.set_state(*state)
-    runner.advance(steps)
-    times = []
-    for _ in range(3):
-        begin = time.perf_counter()
-        runner.advance(steps)
-        times.append((time.perf_counter() - begin) / steps)
-    return float(np.median(times))
-
-
 def equilibrated(molecule, args, step_size, threads):
     """Positions and velocities after minimisation and some LSD steps, nm and nm/ps."""
     runner = Speculative(molecule.target, molecule.draft, args, step_size, 16, threads)
@@ -147,22 +135,28 @@ def equilibrated(molecule, args, step_size, threads):
     )
 
 
-def chosen(candidates, state, steps, label):
-    """The fastest of the candidates."""
-    best = None
+def fastest(candidates, state, steps, trials=5):
+    """The candidate with the shortest median time per step, measured in turns."""
+    times = {runner: [] for runner in candidates}
     for runner in candidates:
-        seconds = seconds_per_step(runner, state, steps)
-        print(f"  {label:5s} {runner.settings}: {1e3 * seconds:.2f} ms per step", flush=True)
-        if best is None or seconds < best[0]:
-            best = seconds, runner
-    return best[1]
+        runner.set_state(*state)
+        runner.advance(steps)
+    for _ in range(trials):
+        for runner in candidates:
+            begin = time.perf_counter()
+            runner.advance(steps)
+            times[runner].append((time.perf_counter() - begin) / steps)
+    medians = {runner: float(np.median(times[runner])) for runner in candidates}
+    for runner, seconds in medians.items():
+        print(f"  {runner.name:5s} {runner.settings}: {1e3 * seconds:.2f} ms per step", flush=True)
+    return min(medians, key=medians.__getitem__)
 
 
 def benchmark(molecule, args, step_size):
     cores = torch.get_num_threads()
     state = equilibrated(molecule, args, step_size, cores)
     print("choosing the fastest settings of each side:")
-    plain = chosen(
+    plain = fastest(
         [
             Plain(molecule.target, args, step_size, name, threads)
             for name in ("Reference", "CPU")
@@ -170,16 +164,14 @@ def benchmark(molecule, args, step_size):
         ],
         state,
         args.block // 2,
-        "plain",
     )
-    speculative = chosen(
+    speculative = fastest(
         [
             Speculative(molecule.target, molecule.draft, args, step_size, window, cores)
             for window in args.windows
         ],
         state,
         args.block,
-        "LSD",
     )
     window = speculative.integrator._window
     offset = ConstantOffset(

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from law import TEMPERATURE, TodaMolecule
 
+import openmm_lsd.sampler
 from openmm_lsd.noise import step_noise
 from openmm_lsd.rollout import remove_cm_motion
-from openmm_lsd.sampler import SpeculativeSampler, TargetError
+from openmm_lsd.sampler import SpeculativeSampler, TargetError, without_leaps
 from openmm_lsd.schemes import ABOBA, Middle
 
 SCHEMES = [Middle, ABOBA]
@@ -98,7 +99,8 @@ def test_statistics_count():
     assert min(counts.draft_seconds, counts.target_seconds, counts.overhead_seconds) > 0
 
 
-def test_flushed_evaluations_become_the_corrections_of_their_own_steps():
+def test_flushed_evaluations_become_the_corrections_of_their_own_steps(monkeypatch):
+    monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", np.inf)
     seen = {}
 
     class Recorder(SpeculativeSampler):
@@ -118,6 +120,55 @@ def test_flushed_evaluations_become_the_corrections_of_their_own_steps():
         assert np.array_equal(corrections[:kept], discrepancies[committed:])
         assert (corrections[kept:] == discrepancies[-1]).all()
     assert cut_short > 5
+
+
+def test_a_leap_is_replaced_by_the_row_before_it():
+    rows = np.zeros((6, 2, 3))
+    rows[:, 0, 0] = [0.0, 9.0, 9.5, 30.0, 9.7, 9.8]  # the atom's third row is committed
+    rows[:, 1, 2] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
+    expected = rows.copy()
+    expected[3:, 0, 0] = 9.5
+    limit = np.array([[2.0], [2.0]])
+    assert np.array_equal(without_leaps(rows, 3, limit), expected)
+    assert without_leaps(rows, 5, limit) is rows  # the leap is among committed steps: real
+
+
+def bond_forces(positions, stiffness, reach):
+    """A bond of 0.1 nm, harmonic, whose force dies off where it is stretched far."""
+    bond = positions[..., 1, :] - positions[..., 0, :]
+    length = np.linalg.norm(bond, axis=-1, keepdims=True)
+    stretch = length - 0.1
+    force = stiffness * stretch * np.exp(-((stretch / reach) ** 2)) * bond / length
+    return np.stack([force, -force], axis=-2)
+
+
+@pytest.mark.parametrize("kind", SCHEMES)
+@pytest.mark.parametrize("heals", [True, False])
+def test_one_mishap_does_not_feed_itself(kind, heals, monkeypatch):
+    """Wrong corrections lead to wild sites, where the next corrections are measured.
+
+    Without the limit on leaps the run never recovers, which shows that this test sees it.
+    """
+    if not heals:
+        monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", np.inf)
+    sampler = SpeculativeSampler(
+        kind(TEMPERATURE, 1.0, 0.001),
+        [1.0, 12.0],
+        lambda positions: bond_forces(positions, 3.0e5, np.inf),
+        lambda positions: bond_forces(positions, 3.6e5, 0.03),
+        16,
+        1,
+    )
+    rng = np.random.default_rng(4)
+    speeds = np.array([[1.6], [0.46]])
+    sampler.set_state([[0, 0, 0], [0.1, 0, 0]], speeds * rng.standard_normal((2, 3)))
+    sampler.advance(500)
+    assert sampler.statistics.steps_per_round > 4.0
+    sampler._corrections = sampler._corrections + 1e5 * rng.standard_normal((16, 2, 3))
+    sampler.advance(100)
+    sampler.statistics.rounds = sampler.statistics.steps = 0
+    sampler.advance(1000)
+    assert (sampler.statistics.steps_per_round > 4.0) == heals, sampler.statistics
 
 
 @pytest.mark.parametrize("correction", ["per-step", "constant", "none"])
