@@ -54,6 +54,8 @@ def main():
     print(f"{'':12s}{'threads':>10s}" + "".join(f"{f'B = {b}':>10s}" for b in args.batches))
     for name, way in ways.items():
         for workers, threads in ((1, 1), (1, cores), (cores, 1)):
+            if name == "compiled" and workers > 1:  # the compiler is not for several threads
+                continue
             row = []
             for batch in args.batches:
                 noise = 0.003 * np.random.default_rng(0).standard_normal((batch, *positions.shape))

@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
+
+from ..racing import race
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +28,6 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 ROUNDING = 2e-5  # of the root mean square force: what single precision may lose
-
-# A race of plans: TorchScript profiles its first runs and compiles after them.
-WARM_UP, TURNS, LONGEST_RACE = 2, 9, 10.0  # turns, turns, seconds
 
 INSTALL = 'pip install "torch>=2.9,<2.10" openmmtorch==1.5'
 
@@ -202,33 +200,12 @@ class TorchForceBatch:
                 if not self._is_right(plan, positions, reference, tolerance):
                     break
                 plans.append(plan)
-        return self._race(plans, positions) if plans else None
-
-    def _race(self, plans: list[Plan], positions: Array) -> Plan:
-        """The plan with the shortest median time, measured in turns.
-
-        In turns, because other programs take the machine's cores for a while and give them back.
-        The median, because threads that wait for a busy core are what makes a plan slow.
-        """
-        times: dict[Plan, list[float]] = {plan: [] for plan in plans}
-        start = perf_counter()
-        for turn in range(WARM_UP + TURNS):
-            for plan in plans:
-                begin = perf_counter()
-                self._run(plan, positions)
-                if turn >= WARM_UP:
-                    times[plan].append(perf_counter() - begin)
-            if turn < WARM_UP:
-                continue
-            medians = {plan: float(np.median(times[plan])) for plan in plans}
-            if perf_counter() - start > LONGEST_RACE:
-                break
-            if turn == WARM_UP + 2:  # most have lost already
-                plans = [plan for plan in plans if medians[plan] < 2 * min(medians.values())]
-        for plan in times:
-            milliseconds = 1e3 * float(np.median(times[plan]))
-            logger.info("TorchForce: %s: %.2f ms for %d", plan, milliseconds, len(positions))
-        return min(plans, key=medians.__getitem__)
+        if not plans:
+            return None
+        seconds = race(lambda plan: self._run(plan, positions), plans)
+        for plan, median in seconds.items():
+            logger.info("TorchForce: %s: %.2f ms for %d", plan, 1e3 * median, len(positions))
+        return min(seconds, key=seconds.__getitem__)
 
     def _is_right(self, plan: Plan, positions: Array, reference: Array, tolerance: float) -> bool:
         try:
