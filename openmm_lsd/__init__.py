@@ -18,14 +18,17 @@ if _built != _found:
         "--no-deps openmm-lsd"
     )
 
-from .binding import TargetMismatchError  # noqa: E402
 from .integrator import LSDIntegrator  # noqa: E402
 from .sampler import SpeculativeSampler, Statistics, TargetError  # noqa: E402
+from .targets import BatchedTarget, TargetMismatchError, batched, validate_target  # noqa: E402
 
 __all__ = [
+    "BatchedTarget",
     "LSDIntegrator",
     "SpeculativeSampler",
     "Statistics",
     "TargetError",
     "TargetMismatchError",
+    "batched",
+    "validate_target",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import secrets
-from collections.abc import Callable, Mapping
+from functools import partial
 from time import perf_counter
 from typing import NamedTuple
 
@@ -17,24 +17,17 @@ from ._native import ContextAccess
 from .checks import check_pair, check_system, cm_removal_frequency, masses_of
 from .contexts import ForceContext, fastest_context
 from .draft import Draft
-from .rollout import reciprocal
-from .sampler import SpeculativeSampler, Statistics, TargetError, checked_forces
+from .sampler import SpeculativeSampler, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
-from .targets import SystemTarget
-from .targets.system import perturbed
+from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
+from .targets.pythonforce import as_python_force
 from .targets.torchforce import as_torch_force
 
 Array = NDArray[np.float64]
-BatchForces = Callable[[Array], Array]
 
 logger = logging.getLogger(__name__)
 
-# The Context's forces and the batch may differ by what shifts a step by this many standard
-# deviations of its noise (per component), or by rounding in single precision.
-SHIFT_TOLERANCE = 0.01
-SINGLE_PRECISION_TOLERANCE = 1e-4  # of the root mean square force
 CHECKED_STATES = 3
-CHECKED_PERTURBATION = 0.001  # nm
 
 
 class Settings(NamedTuple):
@@ -47,10 +40,6 @@ class Settings(NamedTuple):
     force_groups: int
 
 
-class TargetMismatchError(ValueError):
-    """The batched target and the Context disagree about the forces."""
-
-
 class Binding:
     """Speculative dynamics in one Context.
 
@@ -61,8 +50,8 @@ class Binding:
     draft_system : openmm.System
     draft_platform : openmm.Platform or None
         None: the fastest for these forces.
-    target : callable or None
-        (B, N, 3) nm -> (B, N, 3) kJ/mol/nm; None: built from the Context's System.
+    target : BatchedTarget or None
+        None: built from the Context's System.
     scheme_name, window : as in LSDIntegrator
     statistics : Statistics
         Counted on.
@@ -73,7 +62,7 @@ class Binding:
         access: ContextAccess,
         draft_system: openmm.System,
         draft_platform: openmm.Platform | None,
-        target: BatchForces | None,
+        target: BatchedTarget | None,
         scheme_name: str,
         window: int,
         statistics: Statistics,
@@ -85,7 +74,8 @@ class Binding:
         self._masses = masses_of(self._system)
         self._immobile = self._masses[:, None] == 0
         self._given_target = target
-        self._target: BatchForces | None = target
+        self._target: BatchedTarget | None = target
+        self._validated: BatchedTarget | None = None
         self._scheme_name, self._window = scheme_name, window
         self._statistics = statistics
         self._fingerprint = _fingerprint(self._system)
@@ -98,6 +88,7 @@ class Binding:
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
+        self._draft_is_periodic = draft_system.usesPeriodicBoundaryConditions()
         positions = self._state()[0]
         if draft_platform is None:
             self._draft = Draft(fastest_context(draft_system, positions))
@@ -178,12 +169,13 @@ class Binding:
         return sampler
 
     def _new_sampler(self, settings: Settings, scheme: Scheme) -> SpeculativeSampler:
-        assert self._target is not None
+        target, box = self._target, self._box()
+        assert target is not None
         sampler = SpeculativeSampler(
             scheme,
             self._masses,
             self._draft,
-            self._target,
+            lambda positions: target.evaluate(positions, box)[1],
             self._window,
             settings.seed % 2**64 or self._fresh_seed,
             cm_removal_frequency=cm_removal_frequency(self._system),
@@ -202,24 +194,28 @@ class Binding:
                 )
         return positions, velocities, step_count
 
-    def _environment(self) -> tuple[Array, Mapping[str, float]]:
-        return self._access.get_box(), self._access.get_parameters()
+    def _box(self) -> Array | None:
+        """Periodic box vectors (3, 3) in nm; None if neither System is periodic."""
+        if self._system.usesPeriodicBoundaryConditions():
+            return self._access.get_box()
+        # A target System without forces does not know.
+        return self._draft.context.access.get_box() if self._draft_is_periodic else None
 
     def _environment_of_draft(self) -> None:
-        box, parameters = self._environment()
-        if not self._system.usesPeriodicBoundaryConditions():
-            box = self._draft.context.access.get_box()
-        self._draft.context.set_environment(box, parameters)
+        self._draft.context.set_environment(self._box(), self._access.get_parameters())
 
     def _checked_target(
-        self, target: BatchForces | None, settings: Settings, scheme: Scheme
-    ) -> BatchForces:
-        """The target, made from the System if there is none yet, with the Context's box and
-        parameters; its forces are compared with the Context's own at states around the present.
+        self, target: BatchedTarget | None, settings: Settings, scheme: Scheme
+    ) -> BatchedTarget:
+        """The target, made from the System if there is none yet, with the Context's parameters.
+
+        A target that is new here is validated at states around the present; later, when something
+        has changed, its forces are only compared with the Context's own.
 
         Raises TargetMismatchError, or TargetError if the forces cannot be had.
         """
         positions, velocities, time, step_count = self._access.get_state()
+        box, parameters = self._box(), self._access.get_parameters()
         try:
             if target is None:
                 target = SystemTarget(
@@ -229,17 +225,30 @@ class Binding:
                     platform=self._access.get_platform(),
                     properties=self._access.get_properties(),
                 )
-                target.set_environment(*self._environment())
-                target.choose(positions, self._window)
-            elif hasattr(target, "set_environment"):
-                target.set_environment(*self._environment())
+            target.set_parameters(parameters)
+            new = target is not self._validated
+            if new:
+                target.prepare(positions, self._window, box)
+            # Where these are not finite the sampler will name step and atom.
             if self._has_forces():
-                states = perturbed(positions, CHECKED_STATES, CHECKED_PERTURBATION)
-                groups = settings.force_groups - 2**32 * (settings.force_groups >= 2**31)
-                expected = self._access.forces(states, groups)
-                if np.isfinite(expected).all():  # else the sampler will name step and atom
-                    forces = checked_forces(target(states), states.shape)
-                    self._compare(forces, expected, self._tolerance(scheme, expected))
+                forces = self._context_forces(positions[None], settings)
+            else:
+                forces = target.evaluate(positions[None], box)[1]
+            if np.isfinite(forces).all():
+                validate_target(
+                    target,
+                    positions,
+                    self._masses,
+                    box=box,
+                    scheme=scheme,
+                    reference=partial(self._context_forces, settings=settings)
+                    if self._has_forces()
+                    else None,
+                    batch=CHECKED_STATES,
+                    directions=2 if new else 0,
+                    rows=new,
+                )
+                self._validated = target
         except TargetMismatchError:
             raise
         except Exception as error:
@@ -251,39 +260,26 @@ class Binding:
             self._access.set_state(positions, velocities, time, step_count)
         return target
 
+    def _context_forces(self, states: Array, settings: Settings) -> Array:
+        """The forces (B, N, 3) that the Context's integrator would see."""
+        groups = settings.force_groups - 2**32 * (settings.force_groups >= 2**31)
+        return self._access.forces(states, groups)
+
     def _has_forces(self) -> bool:
         forces = self._system.getForces()
         return any(not isinstance(force, openmm.CMMotionRemover) for force in forces)
 
-    def _compare(self, forces: Array, expected: Array, tolerance: Array) -> None:
-        excess = np.abs(forces - expected) - tolerance
-        if (excess <= 0).all():
-            return
-        worst = np.nanargmax(np.where(np.isnan(excess), np.inf, excess))
-        state, atom, _ = np.unravel_index(worst, excess.shape)
-        raise TargetMismatchError(
-            f"the batched target and the Context disagree about the force on atom {atom}: "
-            f"{forces[state, atom]} and {expected[state, atom]} kJ/mol/nm. The target must be the "
-            "System that the Context was made from; if it is, its batched evaluation is at fault: "
-            "does every row of a batch depend on that row alone?"
-        )
-
-    def _tolerance(self, scheme: Scheme, forces: Array) -> Array:
-        """Largest acceptable error of a force component, (N, 1) kJ/mol/nm."""
-        inverse_masses = reciprocal(self._masses[:, None])
-        zero = np.zeros_like(inverse_masses)
-        shift_per_force = scheme.kick_shift(zero, zero, inverse_masses, zero) * reciprocal(
-            scheme.noise_scale(inverse_masses)
-        )
-        rounding = SINGLE_PRECISION_TOLERANCE * np.sqrt(np.mean(forces**2)) + 1e-6
-        return np.maximum(SHIFT_TOLERANCE * reciprocal(shift_per_force), rounding)
-
 
 def _fingerprint(system: openmm.System) -> tuple[list[int], int]:
-    """Which forces a System has, and what is in them; a TorchForce cannot be changed in place."""
+    """Which forces a System has, and what is in them.
+
+    The code behind a TorchForce or a PythonForce cannot be exchanged, nor always serialised.
+    """
     forces = system.getForces()
     contents = (
-        openmm.XmlSerializer.serialize(force) for force in forces if as_torch_force(force) is None
+        openmm.XmlSerializer.serialize(force)
+        for force in forces
+        if as_torch_force(force) is None and as_python_force(force) is None
     )
     return [int(force.this) for force in forces], hash("".join(contents))
 

@@ -47,10 +47,14 @@ class ForceContext:
         """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm, one after another."""
         return self.access.forces(np.ascontiguousarray(positions), ALL_GROUPS)
 
-    def set_environment(self, box: Array, parameters: Mapping[str, float]) -> None:
+    def evaluate(self, positions: Array) -> tuple[Array, Array]:
+        """Energies (B,) in kJ/mol and forces (B, N, 3), one state after another."""
+        return self.access.evaluate(np.ascontiguousarray(positions), ALL_GROUPS)
+
+    def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """Take over the periodic box (3, 3) in nm and those parameters that this System has."""
-        if not np.array_equal(self.access.get_box(), box):
-            self.access.set_box(box)
+        if box is not None and not np.array_equal(self.access.get_box(), box):
+            self.access.set_box(np.ascontiguousarray(box))
         for name in self._parameters:
             if name in parameters and parameters[name] != self._parameters[name]:
                 self.access.set_parameter(name, parameters[name])

@@ -17,6 +17,7 @@ from .binding import Binding, Settings
 from .checks import check_system
 from .sampler import Statistics
 from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from .targets import BatchedTarget, as_target
 from .targets.torchforce import load_plugin
 
 NOISE_STEP = "noiseStep"  # a global variable, so that checkpoints carry it
@@ -49,10 +50,10 @@ class LSDIntegrator(openmm.CustomIntegrator):
         None or 0: a fresh seed for every Context.
     draftPlatform : openmm.Platform or str, optional
         Platform of the draft's forces; default: the fastest for them, found by timing.
-    target : callable, optional
-        Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm, equal to those of the Context's
-        System. Default: built from that System, all states of a batch through the module of a
-        TorchForce at once.
+    target : BatchedTarget, torch.nn.Module or callable, optional
+        What ``openmm_lsd.targets.as_target`` takes; a callable gives forces (B, N, 3) in kJ/mol/nm
+        at positions (B, N, 3) in nm. Its forces must be those of the Context's System, unless that
+        has none. Default: built from that System, each force in the form that batches best.
 
     Raises
     ------
@@ -72,7 +73,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         scheme: str = "middle",
         randomNumberSeed: int | None = None,  # noqa: N803
         draftPlatform: openmm.Platform | str | None = None,  # noqa: N803
-        target: Callable | None = None,
+        target: BatchedTarget | Callable | None = None,
     ) -> None:
         step_size = _positive(stepSize, unit.picosecond, "stepSize")
         super().__init__(step_size)
@@ -84,8 +85,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         check_system(draft, "draft")
         if scheme not in SCHEMES:
             raise ValueError(f"scheme is {scheme!r}; it must be one of {sorted(SCHEMES)}")
-        if target is not None and not callable(target):
-            raise TypeError(f"target is a {type(target).__name__}; it must be callable, or None")
+        target = None if target is None else as_target(target)
         if isinstance(draftPlatform, str):
             draftPlatform = openmm.Platform.getPlatform(draftPlatform)  # noqa: N806
         if draftPlatform is not None and not isinstance(draftPlatform, openmm.Platform):

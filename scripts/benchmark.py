@@ -97,12 +97,12 @@ class ConstantOffset:
         self.settings = f"K = {window}"
         scheme = SCHEMES[args.scheme](args.temperature, args.friction, step_size)
         target = SystemTarget(system, positions)
-        target.choose(positions, window)
+        target.prepare(positions, window)
         self.sampler = SpeculativeSampler(
             scheme,
             masses_of(system),
             Draft(fastest_context(draft, positions)),
-            target,
+            lambda states: target.evaluate(states)[1],
             window,
             args.seed,
             correction="constant",

@@ -47,8 +47,8 @@ def gfn2_target(topology):
 
 def mlip_target(molecule, positions, window):
     target = SystemTarget(molecule.target, positions)
-    target.choose(positions, window)
-    return target
+    target.prepare(positions, window)
+    return lambda states: target.evaluate(states)[1]
 
 
 def main():

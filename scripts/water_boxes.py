@@ -92,7 +92,7 @@ def measure(molecules, args):
                 SCHEMES[name](TEMPERATURE, FRICTION, STEP_SIZE),
                 masses_of(draft),
                 draft_forces,
-                target,
+                lambda states: target.evaluate(states)[1],
                 args.window,
                 1,
                 correction=correction,

@@ -108,11 +108,11 @@ def test_shipped_potential_is_a_gradient_and_batches(alanine):
     positions = np.array(alanine.positions.value_in_unit(unit.nanometer))
     states = positions + 0.003 * np.random.default_rng(1).standard_normal((4, *positions.shape))
     target = SystemTarget(alanine.target, positions)
-    single = np.concatenate([target(state[None]) for state in states])
-    target.choose(positions, 4)
+    single = np.concatenate([target.evaluate(state[None])[1] for state in states])
+    target.prepare(positions, 4)
     assert target.torch_parts[0].plan.batching == "batch"
     scale = np.sqrt(np.mean(single**2))
-    assert np.abs(target(states) - single).max() < 1e-4 * scale
+    assert np.abs(target.evaluate(states)[1] - single).max() < 1e-4 * scale
 
     energies = module(torch.tensor(states)).numpy()
     assert np.abs(energies - [module(torch.tensor(state)).item() for state in states]).max() < 0.02

@@ -24,7 +24,7 @@ from particles import (
 
 from openmm_lsd import TargetMismatchError
 from openmm_lsd.contexts import ForceContext
-from openmm_lsd.targets.torchforce import TorchForceBatch
+from openmm_lsd.targets.torchforce import TorchForceTarget
 
 
 class SingleState(Bonds):
@@ -121,19 +121,18 @@ KINDS = {
 
 def chosen_batch(force):
     """The TorchForce's batched forces, with the plan chosen for 16 states."""
-    batch = TorchForceBatch(force, torch.device("cpu"), torch.float64)
-    parameters = {
-        force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
-        for i in range(force.getNumGlobalParameters())
-    }
-    batch.set_environment(BOX, parameters)
-    rng = np.random.default_rng(4)
-    batch.choose(POSITIONS + 0.001 * rng.standard_normal((16, 4, 3)))
+    batch = TorchForceTarget(force)
+    batch.prepare(POSITIONS, 16, BOX)
     return batch
 
 
-def context_forces(force, states):
-    return ForceContext(system_of(force), REFERENCE).forces(states)
+def context_values(force, states):
+    return ForceContext(system_of(force), REFERENCE).evaluate(states)
+
+
+def assert_same(values, expected):
+    for part, expected_part in zip(values, expected, strict=True):
+        np.testing.assert_allclose(part, expected_part, rtol=0, atol=1e-8)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,9 +140,9 @@ def test_torch_force_in_one_batch(kind):
     module, options, batching = KINDS[kind]
     batch = chosen_batch(torch_force(module, **options))
     states = POSITIONS + 0.03 * np.random.default_rng(5).standard_normal((16, 4, 3))
-    expected = context_forces(torch_force(module, **options), states)
-    assert np.abs(expected).max() > 10.0
-    np.testing.assert_allclose(batch.forces(states), expected, rtol=0, atol=1e-8)
+    expected = context_values(torch_force(module, **options), states)
+    assert np.abs(expected[1]).max() > 10.0
+    assert_same(batch.evaluate(states, BOX), expected)
     assert batch.plan.batching == batching
 
 
@@ -182,8 +181,8 @@ def test_torch_force_shared_among_threads():
             states = POSITIONS + 0.03 * np.random.default_rng(5).standard_normal((5, 4, 3))
             for workers in (1, 2):
                 batch.plan = batch.plan._replace(workers=workers, threads=1)
-                expected = context_forces(torch_force(module), states)
-                np.testing.assert_allclose(batch.forces(states), expected, rtol=0, atol=1e-8)
+                expected = context_values(torch_force(module), states)
+                assert_same(batch.evaluate(states, BOX), expected)
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
@@ -206,14 +205,14 @@ def test_plan_belongs_to_the_whole_module():
         force = TorchForce(torch.jit.script(Wrapper(model())))
         batch = chosen_batch(force)
         assert batch.plan.batching == batching
-        expected = context_forces(force, states)
-        np.testing.assert_allclose(batch.forces(states), expected, rtol=0, atol=1e-8)
+        expected = context_values(force, states)
+        assert_same(batch.evaluate(states, BOX), expected)
 
 
 @pytest.mark.parametrize("executor", ["scripted", "frozen", "interpreted"])
 def test_every_simulation_of_a_process_can_use_the_plan(simulate, state_of, monkeypatch, executor):
     """Whichever executor wins for the first."""
-    monkeypatch.setattr(TorchForceBatch, "_measured", {})
+    monkeypatch.setattr(TorchForceTarget, "_measured", {})
     monkeypatch.setattr(
         "openmm_lsd.targets.torchforce.race",
         lambda run, plans: {plan: float(plan.executor != executor) for plan in plans},
@@ -227,13 +226,11 @@ def test_every_simulation_of_a_process_can_use_the_plan(simulate, state_of, monk
 
 
 def test_plan_is_not_settled_by_a_state_without_forces(monkeypatch):
-    monkeypatch.setattr(TorchForceBatch, "_measured", {})
+    monkeypatch.setattr(TorchForceTarget, "_measured", {})
     for positions in (np.full((4, 3), np.nan), POSITIONS):
-        batch = TorchForceBatch(torch_force(Bonds), torch.device("cpu"), torch.float64)
-        batch.set_environment(BOX, {})
-        states = positions + 0.001 * np.random.default_rng(4).standard_normal((16, 4, 3))
-        plan = batch.choose(states)
-    assert plan.batching == "batch"
+        batch = TorchForceTarget(torch_force(Bonds))
+        batch.prepare(positions, 16, BOX)
+    assert batch.plan.batching == "batch"
 
 
 def test_restraint_beside_the_torch_force(build_cold, state_of):
@@ -315,7 +312,7 @@ def test_given_target_that_disagrees_with_the_system(simulate, state_of, wrong):
     simulation = simulate(system, integrator, POSITIONS, VELOCITIES)
     before = state_of(simulation)
     for _ in range(2):
-        with pytest.raises(TargetMismatchError, match=r"disagree about the force on atom \d"):
+        with pytest.raises(TargetMismatchError, match=r"atom \d of state \d"):
             simulation.step(1)
         assert state_of(simulation).equals(before)
     assert integrator.statistics.steps == 0

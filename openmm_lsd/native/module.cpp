@@ -7,6 +7,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
@@ -14,6 +15,7 @@
 #include <cstdint>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <tuple>
@@ -210,6 +212,22 @@ public:
         return reinterpret_cast<uintptr_t>(&context().getSystem());
     }
 
+    std::tuple<NumpyArray, NumpyArray> evaluate(VectorBatch positions, int groups) {
+        const size_t batch = positions.shape(0), particles = positions.shape(1);
+        Buffer energies({batch}), forces({batch, particles, 3});
+        {
+            nb::gil_scoped_release release;
+            for (size_t b = 0; b < batch; b++) {
+                setPositions(positions.data() + b * particles * 3, particles);
+                OpenMM::State state = context().getState(
+                    OpenMM::State::Energy | OpenMM::State::Forces, false, groups);
+                energies.data[b] = state.getPotentialEnergy();
+                copyOut(state.getForces(), forces.data.get() + b * particles * 3);
+            }
+        }
+        return {energies.numpy(), forces.numpy()};
+    }
+
     NumpyArray forces(VectorBatch positions, int groups) {
         const size_t batch = positions.shape(0), particles = positions.shape(1);
         Buffer result({batch, particles, 3});
@@ -339,6 +357,32 @@ private:
     }
 };
 
+// The computation of a PythonForce at positions of its own particles, as its kernels ask for it.
+std::tuple<NumpyArray, NumpyArray> evaluatePythonForce(uintptr_t address, VectorBatch positions,
+                                                       std::optional<Vectors> box,
+                                                       const std::map<std::string, double>& parameters) {
+    const auto& force = *reinterpret_cast<OpenMM::PythonForce*>(address);
+    const size_t batch = positions.shape(0), particles = positions.shape(1);
+    Buffer energies({batch}), forces({batch, particles, 3});
+    std::vector<Vec3> vectors(particles);
+    for (size_t b = 0; b < batch; b++) {
+        std::memcpy(vectors.data(), positions.data() + b * particles * 3, particles * sizeof(Vec3));
+        OpenMM::State::StateBuilder builder(0.0, 0);
+        builder.setPositions(vectors);
+        builder.setParameters(parameters);
+        if (box) {
+            Vec3 v[3];
+            if (box->shape(0) != 3)
+                throw std::invalid_argument("the periodic box must have shape (3, 3)");
+            std::memcpy(v, box->data(), sizeof v);
+            builder.setPeriodicBoxVectors(v[0], v[1], v[2]);
+        }
+        force.getComputation().compute(builder.getState(), energies.data[b],
+                                       forces.data.get() + b * particles * 3, true);
+    }
+    return {energies.numpy(), forces.numpy()};
+}
+
 } // namespace
 
 NB_MODULE(_native, m) {
@@ -378,6 +422,9 @@ NB_MODULE(_native, m) {
         .def("get_properties", &ContextAccess::getProperties)
         .def("get_system_address", &ContextAccess::getSystemAddress,
              "Equals int(system.this) of the System that the Context was made from.")
+        .def("evaluate", &ContextAccess::evaluate, nb::arg("positions"), nb::arg("groups"),
+             "Energies (B,) and forces (B, N, 3) at positions (B, N, 3), one after another; the "
+             "Context is left at the last.")
         .def("forces", &ContextAccess::forces, nb::arg("positions"), nb::arg("groups"),
              "Forces (B, N, 3) at positions (B, N, 3), one after another; the Context is left at "
              "the last.")
@@ -385,4 +432,8 @@ NB_MODULE(_native, m) {
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
              "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
+    m.def("evaluate_python_force", &evaluatePythonForce, nb::arg("address"), nb::arg("positions"),
+          nb::arg("box").none(), nb::arg("parameters"),
+          "Energies (B,) and forces (B, n, 3) of the PythonForce at an address, int(force.this), at "
+          "positions (B, n, 3) of the particles it acts on, one after another.");
 }

@@ -1,5 +1,53 @@
-"""Forces of a slow potential at a batch of positions, (B, N, 3) nm -> (B, N, 3) kJ/mol/nm."""
+"""Energies and forces of a slow potential at a batch of states; all with one call, ``evaluate``."""
 
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from .base import BatchedTarget
+from .contextpool import ContextTarget
+from .function import FunctionTarget
+from .module import ModuleTarget
+from .pythonforce import PythonForceTarget, batched
 from .system import SystemTarget
+from .torchforce import TorchForceTarget
+from .validate import Check, TargetMismatchError, validate_target
 
-__all__ = ["SystemTarget"]
+__all__ = [
+    "BatchedTarget",
+    "Check",
+    "ContextTarget",
+    "FunctionTarget",
+    "ModuleTarget",
+    "PythonForceTarget",
+    "SystemTarget",
+    "TargetMismatchError",
+    "TorchForceTarget",
+    "as_target",
+    "batched",
+    "validate_target",
+]
+
+
+def as_target(target: Any) -> BatchedTarget:
+    """``target`` as a BatchedTarget.
+
+    A torch.nn.Module becomes a ModuleTarget, another callable a FunctionTarget.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    """
+    if isinstance(target, BatchedTarget):
+        return target
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(target, torch.nn.Module):
+        return ModuleTarget(target)
+    if callable(target):
+        return FunctionTarget(target)
+    raise TypeError(
+        f"target is a {type(target).__name__}; it must be a BatchedTarget, a torch.nn.Module, a "
+        "callable that gives forces, or None"
+    )

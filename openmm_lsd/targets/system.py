@@ -4,44 +4,33 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import openmm
-from numpy.typing import NDArray
 from openmm import unit
 
-from ..contexts import ForceContext, fastest_context
-from .torchforce import TorchForceBatch, as_torch_force
+from .base import Array, BatchedTarget, Evaluation
+from .contextpool import ContextTarget
+from .pythonforce import PythonForceTarget, as_python_force
+from .torchforce import TorchForceTarget, as_torch_force
 
 if TYPE_CHECKING:
     import torch
 
-Array = NDArray[np.float64]
 
+class SystemTarget(BatchedTarget):
+    """Energies and forces of a System at a batch of positions.
 
-BATCH_PERTURBATION = 0.01  # nm
-
-
-class Part(Protocol):
-    """Some of the forces of a System."""
-
-    def forces(self, positions: Array) -> Array: ...
-
-    def set_environment(self, box: Array, parameters: Mapping[str, float]) -> None: ...
-
-
-class SystemTarget:
-    """Forces of a System at a batch of positions.
-
-    Every TorchForce takes the whole batch through its module. What remains (restraints, classical
-    terms, any other force) goes through one Context, state after state, and is added.
+    Every TorchForce takes the whole batch through its module, every PythonForce through its
+    function if that takes one. What remains (restraints, classical terms, any other force) goes
+    through a pool of Contexts; the parts are added.
 
     Parameters
     ----------
     system : openmm.System
     positions : (N, 3) nm
-        For timing.
+        Where the forces can be computed, to find out what takes a batch.
     groups : int
         Bits of the force groups that count, as ``Integrator.getIntegrationForceGroups``.
     platform, properties : str, mapping of str to str
@@ -59,55 +48,54 @@ class SystemTarget:
         properties: Mapping[str, str] | None = None,
     ) -> None:
         properties = properties or {}
-        self.torch_parts: list[TorchForceBatch] = []
+        self._system = system  # owns the forces that the parts refer to
+        self._default_box = _default_box(system)
+        self.torch_parts: list[TorchForceTarget] = []
+        self.python_parts: list[PythonForceTarget] = []
         rest: list[openmm.Force] = []
         for force in system.getForces():
             if not groups >> force.getForceGroup() & 1 or isinstance(force, openmm.CMMotionRemover):
                 continue
-            torch_force = as_torch_force(force)
-            if torch_force is None:
-                rest.append(force)
-            else:
-                part = TorchForceBatch(torch_force, *_device_and_dtype(platform, properties))
-                part.set_environment(*_default_environment(system, torch_force))
+            torch_force, python_force = as_torch_force(force), as_python_force(force)
+            if torch_force is not None:
+                part = TorchForceTarget(torch_force, *_device_and_dtype(platform, properties))
                 self.torch_parts.append(part)
-        self.parts: list[Part] = list(self.torch_parts)
-        self.rest: ForceContext | None = None
+            elif python_force is not None:
+                box = self._default_box
+                self.python_parts.append(PythonForceTarget(python_force, positions, box))
+            else:
+                rest.append(force)
+        self.parts: list[BatchedTarget] = [*self.torch_parts, *self.python_parts]
+        self.rest: ContextTarget | None = None
         if rest:
-            remainder = _system_with(system, rest)
             platforms = {platform: properties, "Reference": {}}
-            self.rest = fastest_context(remainder, positions, platforms)
+            self.rest = ContextTarget(_system_with(system, rest), platforms=platforms)
             self.parts.append(self.rest)
 
-    def __call__(self, positions: Array) -> Array:
-        """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm."""
-        if not self.parts:
-            return np.zeros_like(positions)
-        forces = self.parts[0].forces(positions)
-        for part in self.parts[1:]:
-            forces = forces + part.forces(positions)
-        return forces
-
-    def set_environment(self, box: Array, parameters: Mapping[str, float]) -> None:
-        """Take over the periodic box (3, 3) in nm and the Context's parameters."""
+    def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """See BatchedTarget; without a box that of the System counts."""
+        box = self._default_box if box is None else box
+        energies, forces = np.zeros(len(positions)), np.zeros_like(positions)
         for part in self.parts:
-            part.set_environment(box, parameters)
+            part_energies, part_forces = part.evaluate(positions, box)
+            energies, forces = energies + part_energies, forces + part_forces
+        return energies, forces
 
-    def choose(self, positions: Array, batch: int) -> None:
-        """Find how to run a batch of states near ``positions`` (N, 3) fastest; see TorchForceBatch.
+    def set_parameters(self, parameters: Mapping[str, float]) -> None:
+        """See BatchedTarget."""
+        for part in self.parts:
+            part.set_parameters(parameters)
 
-        The states lie further apart than those of a window, so that a leak between rows shows.
-        """
-        states = perturbed(positions, batch, BATCH_PERTURBATION)
-        for part in self.torch_parts:
-            part.choose(states)
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """See BatchedTarget."""
+        box = self._default_box if box is None else box
+        for part in self.parts:
+            part.prepare(positions, batch, box)
 
-
-def perturbed(positions: Array, count: int, displacement: float) -> Array:
-    """``count`` states (count, N, 3) near ``positions``, the first equal to it; always the same."""
-    noise = np.random.default_rng(0).standard_normal((count, *positions.shape))
-    noise[0] = 0.0
-    return positions + displacement * noise
+    def close(self) -> None:
+        """See BatchedTarget."""
+        for part in self.parts:
+            part.close()
 
 
 def _system_with(system: openmm.System, forces: list[openmm.Force]) -> openmm.System:
@@ -125,13 +113,9 @@ def _system_with(system: openmm.System, forces: list[openmm.Force]) -> openmm.Sy
     return result
 
 
-def _default_environment(system: openmm.System, force: Any) -> tuple[Array, dict[str, float]]:
-    box = system.getDefaultPeriodicBoxVectors()
-    parameters = {
-        force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
-        for i in range(force.getNumGlobalParameters())
-    }
-    return np.array([vector.value_in_unit(unit.nanometer) for vector in box]), parameters
+def _default_box(system: openmm.System) -> Array:
+    vectors = system.getDefaultPeriodicBoxVectors()
+    return np.array([vector.value_in_unit(unit.nanometer) for vector in vectors])
 
 
 def _device_and_dtype(

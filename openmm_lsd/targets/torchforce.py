@@ -1,7 +1,7 @@
 """All states of a batch through the module of a TorchForce at once.
 
 How a module can be given a batch, and how the batch is best run on this machine, is found out
-once, by trying: ``Plan`` names the ways, ``TorchForceBatch.choose`` measures them.
+once, by trying: ``Plan`` names the ways, ``TorchForceTarget.prepare`` measures them.
 """
 
 from __future__ import annotations
@@ -16,18 +16,27 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import openmm
-from numpy.typing import NDArray
 
 from ..racing import race
+from .base import (
+    Array,
+    BatchedTarget,
+    Evaluation,
+    SubBatches,
+    perturbed,
+    torch_is_out_of_memory,
+)
 
 if TYPE_CHECKING:
     import torch
 
-Array = NDArray[np.float64]
+    Arguments = tuple[torch.Tensor, ...]
 
 logger = logging.getLogger(__name__)
 
 ROUNDING = 2e-5  # of the root mean square force: what single precision may lose
+ENERGY_ROUNDING = 0.01  # kJ/mol
+BATCH_PERTURBATION = 0.01  # nm
 
 INSTALL = 'pip install "torch>=2.9,<2.10" openmmtorch==1.5'
 
@@ -105,118 +114,133 @@ class Plan(NamedTuple):
         return f"{self.batching}, {self.executor}, {self.workers} workers x {self.threads} threads"
 
 
-class TorchForceBatch:
-    """Forces of one TorchForce at a batch of positions.
+class TorchForceTarget(BatchedTarget):
+    """One TorchForce, with whole batches through its module.
 
     Parameters
     ----------
     force : openmmtorch.TorchForce
-    device : torch.device
-    dtype : torch.dtype
-        Of the positions given to the module, as the Context's platform would give them.
+    device : torch.device or str
+    dtype : torch.dtype, optional
+        Of the positions given to the module, as the Context's platform would give them; default
+        double precision on the CPU, single elsewhere.
     """
 
     # Plans already measured in this process: the same model is run the same way, so that two
     # runs with the same seed agree to the last bit.
     _measured: dict[tuple, Plan] = {}  # noqa: RUF012
 
-    def __init__(self, force: Any, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, force: Any, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    ) -> None:
         import torch
 
         self._torch = torch
-        self._device, self._dtype = device, dtype
+        self._device = torch.device(device)
+        on_cpu = self._device.type == "cpu"
+        self._dtype = dtype or (torch.float64 if on_cpu else torch.float32)
         self._outputs_forces = bool(force.getOutputsForces())
         self._periodic = bool(force.usesPeriodicBoundaryConditions())
-        self._parameter_names = [
-            force.getGlobalParameterName(i) for i in range(force.getNumGlobalParameters())
-        ]
-        self._module = force.getModule().to(device)
+        self._parameters = {
+            force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
+            for i in range(force.getNumGlobalParameters())
+        }
+        self._module = force.getModule().to(self._device)
         self._executors: dict[str, Any] = {"scripted": self._module, "interpreted": self._module}
-        self._arguments: tuple[torch.Tensor, ...] = ()
         self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+        self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
         self.plan = Plan("loop", "scripted", 1, torch.get_num_threads())
 
-    def set_environment(self, box: Array, parameters: Mapping[str, float]) -> None:
-        """Take over the periodic box (3, 3) in nm and the values of the Context's parameters."""
-        torch = self._torch
-        arguments = []
-        if self._periodic:
-            arguments.append(torch.tensor(box, dtype=self._dtype, device=self._device))
-        for name in self._parameter_names:
-            value = float(parameters[name])
-            arguments.append(torch.tensor(value, dtype=torch.float64, device=self._device))
-        self._arguments = tuple(arguments)
+    def set_parameters(self, parameters: Mapping[str, float]) -> None:
+        """See BatchedTarget."""
+        for name in self._parameters:
+            self._parameters[name] = parameters.get(name, self._parameters[name])
 
-    def forces(self, positions: Array) -> Array:
-        """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm."""
-        return self._run(self.plan, positions)
+    def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """See BatchedTarget."""
+        return self._in_parts(positions, box)
 
-    def choose(self, positions: Array) -> Plan:
-        """Find the fastest plan whose forces agree with those of single states; keep it.
+    def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
+        return self._run(self.plan, positions, box)
 
-        Parameters
-        ----------
-        positions : (B, N, 3) nm
-            A batch of the size that is to be run fast, of states that differ.
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """Find the fastest plan whose results agree with those of single states; keep it.
+
+        The states tried lie further apart than those of a window, so that a leak between the rows
+        of a batch shows.
         """
         torch = self._torch
+        states = perturbed(positions, batch, BATCH_PERTURBATION)
         threads = torch.get_num_threads()
         try:
-            reference = self._run(self.plan, positions)
+            reference = self._run(self.plan, states, box)
         except Exception as error:  # whatever a module may raise
             logger.info("TorchForce: states near the present one fail (%s)", _last_line(error))
-            return self.plan
-        if not np.isfinite(reference).all():
+            return
+        if not all(np.isfinite(part).all() for part in reference):
             logger.info("TorchForce: forces are not finite near the present state")
-            return self.plan
-        tolerance = ROUNDING * float(np.sqrt(np.mean(reference**2)))
+            return
         self._add_frozen()
         graph = str(self._module.inlined_graph)
-        key = (graph, positions.shape, self._dtype, self._device, threads)
+        key = (graph, states.shape, self._dtype, self._device, threads)
         known = self._measured.get(key)
-        if known is not None and self._is_right(known, positions, reference, tolerance):
+        if known is not None and self._is_right(known, states, box, reference):
             self.plan = known
-            return known
+            return
         for batching in ("batch", "vmap", "loop"):
-            plan = self._fastest(batching, positions, reference, tolerance, threads)
+            plan = self._fastest(batching, states, box, reference, threads)
             if plan is not None:
                 self.plan = plan
                 break
         logger.info("TorchForce: chosen: %s", self.plan)
         self._measured[key] = self.plan
-        return self.plan
 
     def _fastest(
-        self, batching: str, positions: Array, reference: Array, tolerance: float, threads: int
+        self,
+        batching: str,
+        states: Array,
+        box: Array | None,
+        reference: Evaluation,
+        threads: int,
     ) -> Plan | None:
-        """The fastest plan with this batching whose forces are right, or None."""
+        """The fastest plan with this batching whose results are right, or None."""
         layouts = [(1, threads)]
         if self._device.type == "cpu" and threads > 1:
-            layouts += [(1, 1), (min(threads, len(positions)), 1)]
+            layouts += [(1, 1), (min(threads, len(states)), 1)]
         plans = []
         for executor in self._executors:
             for layout in layouts:
                 plan = Plan(batching, executor, *layout)
-                if not self._is_right(plan, positions, reference, tolerance):
+                if not self._is_right(plan, states, box, reference):
                     break
                 plans.append(plan)
         if not plans:
             return None
-        seconds = race(lambda plan: self._run(plan, positions), plans)
+        seconds = race(lambda plan: self._run(plan, states, box), plans)
         for plan, median in seconds.items():
-            logger.info("TorchForce: %s: %.2f ms for %d", plan, 1e3 * median, len(positions))
+            logger.info("TorchForce: %s: %.2f ms for %d", plan, 1e3 * median, len(states))
         return min(seconds, key=seconds.__getitem__)
 
-    def _is_right(self, plan: Plan, positions: Array, reference: Array, tolerance: float) -> bool:
+    def _is_right(
+        self, plan: Plan, states: Array, box: Array | None, reference: Evaluation
+    ) -> bool:
         try:
-            difference = np.abs(self._run(plan, positions) - reference)
+            energies, forces = self._run(plan, states, box)
         except Exception as error:  # whatever a module may raise when it meets a batch
             logger.info("TorchForce: %s: does not work (%s)", plan, _last_line(error))
             return False
-        if (difference <= tolerance).all():
-            return True
-        logger.info("TorchForce: %s: forces off by %.3g kJ/mol/nm", plan, difference.max())
-        return False
+        tolerance = ROUNDING * float(np.sqrt(np.mean(reference[1] ** 2)))
+        difference = np.abs(forces - reference[1]).max()
+        if not difference <= tolerance:
+            logger.info("TorchForce: %s: forces off by %.3g kJ/mol/nm", plan, difference)
+            return False
+        single = float(np.finfo(np.float32).eps)  # of a large total
+        tolerance = 4 * single * float(np.abs(reference[0]).max()) + ENERGY_ROUNDING
+        difference = np.abs(energies - reference[0]).max()
+        if not difference <= tolerance:
+            logger.info("TorchForce: %s: energies off by %.3g kJ/mol", plan, difference)
+            return False
+        return True
 
     def _add_frozen(self) -> None:
         if self._module.training:
@@ -226,43 +250,59 @@ class TorchForceBatch:
         except Exception as error:
             logger.info("TorchForce: cannot be frozen (%s)", _last_line(error))
 
-    def _run(self, plan: Plan, positions: Array) -> Array:
+    def _run(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
+        arguments = self._arguments(box)
         if plan.workers == 1:
             with self._threads(plan.threads):
-                return self._share(plan, positions)
+                return self._share(plan, positions, arguments)
         pool = self._pool(plan.workers, plan.threads)
         shares = np.array_split(positions, plan.workers)
-        return np.concatenate(list(pool.map(lambda share: self._share(plan, share), shares)))
+        parts = pool.map(lambda share: self._share(plan, share, arguments), shares)
+        energies, forces = zip(*parts, strict=True)
+        return np.concatenate(energies), np.concatenate(forces)
 
-    def _share(self, plan: Plan, positions: Array) -> Array:
+    def _arguments(self, box: Array | None) -> Arguments:
+        torch = self._torch
+        arguments = []
+        if self._periodic:
+            if box is None:
+                raise ValueError("the TorchForce is periodic, but there is no box")
+            arguments.append(torch.tensor(box, dtype=self._dtype, device=self._device))
+        for value in self._parameters.values():
+            arguments.append(torch.tensor(value, dtype=torch.float64, device=self._device))
+        return tuple(arguments)
+
+    def _share(self, plan: Plan, positions: Array, arguments: Arguments) -> Evaluation:
         torch = self._torch
         module = self._executors[plan.executor]
-        x = torch.tensor(positions, dtype=self._dtype, device=self._device)
+        x = torch.tensor(np.ascontiguousarray(positions), dtype=self._dtype, device=self._device)
         with torch.jit.optimized_execution(plan.executor != "interpreted"):
             if plan.batching == "loop":
-                forces = torch.stack([self._evaluate(module, row, ()) for row in x])
+                rows = [self._call(module, row, arguments, ()) for row in x]
+                energies, forces = (torch.stack(part) for part in zip(*rows, strict=True))
+            elif plan.batching == "batch":
+                energies, forces = self._call(module, x, arguments, (len(x),))
             else:
-                call = module if plan.batching == "batch" else self._vectorised(module)
-                forces = self._evaluate(call, x, (len(x),))
-        return forces.to(device="cpu", dtype=torch.float64).numpy()
+                vectorised = torch.vmap(module, in_dims=(0,) + (None,) * len(arguments))
+                energies, forces = self._call(vectorised, x, arguments, (len(x),))
+        return _numpy(energies), _numpy(forces)
 
-    def _vectorised(self, module: Callable) -> Callable:
-        return self._torch.vmap(module, in_dims=(0,) + (None,) * len(self._arguments))
-
-    def _evaluate(self, call: Callable, x: torch.Tensor, batch: tuple[int, ...]) -> torch.Tensor:
-        """Forces of the shape of ``x``; the call must give energies of the shape ``batch``."""
+    def _call(
+        self, module: Callable, x: torch.Tensor, arguments: Arguments, batch: tuple[int, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Energies, which must be of the shape ``batch``, and forces of the shape of ``x``."""
         if self._outputs_forces:
             with self._torch.no_grad():
-                energy, forces = call(x, *self._arguments)
+                energy, forces = module(x, *arguments)
         else:
-            energy = call(x.requires_grad_(), *self._arguments)
+            energy = module(x.requires_grad_(), *arguments)
             (gradient,) = self._torch.autograd.grad(energy.sum(), x)
             forces = -gradient
         if batch and energy.shape != batch:
             raise ValueError(f"energies of shape {tuple(energy.shape)} instead of {batch}")
         if forces.shape != x.shape:
             raise ValueError(f"forces of shape {tuple(forces.shape)} instead of {tuple(x.shape)}")
-        return forces
+        return energy.detach().reshape(batch), forces
 
     @contextmanager
     def _threads(self, threads: int) -> Iterator[None]:
@@ -293,6 +333,10 @@ class TorchForceBatch:
             self._torch.set_num_threads(before)
             self._pools[workers, threads] = pool
         return self._pools[workers, threads]
+
+
+def _numpy(tensor: torch.Tensor) -> Array:
+    return tensor.cpu().numpy().astype(np.float64)
 
 
 def _last_line(error: Exception) -> str:

@@ -1,0 +1,130 @@
+"""What every target is: energies and forces of a batch of states in one call."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+Evaluation = tuple[Array, Array]
+
+logger = logging.getLogger(__name__)
+
+
+class BatchedTarget(ABC):
+    """Energies and forces of B independent states of the same N particles.
+
+    Made for LSDIntegrator, which evaluates the sites of a window at once, and useful wherever many
+    conformations are to be evaluated: scoring, replica exchange, path ensembles.
+    """
+
+    gives_energies = True  # else they are NaN: dynamics needs forces only
+
+    @abstractmethod
+    def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """Energies (B,) in kJ/mol and forces (B, N, 3) in kJ/mol/nm.
+
+        Parameters
+        ----------
+        positions : (B, N, 3) nm
+            Must not be changed. Row i of the results depends on row i alone.
+        box : (3, 3) nm or None
+            Periodic box vectors as rows, OpenMM's reduced form; None: not periodic.
+
+        A state that cannot be evaluated may raise, or leave NaN in its row.
+        """
+
+    def set_parameters(self, parameters: Mapping[str, float]) -> None:  # noqa: B027
+        """Take over the values of the Context's global parameters, if any play a part."""
+
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:  # noqa: B027
+        """Find the fastest way to evaluate ``batch`` states near ``positions`` (N, 3) nm."""
+
+    def close(self) -> None:  # noqa: B027
+        """Give back what is held outside this process (workers, devices). May be called twice."""
+
+
+def checked(
+    energies: ArrayLike, forces: ArrayLike, positions: Array, name: str = "the target"
+) -> Evaluation:
+    """What an implementation returned, as float64 arrays of the right shapes.
+
+    Raises
+    ------
+    ValueError
+        If a shape is wrong.
+    """
+    energies = np.asarray(energies, dtype=np.float64)
+    forces = np.asarray(forces, dtype=np.float64)
+    if energies.shape != positions.shape[:1]:
+        raise ValueError(
+            f"{name} returned energies of shape {energies.shape} for positions of shape "
+            f"{positions.shape}; expected {positions.shape[:1]}"
+        )
+    if forces.shape != positions.shape:
+        raise ValueError(
+            f"{name} returned forces of shape {forces.shape} for positions of shape "
+            f"{positions.shape}"
+        )
+    return energies, forces
+
+
+def perturbed(positions: Array, count: int, displacement: float) -> Array:
+    """``count`` states (count, N, 3) near ``positions``, the first equal to it; always the same."""
+    noise = np.random.default_rng(0).standard_normal((count, *positions.shape))
+    noise[0] = 0.0
+    return positions + displacement * noise
+
+
+class SubBatches:
+    """A batch in parts that fit into the memory of a device.
+
+    Parameters
+    ----------
+    evaluate : callable, (positions, box) -> energies, forces
+    is_out_of_memory : callable, exception -> bool
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[Array, Array | None], Evaluation],
+        is_out_of_memory: Callable[[BaseException], bool],
+    ) -> None:
+        self._evaluate = evaluate
+        self._is_out_of_memory = is_out_of_memory
+        self.largest: int | None = None  # states that fit, once too many have been tried
+
+    def __call__(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """Energies and forces of all states; the part is halved until it fits."""
+        results: list[Evaluation] = []
+        done = 0
+        while done < len(positions):
+            part = positions[done : done + (self.largest or len(positions))]
+            try:
+                results.append(self._evaluate(part, box))
+            except Exception as error:
+                if not self._is_out_of_memory(error) or len(part) == 1:
+                    raise
+                self.largest = len(part) // 2
+                logger.warning(
+                    "%d states do not fit into the device's memory; going on with %d at a time",
+                    len(part),
+                    self.largest,
+                )
+                continue
+            done += len(part)
+        if len(results) == 1:
+            return results[0]
+        energies, forces = zip(*results, strict=True)
+        return np.concatenate(energies), np.concatenate(forces)
+
+
+def torch_is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch says that a device's memory is exhausted."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError)

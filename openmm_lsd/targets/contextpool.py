@@ -1,0 +1,172 @@
+"""Any System through a pool of Contexts, evaluated side by side."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import openmm
+
+from ..contexts import ForceContext
+from ..racing import race
+from .base import Array, BatchedTarget, Evaluation, perturbed
+
+logger = logging.getLogger(__name__)
+
+BATCH_PERTURBATION = 0.001  # nm; the forces of any System are finite that near
+
+
+class Layout(NamedTuple):
+    """Contexts on a platform, each with its share of the batch; ``threads`` for the CPU platform,
+    0 elsewhere."""
+
+    platform: str
+    contexts: int
+    threads: int
+
+    def __str__(self) -> str:
+        threads = f" of {self.threads} threads" if self.threads else ""
+        return f"{self.contexts} x {self.platform}{threads}"
+
+
+class ContextTarget(BatchedTarget):
+    """Energies and forces of a System, by Contexts that each take a share of the batch.
+
+    The Contexts run in threads; native code lets go of Python's lock. OpenMM's Reference platform
+    runs on one core, so that as many Contexts as there are cores are as many times faster; so is
+    AMOEBA without a GPU, which has no other platform.
+
+    Parameters
+    ----------
+    system : openmm.System
+        With any forces that OpenMM can compute; those that change the state (thermostats,
+        barostats) do nothing here.
+    platforms : mapping of names to properties, optional
+        To choose from; default all that OpenMM has loaded.
+    contexts : int, optional
+        How many; default one, or as many as there are cores, whichever turns out faster.
+
+    Raises
+    ------
+    openmm.OpenMMException
+        If the System works on none of the platforms.
+    ValueError
+        If ``contexts`` is not positive.
+    """
+
+    # Layouts already measured in this process, so that two runs with one seed agree.
+    _measured: dict[tuple, Layout] = {}  # noqa: RUF012
+
+    def __init__(
+        self,
+        system: openmm.System,
+        *,
+        platforms: Mapping[str, Mapping[str, str]] | None = None,
+        contexts: int | None = None,
+    ) -> None:
+        if contexts is not None and contexts < 1:
+            raise ValueError(f"contexts is {contexts}; it must be at least 1")
+        self._system = system
+        self._platforms = _loaded_platforms() if platforms is None else dict(platforms)
+        self._contexts = contexts
+        self._pools: dict[Layout, list[ForceContext]] = {}
+        self._executor: ThreadPoolExecutor | None = None
+        self._parameters: dict[str, float] = {}
+        self.layout = self._first_that_works()
+
+    def _first_that_works(self) -> Layout:
+        failures = {}
+        for layout in self._layouts(1):
+            try:
+                self._pool(layout)
+            except Exception as error:  # platforms raise what they like
+                failures[layout.platform] = error
+            else:
+                return layout
+        reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
+        raise openmm.OpenMMException(
+            f"no platform can compute the forces of the System ({reasons})"
+        )
+
+    def _layouts(self, batch: int) -> list[Layout]:
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = cores or 1
+        counts = {1, min(cores, batch)} if self._contexts is None else {self._contexts}
+        layouts = []
+        for platform in self._platforms:
+            for count in sorted(counts):
+                threads = max(1, cores // count) if platform == "CPU" else 0
+                layouts.append(Layout(platform, count, threads))
+        return layouts
+
+    def _pool(self, layout: Layout) -> list[ForceContext]:
+        if layout not in self._pools:
+            properties = dict(self._platforms[layout.platform])
+            if layout.threads:
+                properties.setdefault("Threads", str(layout.threads))
+            platform = openmm.Platform.getPlatform(layout.platform)
+            self._pools[layout] = [
+                ForceContext(self._system, platform, properties) for _ in range(layout.contexts)
+            ]
+        return self._pools[layout]
+
+    def set_parameters(self, parameters: Mapping[str, float]) -> None:
+        """See BatchedTarget."""
+        self._parameters = dict(parameters)
+
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """See BatchedTarget; the platform and the number of Contexts are chosen."""
+        states = perturbed(positions, batch, BATCH_PERTURBATION)
+        key = (hash(openmm.XmlSerializer.serialize(self._system)), batch, *self._platforms)
+        key += (self._contexts,)
+        if key not in self._measured:
+            layouts = []
+            for layout in self._layouts(batch):
+                try:
+                    self._run(layout, states, box)
+                except Exception as error:
+                    logger.info("Contexts: %s: does not work (%s)", layout, error)
+                else:
+                    layouts.append(layout)
+            if not layouts:
+                return  # these positions may be at fault; the first evaluation will say
+            seconds = race(lambda layout: self._run(layout, states, box), layouts, warm_up=1)
+            for layout, median in seconds.items():
+                logger.info("Contexts: %s: %.3g ms for %d", layout, 1e3 * median, batch)
+            self._measured[key] = min(seconds, key=seconds.__getitem__)
+        self.layout = self._measured[key]
+        self._pool(self.layout)
+        self._pools = {self.layout: self._pools[self.layout]}
+
+    def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """See BatchedTarget."""
+        return self._run(self.layout, positions, box)
+
+    def _run(self, layout: Layout, positions: Array, box: Array | None) -> Evaluation:
+        contexts = self._pool(layout)[: len(positions)]
+        for context in contexts:
+            context.set_environment(box, self._parameters)
+        shares = np.array_split(positions, len(contexts))
+        if len(contexts) == 1:
+            return contexts[0].evaluate(positions)
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(max(1, os.cpu_count() or 1), "openmm-lsd-context")
+        parts = self._executor.map(ForceContext.evaluate, contexts, shares)
+        energies, forces = zip(*parts, strict=True)
+        return np.concatenate(energies), np.concatenate(forces)
+
+    def close(self) -> None:
+        """See BatchedTarget."""
+        if self._executor is not None:
+            self._executor.shutdown()
+            self._executor = None
+        self._pools.clear()
+
+
+def _loaded_platforms() -> dict[str, Mapping[str, str]]:
+    count = openmm.Platform.getNumPlatforms()
+    return {openmm.Platform.getPlatform(i).getName(): {} for i in range(count)}

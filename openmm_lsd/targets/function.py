@@ -1,0 +1,31 @@
+"""A function of the user's own that gives forces only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..sampler import checked_forces
+from .base import Array, BatchedTarget, Evaluation
+
+
+class FunctionTarget(BatchedTarget):
+    """Forces from a function; dynamics needs no more.
+
+    Parameters
+    ----------
+    function : callable
+        Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm.
+    """
+
+    gives_energies = False
+
+    def __init__(self, function: Callable[[Array], ArrayLike]) -> None:
+        self._function = function
+
+    def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """See BatchedTarget; the energies are NaN."""
+        forces = checked_forces(self._function(positions), positions.shape)
+        return np.full(len(positions), np.nan), forces

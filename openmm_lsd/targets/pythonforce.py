@@ -1,0 +1,137 @@
+"""PythonForce: a user's Python function, for a batch where the function can take one."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import openmm
+from numpy.typing import ArrayLike
+from openmm import unit
+
+from .._native import evaluate_python_force
+from .base import Array, BatchedTarget, Evaluation, checked
+
+BatchFunction = Callable[[Array, "Array | None", Mapping[str, float]], tuple[ArrayLike, ArrayLike]]
+
+_called = threading.local()
+
+
+class Batched:
+    """A computation for openmm.PythonForce that takes any number of states; see ``batched``."""
+
+    def __init__(self, function: BatchFunction) -> None:
+        self.function = function
+        self.__module__, self.__doc__ = function.__module__, function.__doc__
+        self.__name__, self.__qualname__ = function.__name__, function.__qualname__
+
+    def __call__(self, state: openmm.State) -> tuple[float, Array]:
+        """Energy in kJ/mol and forces (n, 3) in kJ/mol/nm of one State, as PythonForce asks."""
+        _called.last = self
+        positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        energies, forces = self.evaluate(positions[None], _box_of(state), state.getParameters())
+        return float(energies[0]), forces[0]
+
+    def evaluate(
+        self, positions: Array, box: Array | None, parameters: Mapping[str, float]
+    ) -> Evaluation:
+        """Energies (B,) and forces (B, n, 3) in kJ/mol and kJ/mol/nm."""
+        energies, forces = self.function(positions, box, dict(parameters))
+        return checked(energies, forces, positions, f"the batched function {self.__name__}")
+
+    def __reduce__(self) -> str:
+        # By name, as functions are; the function itself hides behind this object's name.
+        return self.__qualname__
+
+
+def batched(function: BatchFunction) -> Batched:
+    """Decorator: one function for PythonForce and for batches.
+
+    ::
+
+        @batched
+        def compute(positions, box, parameters):
+            # (B, n, 3) nm, (3, 3) nm or None, {name: value}
+            energies = parameters["k"] * np.sum(positions**2, axis=(1, 2))
+            return energies, -2 * parameters["k"] * positions
+
+        force = openmm.PythonForce(compute, {"k": 2.5})
+
+    The function gives energies (B,) in kJ/mol and forces (B, n, 3) in kJ/mol/nm. OpenMM calls it
+    with B = 1; LSDIntegrator with the whole window.
+    """
+    return Batched(function)
+
+
+class PythonForceTarget(BatchedTarget):
+    """One PythonForce: in one call if its function is ``batched``, else state after state.
+
+    Parameters
+    ----------
+    force : openmm.PythonForce
+        Kept; the System it belongs to must live as long as this target.
+    positions : (N, 3) nm
+        Of all particles of the System; the function is called once there to find out.
+    box : (3, 3) nm, optional
+    """
+
+    def __init__(
+        self, force: openmm.PythonForce, positions: Array, box: Array | None = None
+    ) -> None:
+        self._force = force
+        self._periodic = force.usesPeriodicBoundaryConditions()
+        self._particles = np.array(force.getParticles(), dtype=int)
+        self._parameters = dict(force.getGlobalParameters())
+        self.batched = self._find_batched(positions, box)
+
+    def _find_batched(self, positions: Array, box: Array | None) -> Batched | None:
+        """The function behind the force, if it is one of ours: it says so when it is called."""
+        _called.last = None
+        try:
+            self._one_by_one(self._own(positions[None]), box)
+        except Exception:
+            if _called.last is None:
+                raise
+        return _called.last
+
+    def set_parameters(self, parameters: Mapping[str, float]) -> None:
+        """See BatchedTarget."""
+        for name in self._parameters:
+            self._parameters[name] = parameters.get(name, self._parameters[name])
+
+    def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """See BatchedTarget."""
+        own = self._own(positions)
+        if self.batched is None:
+            energies, forces = self._one_by_one(own, box)
+        else:
+            box = box if self._periodic else None
+            energies, forces = self.batched.evaluate(own, box, self._parameters)
+        if not len(self._particles):
+            return energies, forces
+        everywhere = np.zeros_like(positions)
+        everywhere[:, self._particles] = forces
+        return energies, everywhere
+
+    def _own(self, positions: Array) -> Array:
+        own = positions[:, self._particles] if len(self._particles) else positions
+        return np.ascontiguousarray(own)
+
+    def _one_by_one(self, positions: Array, box: Array | None) -> Evaluation:
+        box = np.ascontiguousarray(box) if self._periodic else None
+        return evaluate_python_force(int(self._force.this), positions, box, self._parameters)
+
+
+def as_python_force(force: openmm.Force) -> Any | None:
+    """``force`` as openmm.PythonForce, or None if it is something else."""
+    return force if isinstance(force, openmm.PythonForce) else None
+
+
+def _box_of(state: openmm.State) -> Array | None:
+    try:
+        vectors = state.getPeriodicBoxVectors(asNumpy=True)
+    except openmm.OpenMMException:  # a State without a box
+        return None
+    return None if vectors is None else vectors.value_in_unit(unit.nanometer)
