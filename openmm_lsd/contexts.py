@@ -61,6 +61,19 @@ class ForceContext:
                 self._parameters[name] = parameters[name]
 
 
+def is_empty(force: openmm.Force) -> bool:
+    """Whether a bonded force has no terms.
+
+    AMOEBA's force field makes several for any molecule; a Context takes seconds to compile each.
+    """
+    counts = [
+        getattr(force, f"getNum{terms}")()
+        for terms in ("Bonds", "Angles", "Torsions", "TorsionTorsions")
+        if hasattr(force, f"getNum{terms}")
+    ]
+    return counts == [0]
+
+
 def fastest_context(
     system: openmm.System,
     positions: Array,

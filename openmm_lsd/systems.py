@@ -1,13 +1,15 @@
-"""Systems from files: a classical draft and, for the same particles, a target with a TorchForce."""
+"""Systems from files: a classical draft and, for the same particles, a slow target."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import openmm
 from openmm import app, unit
 
+from .contexts import is_empty
 from .targets.torchforce import import_openmmtorch
 
 
@@ -22,26 +24,56 @@ class MolecularSystem:
 
 
 def load(directory: str | Path) -> MolecularSystem:
-    """The system in a directory that holds one prmtop, one inpcrd and one TorchScript file (.pt).
+    """The system in a directory.
+
+    It holds either one prmtop, one inpcrd and one TorchScript file (.pt), which is the target; or
+    one PDB file of a periodic box and ``forcefields.json``, which names OpenMM's force field files
+    for the draft and for the target, and their cutoff.
 
     Raises
     ------
     FileNotFoundError
-        If one of the three is missing.
+        If one of these is missing.
     """
-    files = {}
-    for suffix in ("prmtop", "inpcrd", "pt"):
-        found = sorted(Path(directory).glob(f"*.{suffix}"))
-        if len(found) != 1:
-            raise FileNotFoundError(
-                f"{directory} holds {len(found)} *.{suffix} files; it must hold one"
-            )
-        files[suffix] = str(found[0])
+    if (Path(directory) / "forcefields.json").exists():
+        return _from_force_fields(Path(directory))
+    files = {suffix: _only(directory, suffix) for suffix in ("prmtop", "inpcrd", "pt")}
     prmtop = app.AmberPrmtopFile(files["prmtop"])
     inpcrd = app.AmberInpcrdFile(files["inpcrd"])
     draft = prmtop.createSystem(nonbondedMethod=app.NoCutoff, constraints=None)
     target = with_torch_force(draft, files["pt"])
     return MolecularSystem(prmtop.topology, inpcrd.positions, draft, target)
+
+
+def _only(directory: str | Path, suffix: str) -> str:
+    found = sorted(Path(directory).glob(f"*.{suffix}"))
+    if len(found) != 1:
+        raise FileNotFoundError(
+            f"{directory} holds {len(found)} *.{suffix} files; it must hold one"
+        )
+    return str(found[0])
+
+
+def _from_force_fields(directory: Path) -> MolecularSystem:
+    settings = json.loads((directory / "forcefields.json").read_text())
+    pdb = app.PDBFile(_only(directory, "pdb"))
+    common = {
+        "nonbondedMethod": app.PME,
+        "nonbondedCutoff": settings["cutoff, nm"],
+        "constraints": None,
+        "rigidWater": False,
+    }
+    draft, target = (
+        app.ForceField(*settings[role]).createSystem(
+            pdb.topology, **common, **settings.get(f"{role} options", {})
+        )
+        for role in ("draft", "target")
+    )
+    for system in (draft, target):
+        for index in reversed(range(system.getNumForces())):
+            if is_empty(system.getForce(index)):
+                system.removeForce(index)
+    return MolecularSystem(pdb.topology, pdb.positions, draft, target)
 
 
 def with_torch_force(draft: openmm.System, module_file: str | Path) -> openmm.System:

@@ -1,6 +1,6 @@
 """Steps committed per batched target evaluation, for both schemes and all corrections.
 
-    python scripts/steps_per_round.py systems/alanine_dipeptide               # the shipped MLIP
+    python scripts/steps_per_round.py systems/alanine_dipeptide               # its own target
     python scripts/steps_per_round.py systems/alanine_dipeptide --gfn2        # GFN2-xTB (tblite)
 
 Needs no clock: the counts do not depend on the machine.
@@ -45,8 +45,8 @@ def gfn2_target(topology):
     return forces
 
 
-def mlip_target(molecule, positions, window):
-    target = SystemTarget(molecule.target, positions)
+def system_target(molecule, positions, window):
+    target = SystemTarget(molecule.target, positions, platform="CPU")
     target.prepare(positions, window)
     return lambda states: target.evaluate(states)[1]
 
@@ -55,8 +55,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("system", type=Path, help="directory with prmtop, inpcrd and .pt")
-    parser.add_argument("--gfn2", action="store_true", help="GFN2-xTB instead of the MLIP")
+    parser.add_argument("system", type=Path, help="directory, see systems.load")
+    parser.add_argument("--gfn2", action="store_true", help="GFN2-xTB instead of its target")
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--timestep", type=float, default=1.0, help="fs")
     parser.add_argument("--temperature", type=float, default=300.0, help="kelvin")
@@ -72,7 +72,7 @@ def main():
     target = (
         gfn2_target(molecule.topology)
         if args.gfn2
-        else mlip_target(molecule, positions, args.window)
+        else system_target(molecule, positions, args.window)
     )
     draft = Draft(fastest_context(molecule.draft, positions))
     rng = np.random.default_rng(args.seed)
@@ -92,7 +92,7 @@ def main():
         )
 
     print(
-        f"{args.system.name}, target {'GFN2-xTB' if args.gfn2 else 'MLIP'}, K = {args.window}, "
+        f"{args.system.name}, target {'GFN2-xTB' if args.gfn2 else 'its own'}, K = {args.window}, "
         f"{args.timestep} fs, {args.temperature} K, {args.friction}/ps"
     )
     for name, kind in SCHEMES.items():

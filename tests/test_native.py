@@ -8,7 +8,7 @@ import pytest
 from openmm import app, unit
 from openmm_lsd._native import ContextAccess
 
-from openmm_lsd.contexts import ForceContext, fastest_context
+from openmm_lsd.contexts import ForceContext, fastest_context, is_empty
 from openmm_lsd.draft import Draft
 from openmm_lsd.rollout import rollout
 from openmm_lsd.schemes import ABOBA, Middle
@@ -173,3 +173,13 @@ def test_no_platform_is_an_error_that_gives_the_reasons(alanine):
     system, positions = alanine
     with pytest.raises(openmm.OpenMMException, match="Nonesuch"):
         fastest_context(system, positions, {"Nonesuch": {}})
+
+
+def test_empty_forces_are_told_from_others():
+    bonds = openmm.HarmonicBondForce()
+    compound = openmm.CustomCompoundBondForce(3, "angle(p1,p2,p3)")
+    assert is_empty(bonds) and is_empty(compound) and is_empty(openmm.PeriodicTorsionForce())
+    bonds.addBond(0, 1, 0.1, 100.0)
+    compound.addBond([0, 1, 2], [])
+    others = [openmm.NonbondedForce(), openmm.CMMotionRemover(), openmm.CustomExternalForce("x")]
+    assert not any(is_empty(force) for force in [bonds, compound, *others])

@@ -9,10 +9,11 @@ import mdtraj
 import numpy as np
 import pytest
 import torch
-from openmm import unit
+from openmm import app, unit
 
-from openmm_lsd import systems
-from openmm_lsd.targets import SystemTarget
+from openmm_lsd import LSDIntegrator, systems
+from openmm_lsd.contexts import is_empty
+from openmm_lsd.targets import ContextTarget, SystemTarget
 
 ROOT = Path(__file__).resolve().parent.parent
 ALANINE = ROOT / "systems" / "alanine_dipeptide"
@@ -126,3 +127,40 @@ def test_shipped_potential_is_a_gradient_and_batches(alanine):
 def test_load_says_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"0 \*\.prmtop files"):
         systems.load(tmp_path)
+
+
+def test_amoeba_water_box():
+    box = systems.load(ROOT / "systems" / "amoeba_water")
+    assert box.topology.getNumResidues() == 64
+    assert box.draft.usesPeriodicBoundaryConditions() and box.target.getNumConstraints() == 0
+    positions = np.array(box.positions.value_in_unit(unit.nanometer))
+    energies, forces = ContextTarget(box.target, contexts=1).evaluate(positions[None])
+    assert -64 * 50 < energies[0] < 0 and np.sqrt(np.mean(forces**2)) < 3000
+
+
+def test_amoeba_through_contexts_side_by_side():
+    """Six of the waters, without a box."""
+    pdb = app.PDBFile(str(ROOT / "systems" / "amoeba_water" / "amoeba_water.pdb"))
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    modeller.delete(list(pdb.topology.residues())[6:])
+    modeller.topology.setPeriodicBoxVectors(None)
+    target, draft = (
+        app.ForceField(file).createSystem(modeller.topology, constraints=None, rigidWater=False)
+        for file in ("amoeba2018.xml", "tip3p.xml")
+    )
+    for index in reversed(range(target.getNumForces())):
+        if is_empty(target.getForce(index)):
+            target.removeForce(index)
+    positions = np.array(modeller.positions.value_in_unit(unit.nanometer))
+    states = positions + 0.003 * np.random.default_rng(1).standard_normal((3, *positions.shape))
+    platforms = {"Reference": {}}
+    one, two = (ContextTarget(target, platforms=platforms, contexts=n) for n in (1, 2))
+    for values, expected in zip(two.evaluate(states), one.evaluate(states), strict=True):
+        # Induced dipoles are iterated, from wherever the last state left them.
+        np.testing.assert_allclose(values, expected, rtol=0, atol=0.05)
+    integrator = LSDIntegrator(300, 1, 0.0005, draft, windowLength=8, randomNumberSeed=1)
+    simulation = app.Simulation(modeller.topology, target, integrator)
+    simulation.context.setPositions(modeller.positions)
+    simulation.context.setVelocitiesToTemperature(300, 1)
+    simulation.step(100)
+    assert integrator.statistics.steps_per_round > 2

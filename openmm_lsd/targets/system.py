@@ -10,6 +10,7 @@ import numpy as np
 import openmm
 from openmm import unit
 
+from ..contexts import is_empty
 from .base import Array, BatchedTarget, Evaluation
 from .contextpool import ContextTarget
 from .pythonforce import PythonForceTarget, as_python_force
@@ -54,7 +55,9 @@ class SystemTarget(BatchedTarget):
         self.python_parts: list[PythonForceTarget] = []
         rest: list[openmm.Force] = []
         for force in system.getForces():
-            if not groups >> force.getForceGroup() & 1 or isinstance(force, openmm.CMMotionRemover):
+            if not groups >> force.getForceGroup() & 1:
+                continue
+            if isinstance(force, openmm.CMMotionRemover) or is_empty(force):
                 continue
             torch_force, python_force = as_torch_force(force), as_python_force(force)
             if torch_force is not None:

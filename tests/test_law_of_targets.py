@@ -1,0 +1,109 @@
+"""The exact law, end to end through real targets: the test of test_law.py with its potential
+written for OpenMM and for torch. A target that mixes up the rows of a batch must be caught.
+"""
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from law import plain_ensemble, speculative_ensemble, worst, z_scores
+from test_law import (
+    REFERENCE_RUNS,
+    RUNS,
+    SCHEMES,
+    STEPS,
+    TARGET,
+    Z,
+    draft,
+    make_scheme,
+)
+
+from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.targets import ContextTarget, ModuleTarget
+
+
+def toda_system():
+    """law.TodaMolecule as a System."""
+    system = openmm.System()
+    for mass in TARGET.masses:
+        system.addParticle(mass)
+    spring = "k*L^2*(exp({0}/L)-{0}/L-1)"
+    own = openmm.CustomExternalForce("+".join(spring.format(axis) for axis in "xyz"))
+    bond = openmm.CustomCompoundBondForce(
+        2, "+".join(spring.format(f"({axis}2-{axis}1)") for axis in "xyz")
+    )
+    for force, stiffness in ((own, TARGET.stiffness), (bond, TARGET.coupling)):
+        name = "k" if force is own else "kb"
+        if force is bond:
+            force.setEnergyFunction(force.getEnergyFunction().replace("k*", "kb*"))
+        force.addGlobalParameter(name, stiffness)
+        force.addGlobalParameter("L", TARGET.length)
+        system.addForce(force)
+    for index in range(2):
+        own.addParticle(index, [])
+    bond.addBond([0, 1], [])
+    return system
+
+
+class Toda(torch.nn.Module):
+    def forward(self, positions):
+        def energy(displacement, stiffness):
+            reduced = displacement / TARGET.length
+            return stiffness * TARGET.length**2 * (torch.exp(reduced) - reduced - 1)
+
+        own = energy(positions, TARGET.stiffness).sum(dim=(1, 2))
+        return own + energy(positions[:, 1] - positions[:, 0], TARGET.coupling).sum(dim=1)
+
+
+class MixedUp(ModuleTarget):
+    """Gives the second half of a batch the forces of the first."""
+
+    def evaluate(self, positions, box=None):
+        energies, forces = super().evaluate(positions, box)
+        half = len(positions) // 2
+        forces[len(forces) - half :] = forces[:half]
+        return energies, forces
+
+
+TARGETS = {
+    "contexts": lambda: ContextTarget(toda_system(), platforms={"Reference": {}}, contexts=2),
+    "module": lambda: ModuleTarget(Toda()),
+}
+
+
+@pytest.fixture(scope="module")
+def reference():
+    starts = TARGET.starts(REFERENCE_RUNS, np.random.default_rng(11))
+    return {
+        kind: plain_ensemble(make_scheme(kind), TARGET.forces, TARGET.masses, starts, STEPS, 12)
+        for kind in SCHEMES
+    }
+
+
+def score(kind, target, reference):
+    starts = TARGET.starts(RUNS, np.random.default_rng(13))
+    states, rate = speculative_ensemble(
+        make_scheme(kind),
+        lambda positions: target.evaluate(positions)[1],
+        draft,
+        TARGET.masses,
+        starts,
+        STEPS,
+        13,
+    )
+    assert 0.15 < rate < 0.85
+    return worst(z_scores(states, reference[kind]))
+
+
+@pytest.mark.parametrize(("name", "kind"), [("contexts", Middle), ("module", ABOBA)])
+def test_law_through_a_target(name, kind, reference):
+    target = TARGETS[name]()
+    positions = TARGET.starts(4, np.random.default_rng(1))[0]
+    np.testing.assert_allclose(target.evaluate(positions)[1], TARGET.forces(positions), rtol=1e-9)
+    moment, z = score(kind, target, reference)
+    assert abs(z) < Z, f"{moment}: z = {z:.1f}"
+
+
+def test_mixed_up_rows_are_caught(reference):
+    moment, z = score(Middle, MixedUp(Toda()), reference)
+    assert abs(z) > Z, f"{moment}: z = {z:.1f}"
