@@ -5,25 +5,35 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+from .ase import ASETarget
 from .base import BatchedTarget
 from .contextpool import ContextTarget
 from .function import FunctionTarget
 from .module import ModuleTarget
+from .openmmml import ANITarget, MACETarget
 from .pythonforce import PythonForceTarget, batched
+from .ray import RayTarget, WorkerError
 from .system import SystemTarget
 from .torchforce import TorchForceTarget
+from .torchsim import TorchSimTarget
 from .validate import Check, TargetMismatchError, validate_target
 
 __all__ = [
+    "ANITarget",
+    "ASETarget",
     "BatchedTarget",
     "Check",
     "ContextTarget",
     "FunctionTarget",
+    "MACETarget",
     "ModuleTarget",
     "PythonForceTarget",
+    "RayTarget",
     "SystemTarget",
     "TargetMismatchError",
     "TorchForceTarget",
+    "TorchSimTarget",
+    "WorkerError",
     "as_target",
     "batched",
     "validate_target",

@@ -5,14 +5,24 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from openmm import unit
+
+if TYPE_CHECKING:
+    import torch
 
 Array = NDArray[np.float64]
 Evaluation = tuple[Array, Array]
 
 logger = logging.getLogger(__name__)
+
+ANGSTROM_PER_NM = (1 * unit.nanometer).value_in_unit(unit.angstrom)
+KJ_PER_MOL_PER_EV = (
+    1 * unit.elementary_charge * unit.volt * unit.AVOGADRO_CONSTANT_NA
+).value_in_unit(unit.kilojoule_per_mole)
 
 
 class BatchedTarget(ABC):
@@ -23,6 +33,7 @@ class BatchedTarget(ABC):
     """
 
     gives_energies = True  # else they are NaN: dynamics needs forces only
+    conservative = True  # else forces need not be minus the gradient of the energy
 
     @abstractmethod
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
@@ -128,3 +139,24 @@ def torch_is_out_of_memory(error: BaseException) -> bool:
     import torch
 
     return isinstance(error, torch.OutOfMemoryError)
+
+
+def finite_rows(
+    evaluate: Callable[[Array, Array | None], Evaluation], positions: Array, box: Array | None
+) -> Evaluation:
+    """What ``evaluate`` gives for the states whose positions are finite, and NaN for the others.
+
+    A search for neighbours finds none of an atom at NaN; energies and forces come out finite.
+    """
+    finite = np.isfinite(positions).all(axis=(1, 2))
+    if finite.all():
+        return evaluate(positions, box)
+    energies, forces = np.full(len(positions), np.nan), np.full(positions.shape, np.nan)
+    if finite.any():
+        energies[finite], forces[finite] = evaluate(positions[finite], box)
+    return energies, forces
+
+
+def as_float64(tensor: torch.Tensor) -> Array:
+    """The tensor's values, detached, on the CPU."""
+    return tensor.detach().cpu().numpy().astype(np.float64)

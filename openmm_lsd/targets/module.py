@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .base import Array, BatchedTarget, Evaluation, SubBatches, checked, torch_is_out_of_memory
+from .base import (
+    Array,
+    BatchedTarget,
+    Evaluation,
+    SubBatches,
+    as_float64,
+    checked,
+    torch_is_out_of_memory,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -69,12 +77,8 @@ class ModuleTarget(BatchedTarget):
             energies = result
             (gradient,) = self._torch.autograd.grad(energies.sum(), x)
             forces = -gradient
-        return checked(_numpy(energies), _numpy(forces), positions, "the module")
+        return checked(as_float64(energies), as_float64(forces), positions, "the module")
 
     def _tensor(self, array: Array | None) -> torch.Tensor:
         array = np.ascontiguousarray(array)  # torch has no negative strides
         return self._torch.tensor(array, dtype=self._dtype, device=self._device)
-
-
-def _numpy(tensor: torch.Tensor) -> Array:
-    return tensor.detach().cpu().numpy().astype(np.float64)

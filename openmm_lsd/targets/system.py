@@ -13,6 +13,7 @@ from openmm import unit
 from ..contexts import is_empty
 from .base import Array, BatchedTarget, Evaluation
 from .contextpool import ContextTarget
+from .openmmml import ModelTarget, as_openmmml_force
 from .pythonforce import PythonForceTarget, as_python_force
 from .torchforce import TorchForceTarget, as_torch_force
 
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
 class SystemTarget(BatchedTarget):
     """Energies and forces of a System at a batch of positions.
 
-    Every TorchForce takes the whole batch through its module, every PythonForce through its
-    function if that takes one. What remains (restraints, classical terms, any other force) goes
-    through a pool of Contexts; the parts are added.
+    Every TorchForce takes the whole batch through its module, MACE and ANI of OpenMM-ML through
+    their model, every other PythonForce through its function if that takes one. What remains
+    (restraints, classical terms, any other force) goes through a pool of Contexts; the parts are
+    added.
 
     Parameters
     ----------
@@ -53,6 +55,7 @@ class SystemTarget(BatchedTarget):
         self._default_box = _default_box(system)
         self.torch_parts: list[TorchForceTarget] = []
         self.python_parts: list[PythonForceTarget] = []
+        self.model_parts: list[ModelTarget] = []
         rest: list[openmm.Force] = []
         for force in system.getForces():
             if not groups >> force.getForceGroup() & 1:
@@ -60,15 +63,22 @@ class SystemTarget(BatchedTarget):
             if isinstance(force, openmm.CMMotionRemover) or is_empty(force):
                 continue
             torch_force, python_force = as_torch_force(force), as_python_force(force)
+            model = None if python_force is None else as_openmmml_force(python_force)
             if torch_force is not None:
                 part = TorchForceTarget(torch_force, *_device_and_dtype(platform, properties))
                 self.torch_parts.append(part)
+            elif model is not None:
+                self.model_parts.append(model)
             elif python_force is not None:
                 box = self._default_box
                 self.python_parts.append(PythonForceTarget(python_force, positions, box))
             else:
                 rest.append(force)
-        self.parts: list[BatchedTarget] = [*self.torch_parts, *self.python_parts]
+        self.parts: list[BatchedTarget] = [
+            *self.torch_parts,
+            *self.model_parts,
+            *self.python_parts,
+        ]
         self.rest: ContextTarget | None = None
         if rest:
             platforms = {platform: properties, "Reference": {}}

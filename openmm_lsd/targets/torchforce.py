@@ -23,6 +23,7 @@ from .base import (
     BatchedTarget,
     Evaluation,
     SubBatches,
+    as_float64,
     perturbed,
     torch_is_out_of_memory,
 )
@@ -285,7 +286,7 @@ class TorchForceTarget(BatchedTarget):
             else:
                 vectorised = torch.vmap(module, in_dims=(0,) + (None,) * len(arguments))
                 energies, forces = self._call(vectorised, x, arguments, (len(x),))
-        return _numpy(energies), _numpy(forces)
+        return as_float64(energies), as_float64(forces)
 
     def _call(
         self, module: Callable, x: torch.Tensor, arguments: Arguments, batch: tuple[int, ...]
@@ -333,10 +334,6 @@ class TorchForceTarget(BatchedTarget):
             self._torch.set_num_threads(before)
             self._pools[workers, threads] = pool
         return self._pools[workers, threads]
-
-
-def _numpy(tensor: torch.Tensor) -> Array:
-    return tensor.cpu().numpy().astype(np.float64)
 
 
 def _last_line(error: Exception) -> str:

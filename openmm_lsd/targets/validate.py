@@ -105,7 +105,7 @@ def validate_target(
             "the target must compute what the Context's System computes: the same atoms in the "
             "same order, nm and kJ/mol, and every force of that System",
         )
-    if target.gives_energies and directions:
+    if target.gives_energies and target.conservative and directions:
         examination.gradient(states[0], values[1][0], directions)
     return examination.checks
 
@@ -219,7 +219,8 @@ class _Examination:
                 float(allowed),
                 "kJ/mol along a step",
                 "forces must be minus the gradient of the energy: check units, signs, and terms "
-                "that only one of the two has",
+                "that only one of the two has; if a model predicts forces by themselves, and that "
+                "is meant, set conservative = False on the target and pass it as target=",
             )
 
     def _note(self, name: str, worst: float, allowed: float, unit: str, advice: str) -> None:
