@@ -13,6 +13,7 @@ import pytest
 import torch
 from openmm import app, unit
 
+from openmm_lsd import LSDIntegrator, TargetMismatchError
 from openmm_lsd.targets import openmmml as module
 from openmm_lsd.targets.openmmml import ANITarget, MACETarget, as_openmmml_force, find_pairs
 
@@ -577,3 +578,62 @@ def test_the_file_can_be_imported_without_the_packages():
         "assert f(openmm.HarmonicBondForce()) is None; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# Through LSDIntegrator
+
+
+def draft_of(system):
+    """Springs between neighbours in the chain, for the same particles."""
+    draft = openmm.System()
+    for index in range(system.getNumParticles()):
+        draft.addParticle(system.getParticleMass(index))
+    bonds = openmm.HarmonicBondForce()
+    for i, j in [(0, 1), (1, 2), (2, 3), (0, 4), (0, 5), (0, 6), (1, 7), (1, 8)]:
+        bonds.addBond(i, j, float(np.linalg.norm(ETHANOL[i] - ETHANOL[j])), 1e5)
+    draft.addForce(bonds)
+    return draft
+
+
+def run(system, integrator, steps):
+    simulation = app.Simulation(
+        topology(), system, integrator, openmm.Platform.getPlatform("Reference")
+    )
+    simulation.context.setPositions(ETHANOL)
+    simulation.context.setVelocities(np.zeros((9, 3)))
+    simulation.step(steps)
+    return simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+
+
+def test_lsd_runs_an_openmmml_system(mace_potential):
+    """Without noise, the trajectory of the plain integrator; MACE's part takes the batches."""
+    batches = []
+    evaluate = MACETarget.evaluate
+
+    def watched(self, positions, box=None):
+        batches.append(len(positions))
+        return evaluate(self, positions, box)
+
+    system = mace_potential.createSystem(topology())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(MACETarget, "evaluate", watched)
+        integrator = LSDIntegrator(1e-20, 1, 0.0005, draft_of(system), windowLength=6)
+        positions = run(system, integrator, 8)
+    assert 6 in batches and integrator.statistics.steps >= 8
+    plain = run(
+        mace_potential.createSystem(topology()),
+        openmm.LangevinMiddleIntegrator(0, 1, 0.0005),
+        8,
+    )
+    np.testing.assert_allclose(positions, plain, rtol=0, atol=1e-9)
+
+
+def test_lsd_refuses_forces_that_are_not_the_gradient(ani_potential):
+    """As OpenMM-ML 1.7 and 1.8 give them for ANI; nothing is lost."""
+    system = ani_potential.createSystem(topology())
+    if part_of(system)._scales.force > 9 * part_of(system)._scales.energy:
+        pytest.skip("this OpenMM-ML converts ANI's forces")
+    integrator = LSDIntegrator(300, 1, 0.0005, draft_of(system), randomNumberSeed=1)
+    with pytest.raises(TargetMismatchError, match="numerical gradient"):
+        run(system, integrator, 8)
+    assert integrator.statistics.steps == 0
