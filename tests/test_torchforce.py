@@ -24,7 +24,7 @@ from particles import (
 
 from openmm_lsd import TargetMismatchError
 from openmm_lsd.contexts import ForceContext
-from openmm_lsd.targets.torchforce import TorchForceTarget
+from openmm_lsd.targets.torchforce import Plan, TorchForceTarget
 
 
 class SingleState(Bonds):
@@ -186,6 +186,21 @@ def test_torch_force_shared_among_threads():
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+class NeverEmpty(Bonds):
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        if positions.size(0) == 0:
+            raise RuntimeError("an empty batch")
+        bonds = positions.index_select(-2, self.first) - positions.index_select(-2, self.second)
+        return bond_energies(bonds).sum(-1)
+
+
+def test_fewer_states_than_threads():
+    batch = TorchForceTarget(torch_force(NeverEmpty))
+    batch.plan = Plan("batch", "scripted", 2, 1)
+    states = POSITIONS[None] + 0.01
+    assert_same(batch.evaluate(states), context_values(torch_force(Bonds), states))
 
 
 class Wrapper(torch.nn.Module):

@@ -257,7 +257,8 @@ class TorchForceTarget(BatchedTarget):
             with self._threads(plan.threads):
                 return self._share(plan, positions, arguments)
         pool = self._pool(plan.workers, plan.threads)
-        shares = np.array_split(positions, plan.workers)
+        # Never an empty share: modules need not take one.
+        shares = np.array_split(positions, min(plan.workers, len(positions)))
         parts = pool.map(lambda share: self._share(plan, share, arguments), shares)
         energies, forces = zip(*parts, strict=True)
         return np.concatenate(energies), np.concatenate(forces)
