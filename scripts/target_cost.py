@@ -77,8 +77,6 @@ def python_force(takes_a_batch):
     positions = nm(molecule().positions)
     target = PythonForceTarget(system.getForce(0), positions)
     target.system = system  # owns the force
-    if not takes_a_batch:
-        target.batched = None
     return target, positions
 
 

@@ -360,3 +360,15 @@ def test_import_needs_no_torch():
     code = "import sys, openmm_lsd, openmm_lsd.targets; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert result.stdout.split() == ["False"], result.stderr
+
+
+def test_a_function_that_uses_a_batched_one_is_not_taken_for_it():
+    """Twice the bonds is not the bonds."""
+
+    def twice(state):
+        energy, forces = scaled_bonds(state)
+        return 2 * energy, 2 * forces
+
+    target = SystemTarget(system_of(python_force(twice)), POSITIONS)
+    assert target.python_parts[0].batched is None
+    assert_same(target.evaluate(STATES), tuple(2 * part for part in reference(STATES)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -29,7 +30,9 @@ class Batched:
 
     def __call__(self, state: openmm.State) -> tuple[float, Array]:
         """Energy in kJ/mol and forces (n, 3) in kJ/mol/nm of one State, as PythonForce asks."""
-        _called.last = self
+        # Called by the force itself, or by a function of the user's that does more?
+        if sys._getframe(1).f_code is PythonForceTarget._one_by_one.__code__:
+            _called.last = self
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
         energies, forces = self.evaluate(positions[None], _box_of(state), state.getParameters())
         return float(energies[0]), forces[0]
