@@ -74,6 +74,12 @@ def is_empty(force: openmm.Force) -> bool:
     return counts == [0]
 
 
+def loaded_platforms() -> dict[str, Mapping[str, str]]:
+    """The platforms that OpenMM has loaded, without properties."""
+    count = openmm.Platform.getNumPlatforms()
+    return {openmm.Platform.getPlatform(i).getName(): {} for i in range(count)}
+
+
 def fastest_context(
     system: openmm.System,
     positions: Array,
@@ -95,9 +101,7 @@ def fastest_context(
     # The same System runs on the same platform for the whole process: two runs with one seed agree.
     key = hash(openmm.XmlSerializer.serialize(system))
     known = _fastest.get(key)
-    if platforms is None:
-        count = openmm.Platform.getNumPlatforms()
-        platforms = {openmm.Platform.getPlatform(i).getName(): {} for i in range(count)}
+    platforms = loaded_platforms() if platforms is None else platforms
     if known is not None and known in platforms:
         return ForceContext(system, openmm.Platform.getPlatform(known), platforms[known])
     best: ForceContext | None = None

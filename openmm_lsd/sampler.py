@@ -47,15 +47,15 @@ class TargetError(RuntimeError):
         self.atom = atom
 
 
-def checked_forces(forces: ArrayLike, shape: tuple[int, ...]) -> Array:
+def checked_forces(forces: ArrayLike, shape: tuple[int, ...], name: str = "the target") -> Array:
     """What a target returned for positions of ``shape``, as an array of that shape."""
     try:
         array = np.asarray(forces, dtype=np.float64)
     except (TypeError, ValueError):
-        raise ValueError(f"the target returned a {type(forces).__name__}, not an array") from None
+        raise ValueError(f"{name} returned a {type(forces).__name__}, not an array") from None
     if array.shape != shape:
         raise ValueError(
-            f"the target returned forces of shape {array.shape} for positions of shape {shape}"
+            f"{name} returned forces of shape {array.shape} for positions of shape {shape}"
         )
     return array
 

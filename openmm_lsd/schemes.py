@@ -15,6 +15,7 @@ draft step driven by ``kick`` reached.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -29,7 +30,7 @@ MOLAR_GAS_CONSTANT = BOLTZMANN * AVOGADRO / 1000.0  # kJ/mol/K
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Scheme(ABC):
     """What the schemes share.
 
     Parameters
@@ -74,16 +75,17 @@ class Scheme:
         """Standard deviation sqrt(kT / m) of a velocity component in nm/ps, zero for zero mass."""
         return np.sqrt(MOLAR_GAS_CONSTANT * self.temperature * inverse_masses)
 
+    @abstractmethod
     def site(self, positions: Array, velocities: Array) -> Array:
         """Positions at which the step evaluates its force."""
-        raise NotImplementedError
 
+    @abstractmethod
     def step(
         self, positions: Array, velocities: Array, acceleration: Array, kick: Array
     ) -> tuple[Array, Array]:
         """Positions and velocities after one step."""
-        raise NotImplementedError
 
+    @abstractmethod
     def kick_shift(
         self,
         target_velocities: Array,
@@ -96,7 +98,6 @@ class Scheme:
         Both steps start from the same positions. The velocities may differ: after an accepted
         step of the Middle scheme draft and target stand at the same place with different ones.
         """
-        raise NotImplementedError
 
 
 class Middle(Scheme):

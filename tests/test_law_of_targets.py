@@ -6,17 +6,8 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from law import plain_ensemble, speculative_ensemble, worst, z_scores
-from test_law import (
-    REFERENCE_RUNS,
-    RUNS,
-    SCHEMES,
-    STEPS,
-    TARGET,
-    Z,
-    draft,
-    make_scheme,
-)
+from law import worst, z_scores
+from test_law import TARGET, Z, ensemble, plain
 
 from openmm_lsd.schemes import ABOBA, Middle
 from openmm_lsd.targets import ContextTarget, ModuleTarget
@@ -73,24 +64,11 @@ TARGETS = {
 
 @pytest.fixture(scope="module")
 def reference():
-    starts = TARGET.starts(REFERENCE_RUNS, np.random.default_rng(11))
-    return {
-        kind: plain_ensemble(make_scheme(kind), TARGET.forces, TARGET.masses, starts, STEPS, 12)
-        for kind in SCHEMES
-    }
+    return plain(TARGET)
 
 
 def score(kind, target, reference):
-    starts = TARGET.starts(RUNS, np.random.default_rng(13))
-    states, rate = speculative_ensemble(
-        make_scheme(kind),
-        lambda positions: target.evaluate(positions)[1],
-        draft,
-        TARGET.masses,
-        starts,
-        STEPS,
-        13,
-    )
+    states, rate = ensemble(kind, target=lambda positions: target.evaluate(positions)[1])
     assert 0.15 < rate < 0.85
     return worst(z_scores(states, reference[kind]))
 

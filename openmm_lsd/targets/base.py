@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 
+from ..sampler import checked_forces
+
 if TYPE_CHECKING:
     import torch
 
@@ -70,18 +72,12 @@ def checked(
         If a shape is wrong.
     """
     energies = np.asarray(energies, dtype=np.float64)
-    forces = np.asarray(forces, dtype=np.float64)
     if energies.shape != positions.shape[:1]:
         raise ValueError(
             f"{name} returned energies of shape {energies.shape} for positions of shape "
             f"{positions.shape}; expected {positions.shape[:1]}"
         )
-    if forces.shape != positions.shape:
-        raise ValueError(
-            f"{name} returned forces of shape {forces.shape} for positions of shape "
-            f"{positions.shape}"
-        )
-    return energies, forces
+    return energies, checked_forces(forces, positions.shape, name)
 
 
 def perturbed(positions: Array, count: int, displacement: float) -> Array:

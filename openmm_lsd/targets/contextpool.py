@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import openmm
 
-from ..contexts import ForceContext
+from ..contexts import ForceContext, loaded_platforms
 from ..racing import race
 from .base import Array, BatchedTarget, Evaluation, perturbed
 
@@ -71,7 +71,7 @@ class ContextTarget(BatchedTarget):
         if contexts is not None and contexts < 1:
             raise ValueError(f"contexts is {contexts}; it must be at least 1")
         self._system = system
-        self._platforms = _loaded_platforms() if platforms is None else dict(platforms)
+        self._platforms = loaded_platforms() if platforms is None else dict(platforms)
         self._contexts = contexts
         self._pools: dict[Layout, list[ForceContext]] = {}
         self._executor: ThreadPoolExecutor | None = None
@@ -165,8 +165,3 @@ class ContextTarget(BatchedTarget):
             self._executor.shutdown()
             self._executor = None
         self._pools.clear()
-
-
-def _loaded_platforms() -> dict[str, Mapping[str, str]]:
-    count = openmm.Platform.getNumPlatforms()
-    return {openmm.Platform.getPlatform(i).getName(): {} for i in range(count)}
