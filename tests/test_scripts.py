@@ -79,6 +79,7 @@ def test_benchmark_prints_the_three_rows(tmp_path):
     rows = json.loads(outfile.read_text())["results"][0]["rows"]
     assert [row["run"] for row in rows] == ["plain", "LSD", "constant offset"]
     assert all(row["run"] in output for row in rows)
+    assert "plain dynamics here: each batch gives" in output
     assert rows[1]["steps per round"] > rows[2]["steps per round"] >= 1
 
 

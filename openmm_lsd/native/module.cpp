@@ -386,6 +386,9 @@ std::tuple<NumpyArray, NumpyArray> evaluatePythonForce(uintptr_t address, Vector
 } // namespace
 
 NB_MODULE(_native, m) {
+    // After an exception in a PythonForce OpenMM keeps its traceback, and with it objects of ours, to
+    // the end of the process; nanobind would call that a fault of this module.
+    nb::set_leak_warnings(false);
     m.attr("openmm_version") = OPENMM_VERSION;
     nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
         try {
