@@ -3,6 +3,7 @@
 The target computes a force field's forces (alanine dipeptide, bonds and angles 20 % stiffer than
 in the draft) and sleeps --milliseconds per state, as a worker waits for its GPU. Everything else is
 real: W Ray actors, the rounds of LSD, their coordination. Plain dynamics takes the same per step.
+Before that: what a call of two workers costs when their target takes no time at all.
 
     pip install "openmm-lsd[ray]" matplotlib
     python scripts/ray_scaling.py --outfile docs/benchmarks/ray_scaling.json \
@@ -62,6 +63,24 @@ class Sleeping(BatchedTarget):
         left = self._seconds * len(positions) - (time.perf_counter() - begin)
         time.sleep(max(0.0, left))
         return values
+
+
+class Instant(BatchedTarget):
+    """Takes no time."""
+
+    def evaluate(self, positions, box=None):
+        return np.zeros(len(positions)), np.zeros_like(positions)
+
+
+def coordination(target, window, calls=1000):
+    """Milliseconds of a batch of ``window`` states: median and 90th percentile."""
+    states = np.tile(systems()[0], (window, 1, 1))
+    seconds = []
+    for _ in range(calls + 100):
+        begin = time.perf_counter()
+        target.evaluate(states)
+        seconds.append(time.perf_counter() - begin)
+    return 1e3 * np.percentile(seconds[100:], [50, 90])
 
 
 def run(target, window, steps, seed=1):
@@ -133,7 +152,15 @@ def main():
 
     ray.init(num_cpus=max(args.workers), include_dashboard=False, log_to_driver=False)
     factory = functools.partial(Sleeping, 1e-3 * args.milliseconds)
-    document = {"milliseconds per state": args.milliseconds, "rows": []}
+    with RayTarget(Instant, 2) as target:
+        median, slow = coordination(target, 16)
+    print(f"two workers, K = 16, a target that takes no time: {median:.2f} ms per round ", end="")
+    print(f"(median of 1000; 90th percentile {slow:.2f})")
+    document = {
+        "milliseconds per state": args.milliseconds,
+        "coordination of two workers, ms": median,
+        "rows": [],
+    }
     print("   K  workers  ms/round  batch alone  coordination  steps/round  speed-up")
     for workers in args.workers:
         with RayTarget(factory, workers) as target:

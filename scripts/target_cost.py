@@ -1,7 +1,8 @@
 """What a batch costs, for every form of target: milliseconds for B states.
 
-Forms whose packages are missing are left out. The ANI network has random weights where it is not
-the shipped one; they cost the same.
+Forms whose packages are missing are left out. Networks have random weights where they are not
+the shipped one; they cost the same. The ANI of OpenMM-ML has ANI-2x's size (one of its eight
+members), its MACE that of a small model (16 channels, l <= 1, two layers).
 
     pip install ".[test,train]"
     python scripts/target_cost.py
@@ -20,8 +21,10 @@ from openmm import unit
 
 from openmm_lsd import batched, systems
 from openmm_lsd.targets import (
+    ANITarget,
     ASETarget,
     ContextTarget,
+    MACETarget,
     ModuleTarget,
     PythonForceTarget,
     RayTarget,
@@ -80,6 +83,43 @@ def python_force(takes_a_batch):
     return target, positions
 
 
+def mace():
+    from mace import modules  # first: it lets e3nn load its file with torch 2.9
+
+    from e3nn import o3  # isort: skip
+
+    block = modules.interaction_classes["RealAgnosticResidualInteractionBlock"]
+    model = modules.ScaleShiftMACE(
+        r_max=5.0,
+        num_bessel=8,
+        num_polynomial_cutoff=5,
+        max_ell=2,
+        interaction_cls=block,
+        interaction_cls_first=block,
+        num_interactions=2,
+        num_elements=4,
+        hidden_irreps=o3.Irreps("16x0e+16x1o"),
+        MLP_irreps=o3.Irreps("16x0e"),
+        gate=torch.nn.functional.silu,
+        atomic_energies=np.zeros(4),
+        avg_num_neighbors=10.0,
+        atomic_numbers=[1, 6, 7, 8],
+        correlation=3,
+        radial_type="bessel",
+        atomic_inter_scale=1.0,
+        atomic_inter_shift=0.0,
+    )
+    return MACETarget(model, numbers()), nm(molecule().positions)
+
+
+def ani_2x():
+    from torchani.arch import simple_ani
+
+    symbols = ("H", "C", "N", "O", "S", "F", "Cl")
+    model = simple_ani(symbols, lot="wb97x-631gd", periodic_table_index=True)
+    return ANITarget(model, numbers()), nm(molecule().positions)
+
+
 def contexts():
     water = systems.load(ROOT / "systems/amoeba_water")
     return ContextTarget(water.target, platforms={"Reference": {}}), nm(water.positions)
@@ -114,6 +154,8 @@ FORMS = {
     "torch.nn.Module: ANI, 22 atoms": (nn_module, ["torchani"]),
     "PythonForce, one state: ANI, 22 atoms": (lambda: python_force(False), ["torchani"]),
     "PythonForce, batched: ANI, 22 atoms": (lambda: python_force(True), ["torchani"]),
+    "OpenMM-ML: ANI-2x, 22 atoms": (ani_2x, ["openmmml", "torchani"]),
+    "OpenMM-ML: MACE, 22 atoms": (mace, ["openmmml", "mace"]),
     "Contexts: AMOEBA, 192 atoms": (contexts, []),
     "ASE: GFN2-xTB, 22 atoms": (ase, ["ase", "tblite"]),
     "Ray, 2 workers: GFN2-xTB, 22 atoms": (ray, ["ray", "ase", "tblite"]),

@@ -523,6 +523,41 @@ def test_ray_that_was_started_for_us_is_gone(end):
         process.communicate()
 
 
+NODES = """
+import sys, time, numpy as np, ray
+from ray.cluster_utils import Cluster
+from openmm_lsd.targets import BatchedTarget, RayTarget
+
+class Target(BatchedTarget):
+    def evaluate(self, positions, box=None):
+        node = int(ray.get_runtime_context().get_node_id()[:6], 16)
+        return np.full(len(positions), float(node)), -positions
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+try:
+    other = cluster.add_node(num_cpus=1)
+    with RayTarget(Target, 2, address=cluster.address) as target:  # a CPU each: one on each node
+        energies, forces = target.evaluate(np.ones((4, 2, 3)))
+        assert len(set(energies)) == 2 and (forces == -1).all()
+        cluster.add_node(num_cpus=1)
+        cluster.remove_node(other, allow_graceful=False)
+        end = time.monotonic() + 60
+        while not target.replaced and time.monotonic() < end:  # it may answer before it dies
+            energies, forces = target.evaluate(np.ones((4, 2, 3)))
+        assert len(set(energies)) == 2 and (forces == -1).all() and target.replaced == 1
+    assert not ray.is_initialized()
+finally:
+    cluster.shutdown()
+print("done")
+"""
+
+
+def test_workers_on_several_nodes():
+    """Nodes of one machine, as in Ray's own tests; one is lost, and another takes over."""
+    run = subprocess.run([sys.executable, "-c", NODES], capture_output=True, text=True, timeout=300)
+    assert run.stdout.endswith("done\n"), run.stderr
+
+
 # A real target
 
 

@@ -331,3 +331,24 @@ def test_given_target_that_disagrees_with_the_system(simulate, state_of, wrong):
             simulation.step(1)
         assert state_of(simulation).equals(before)
     assert integrator.statistics.steps == 0
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", [Bonds, SingleState])
+def test_cuda_graphs_of_the_batch(kind):
+    force = TorchForce(scripted(kind), {"useCUDAGraphs": "true", "CUDAGraphWarmupSteps": "5"})
+    target = TorchForceTarget(force, "cuda", torch.float64)
+    states = POSITIONS + 0.01 * np.random.default_rng(1).standard_normal((6, *POSITIONS.shape))
+    expected = target.evaluate(states)
+    for batching in ("batch", "vmap", "loop") if kind is Bonds else ("vmap", "loop"):
+        target.plan = Plan(batching, "graphed", 1, torch.get_num_threads())
+        for order in (slice(None), slice(None, None, -1)):
+            for part, whole in zip(target.evaluate(states[order]), expected, strict=True):
+                np.testing.assert_allclose(part, whole[order], rtol=1e-9, atol=1e-9)
+
+
+def test_cuda_graphs_are_for_cuda_devices():
+    force = TorchForce(scripted(Bonds), {"useCUDAGraphs": "true"})
+    target = TorchForceTarget(force)
+    target.prepare(POSITIONS, 4)
+    assert target.plan.executor != "graphed"

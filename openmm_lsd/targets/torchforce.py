@@ -6,6 +6,7 @@ once, by trying: ``Plan`` names the ways, ``TorchForceTarget.prepare`` measures 
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -27,6 +28,7 @@ from .base import (
     perturbed,
     torch_is_out_of_memory,
 )
+from .cudagraph import CUDAGraphed
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +103,8 @@ class Plan(NamedTuple):
     batching : 'batch' calls the module with a leading batch dimension, 'vmap' vectorises it with
         torch.vmap, 'loop' calls it once per state.
     executor : 'scripted' is the module as it is, 'frozen' its frozen copy, 'interpreted' runs
-        TorchScript without its optimiser, whose fused kernels can lose on a CPU.
+        TorchScript without its optimiser, whose fused kernels can lose on a CPU; 'graphed' replays
+        a CUDA graph of the module, if the TorchForce's property useCUDAGraphs asks for that.
     workers : threads of ours, each with an equal share of the batch.
     threads : threads of torch inside each of them.
     """
@@ -148,6 +151,11 @@ class TorchForceTarget(BatchedTarget):
         }
         self._module = force.getModule().to(self._device)
         self._executors: dict[str, Any] = {"scripted": self._module, "interpreted": self._module}
+        properties = dict(force.getProperties())
+        if not on_cpu and properties.get("useCUDAGraphs") == "true":
+            self._executors["graphed"] = self._module
+        self._warmup = int(properties.get("CUDAGraphWarmupSteps", 10))
+        self._graphed: dict[str, CUDAGraphed] = {}
         self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
         self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
         self.plan = Plan("loop", "scripted", 1, torch.get_num_threads())
@@ -276,18 +284,30 @@ class TorchForceTarget(BatchedTarget):
 
     def _share(self, plan: Plan, positions: Array, arguments: Arguments) -> Evaluation:
         torch = self._torch
-        module = self._executors[plan.executor]
         x = torch.tensor(np.ascontiguousarray(positions), dtype=self._dtype, device=self._device)
         with torch.jit.optimized_execution(plan.executor != "interpreted"):
-            if plan.batching == "loop":
-                rows = [self._call(module, row, arguments, ()) for row in x]
-                energies, forces = (torch.stack(part) for part in zip(*rows, strict=True))
-            elif plan.batching == "batch":
-                energies, forces = self._call(module, x, arguments, (len(x),))
+            if plan.executor != "graphed":
+                energies, forces = self._on_tensors(plan, x, *arguments)
             else:
-                vectorised = torch.vmap(module, in_dims=(0,) + (None,) * len(arguments))
-                energies, forces = self._call(vectorised, x, arguments, (len(x),))
+                if plan.batching not in self._graphed:
+                    compute = functools.partial(self._on_tensors, plan)
+                    self._graphed[plan.batching] = CUDAGraphed(compute, self._warmup)
+                energies, forces = self._graphed[plan.batching](x, *arguments)
         return as_float64(energies), as_float64(forces)
+
+    def _on_tensors(
+        self, plan: Plan, x: torch.Tensor, *arguments: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        torch = self._torch
+        module = self._executors[plan.executor]
+        if plan.batching == "batch":
+            return self._call(module, x, arguments, (len(x),))
+        if plan.batching == "vmap":
+            vectorised = torch.vmap(module, in_dims=(0,) + (None,) * len(arguments))
+            return self._call(vectorised, x, arguments, (len(x),))
+        rows = [self._call(module, row, arguments, ()) for row in x]
+        energies, forces = zip(*rows, strict=True)
+        return torch.stack(energies), torch.stack(forces)
 
     def _call(
         self, module: Callable, x: torch.Tensor, arguments: Arguments, batch: tuple[int, ...]
