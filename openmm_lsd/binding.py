@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from ._native import ContextAccess
 from .checks import check_pair, check_system, cm_removal_frequency, masses_of
-from .contexts import ForceContext, fastest_context
-from .draft import Draft
+from .draft import DraftChoice
 from .sampler import SpeculativeSampler, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
 from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
@@ -47,9 +46,7 @@ class Binding:
     ----------
     access : ContextAccess
         Of the Context that owns the integrator.
-    draft_system : openmm.System
-    draft_platform : openmm.Platform or None
-        None: the fastest for these forces.
+    draft : DraftChoice
     target : BatchedTarget or None
         None: built from the Context's System.
     scheme_name, window : as in LSDIntegrator
@@ -60,8 +57,7 @@ class Binding:
     def __init__(
         self,
         access: ContextAccess,
-        draft_system: openmm.System,
-        draft_platform: openmm.Platform | None,
+        draft: DraftChoice,
         target: BatchedTarget | None,
         scheme_name: str,
         window: int,
@@ -70,7 +66,8 @@ class Binding:
         self._access = access
         self._system = _python_system(access)
         check_system(self._system, "target")
-        check_pair(self._system, draft_system)
+        if draft.system is not None:
+            check_pair(self._system, draft.system)
         self._masses = masses_of(self._system)
         self._immobile = self._masses[:, None] == 0
         self._given_target = target
@@ -88,12 +85,8 @@ class Binding:
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
-        self._draft_is_periodic = draft_system.usesPeriodicBoundaryConditions()
-        positions = self._state()[0]
-        if draft_platform is None:
-            self._draft = Draft(fastest_context(draft_system, positions))
-        else:
-            self._draft = Draft(ForceContext(draft_system, draft_platform))
+        self._draft_is_periodic = draft.is_periodic()
+        self._draft = draft.make(self._state()[0], self._masses, self._box())
         self._environment_of_draft()
 
     def is_current(self) -> bool:
@@ -131,8 +124,7 @@ class Binding:
             self._statistics.overhead_seconds += perf_counter() - begin - counted
 
     def _seconds_counted(self) -> float:
-        counted = self._statistics
-        return counted.draft_seconds + counted.target_seconds + counted.overhead_seconds
+        return self._statistics.counted_seconds + self._statistics.overhead_seconds
 
     def _prepared(self, settings: Settings) -> SpeculativeSampler:
         """The sampler, standing where the Context stands; made anew if something has changed."""
@@ -196,13 +188,13 @@ class Binding:
 
     def _box(self) -> Array | None:
         """Periodic box vectors (3, 3) in nm; None if neither System is periodic."""
-        if self._system.usesPeriodicBoundaryConditions():
+        # A target System without forces does not know whether it is periodic.
+        if self._system.usesPeriodicBoundaryConditions() or self._draft_is_periodic:
             return self._access.get_box()
-        # A target System without forces does not know.
-        return self._draft.context.access.get_box() if self._draft_is_periodic else None
+        return None
 
     def _environment_of_draft(self) -> None:
-        self._draft.context.set_environment(self._box(), self._access.get_parameters())
+        self._draft.set_environment(self._box(), self._access.get_parameters())
 
     def _checked_target(
         self, target: BatchedTarget | None, settings: Settings, scheme: Scheme

@@ -1,15 +1,28 @@
-"""The draft: forces of a classical System and, in one C++ call, the rollout of a window."""
+"""The draft: forces of a classical System, of a valence force field that learns, or of both."""
 
 from __future__ import annotations
 
-import numpy as np
-from numpy.typing import NDArray
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
-from .contexts import ForceContext
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app
+
+from ._native import Valence
+from .autodraft import auto_draft
+from .contexts import ForceContext, fastest_context
+from .learning import Learner
+from .molgraph import elements_of_masses, graph_of_positions, graph_of_topology
 from .rollout import Window
 from .schemes import Scheme
+from .valence import ValenceTerms
 
 Array = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
 
 
 class Draft:
@@ -33,15 +46,171 @@ class Draft:
         cm_removals: NDArray[np.bool_],
     ) -> Window:
         """``rollout.rollout`` with this draft, in native code."""
-        drafted, *arrays = self.context.access.rollout(
-            scheme.name,
-            scheme.step_size,
-            scheme.decay,
-            masses,
-            positions,
-            velocities,
-            corrections,
-            kicks,
-            cm_removals,
+        arrays = (masses, positions, velocities, corrections, kicks, cm_removals)
+        return _window(
+            self.context.access.rollout(scheme.name, scheme.step_size, scheme.decay, *arrays)
         )
-        return Window(*(array[:drafted] for array in arrays))
+
+    def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
+        """Take over the periodic box (3, 3) in nm and the Context's global parameters."""
+        self.context.set_environment(box, parameters)
+
+
+class LearningDraft:
+    """A valence force field that learns, by itself or on top of the forces of a System.
+
+    Parameters
+    ----------
+    terms : ValenceTerms
+    guesses : (P,)
+        Parameters to start from.
+    masses : (N,) amu
+    base : ForceContext, optional
+    """
+
+    def __init__(
+        self,
+        terms: ValenceTerms,
+        guesses: Array,
+        masses: Array,
+        base: ForceContext | None = None,
+    ) -> None:
+        self._valence = Valence(
+            terms.particles,
+            terms.kinds,
+            terms.atoms,
+            terms.references,
+            terms.limits,
+            terms.factors,
+            terms.classes,
+        )
+        self._base = base
+        self._learner = Learner(guesses, masses)
+        self._valence.set_parameters(self._learner.parameters)
+        self._learned_until = 0  # index of a step
+
+    @property
+    def parameters(self) -> Array:
+        """Of the valence force field at present; a copy."""
+        return self._learner.parameters.copy()
+
+    def __call__(self, positions: Array) -> Array:
+        """Forces (N, 3) in kJ/mol/nm at positions (N, 3) in nm."""
+        return self._valence.forces(positions[None], self._access())[0]
+
+    def rollout(
+        self,
+        scheme: Scheme,
+        masses: Array,
+        positions: Array,
+        velocities: Array,
+        corrections: Array,
+        kicks: Array,
+        cm_removals: NDArray[np.bool_],
+    ) -> Window:
+        """``rollout.rollout`` with this draft, in native code."""
+        arrays = (masses, positions, velocities, corrections, kicks, cm_removals)
+        return _window(
+            self._valence.rollout(
+                scheme.name, scheme.step_size, scheme.decay, *arrays, self._access()
+            )
+        )
+
+    def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
+        """Take over the periodic box (3, 3) in nm and the Context's global parameters."""
+        self._valence.set_box(None if box is None else np.ascontiguousarray(box))
+        if self._base is not None:
+            self._base.set_environment(box, parameters)
+
+    def start(self, step: int) -> None:
+        """A run starts at this step. What was learned from it or later ones is forgotten.
+
+        Their noise is about to be used again, and must not have shaped the draft.
+        """
+        if step < self._learned_until:
+            self._learner.reset()
+            self._valence.set_parameters(self._learner.parameters)
+        self._learned_until = step
+
+    def learn(self, step: int, sites: Array, discrepancies: Array) -> bool:
+        """Learn from committed steps; whether the draft's forces have changed.
+
+        Parameters
+        ----------
+        step : int
+            Index of the first.
+        sites : (B, N, 3) nm
+            Force sites of the committed steps.
+        discrepancies : (B, N, 3) kJ/mol/nm
+            Target force minus this draft's force there.
+        """
+        count = len(sites)
+        self._learned_until = step + count
+        chosen = self._learner.chosen(count)
+        features = self._valence.features(sites[chosen])
+        changed = self._learner.learn(features, discrepancies[chosen], count)
+        if changed:
+            self._valence.set_parameters(self._learner.parameters)
+        return changed
+
+    def _access(self) -> Any:
+        return None if self._base is None else self._base.access
+
+
+def _window(result: tuple) -> Window:
+    drafted, *arrays = result
+    return Window(*(array[:drafted] for array in arrays))
+
+
+class DraftChoice(NamedTuple):
+    """What the user wants for a draft; see LSDIntegrator."""
+
+    system: openmm.System | None  # None: 'auto'
+    platform: openmm.Platform | None
+    topology: app.Topology | None
+    learning: bool
+
+    def is_periodic(self) -> bool:
+        """Whether the draft needs a periodic box, as far as it can tell."""
+        if self.system is not None and self.system.usesPeriodicBoundaryConditions():
+            return True
+        return self.topology is not None and self.topology.getPeriodicBoxVectors() is not None
+
+    def make(self, positions: Array, masses: Array, box: Array | None) -> Draft | LearningDraft:
+        """The draft for a molecule at ``positions`` (N, 3) nm with ``masses`` (N,) amu.
+
+        Raises
+        ------
+        ValueError
+            If the Topology is not that of the particles.
+        """
+        base = None
+        if self.system is not None:
+            if self.platform is None:
+                base = fastest_context(self.system, positions)
+            else:
+                base = ForceContext(self.system, self.platform)
+            if not self.learning:
+                return Draft(base)
+        if self.topology is not None:
+            graph = graph_of_topology(self.topology)
+            if len(graph.elements) != len(masses):
+                raise ValueError(
+                    f"the topology has {len(graph.elements)} atoms and the System {len(masses)} "
+                    "particles; give the Topology that the System was made from"
+                )
+        else:
+            graph = graph_of_positions(elements_of_masses(masses), positions, box)
+        terms, guesses = auto_draft(graph, positions, box)
+        logger.info(
+            "valence draft: %d bonds, %d terms, %d parameters",
+            len(graph.bonds),
+            len(terms.classes),
+            terms.parameters,
+        )
+        if not len(graph.bonds):
+            logger.warning(
+                "no bonds were found: the draft knows nothing of these forces, and LSD will hardly "
+                "be faster than plain dynamics; give a draft System, or a Topology with bonds"
+            )
+        return LearningDraft(terms, guesses if base is None else 0.0 * guesses, masses, base)

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 import openmm
-from openmm import unit
+from openmm import app, unit
 
 from ._native import ContextAccess
 from .binding import Binding, Settings
 from .checks import check_system
+from .draft import DraftChoice
 from .sampler import Statistics
 from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
 from .targets import BatchedTarget, as_target
@@ -27,7 +28,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
     """Langevin dynamics of a slow potential, drafted by a fast one; the law is the slow one's.
 
     A drop-in for ``openmm.LangevinMiddleIntegrator``: the System of the Simulation holds the slow
-    potential (the target), ``draft`` is a classical force field for the same particles. Windows of
+    potential (the target), ``draft`` is a classical force field for the same particles, or 'auto':
+    a valence force field that is made from the bonds and learns from the target. Windows of
     steps are drafted with the draft's forces, the target is evaluated at all of them in one batch,
     and as many steps as possible are committed, each an exact step of the scheme with the target's
     force. A bad draft costs speed, never correctness.
@@ -40,8 +42,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
     temperature : Quantity or float (kelvin)
     frictionCoeff : Quantity or float (1/ps)
     stepSize : Quantity or float (ps)
-    draft : openmm.System
-        Same particles and masses as the target System; no constraints.
+    draft : openmm.System or 'auto'
+        A System of the same particles and masses as the target System, without constraints. With
+        'auto' no force field is needed.
     windowLength : int
         Number of steps drafted and evaluated per round.
     scheme : 'middle' or 'aboba'
@@ -50,6 +53,12 @@ class LSDIntegrator(openmm.CustomIntegrator):
         None or 0: a fresh seed for every Context.
     draftPlatform : openmm.Platform or str, optional
         Platform of the draft's forces; default: the fastest for them, found by timing.
+    topology : openmm.app.Topology, optional
+        Elements and bonds for a draft that learns. Default: elements from the masses, bonds from
+        distances in the first structure.
+    learning : bool, optional
+        Whether the draft is fitted to the target's forces at the committed steps, on top of the
+        draft System if there is one. Default: with 'auto' only.
     target : BatchedTarget, torch.nn.Module or callable, optional
         What ``openmm_lsd.targets.as_target`` takes; a callable gives forces (B, N, 3) in kJ/mol/nm
         at positions (B, N, 3) in nm. Its forces must be those of the Context's System, unless that
@@ -67,22 +76,25 @@ class LSDIntegrator(openmm.CustomIntegrator):
         temperature: unit.Quantity | float,
         frictionCoeff: unit.Quantity | float,  # noqa: N803
         stepSize: unit.Quantity | float,  # noqa: N803
-        draft: openmm.System,
+        draft: openmm.System | str,
         *,
         windowLength: int = 16,  # noqa: N803
         scheme: str = "middle",
         randomNumberSeed: int | None = None,  # noqa: N803
         draftPlatform: openmm.Platform | str | None = None,  # noqa: N803
+        topology: app.Topology | None = None,
+        learning: bool | None = None,
         target: BatchedTarget | Callable | None = None,
     ) -> None:
         step_size = _positive(stepSize, unit.picosecond, "stepSize")
         super().__init__(step_size)
-        if not isinstance(draft, openmm.System):
+        system = _draft_system(draft)
+        if system is None and learning is False:
+            raise ValueError("draft is 'auto', which must learn; leave learning out")
+        if not (topology is None or isinstance(topology, app.Topology)):
             raise TypeError(
-                f"draft is a {type(draft).__name__}; it must be an openmm.System, such as "
-                "ForceField.createSystem or AmberPrmtopFile.createSystem give"
+                f"topology is a {type(topology).__name__}; it must be an openmm.app.Topology"
             )
-        check_system(draft, "draft")
         if scheme not in SCHEMES:
             raise ValueError(f"scheme is {scheme!r}; it must be one of {sorted(SCHEMES)}")
         target = None if target is None else as_target(target)
@@ -93,7 +105,10 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 f"draftPlatform is a {type(draftPlatform).__name__}; it must be an "
                 "openmm.Platform, its name, or None"
             )
-        self._draft, self._draft_platform, self._target = draft, draftPlatform, target
+        self._draft = DraftChoice(
+            system, draftPlatform, topology, system is None if learning is None else bool(learning)
+        )
+        self._target = target
         self._scheme, self._window = scheme, _window(windowLength)
         self._statistics = Statistics()
         self._binding: Binding | None = None
@@ -162,7 +177,6 @@ class LSDIntegrator(openmm.CustomIntegrator):
             self._binding = Binding(
                 ContextAccess(int(self.this)),
                 self._draft,
-                self._draft_platform,
                 self._target,
                 self._scheme,
                 self._window,
@@ -215,16 +229,18 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     def _recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of the constructor, and what setters set; not the binding to a Context."""
-        platform = self._draft_platform
+        draft = self._draft
         arguments = {
             "temperature": self._value("temperature"),
             "frictionCoeff": self._value("friction"),
             "stepSize": self.getStepSize().value_in_unit(unit.picosecond),
-            "draft": self._draft,
+            "draft": "auto" if draft.system is None else draft.system,
             "windowLength": self._window,
             "scheme": self._scheme,
             "randomNumberSeed": self.getRandomNumberSeed(),
-            "draftPlatform": None if platform is None else platform.getName(),
+            "draftPlatform": None if draft.platform is None else draft.platform.getName(),
+            "topology": draft.topology,
+            "learning": draft.learning,
             "target": self._target,
         }
         return arguments, {"setIntegrationForceGroups": self.getIntegrationForceGroups()}
@@ -235,6 +251,20 @@ def _rebuild(arguments: dict[str, Any], settings: dict[str, Any]) -> LSDIntegrat
     for setter, value in settings.items():
         getattr(integrator, setter)(value)
     return integrator
+
+
+def _draft_system(draft: Any) -> openmm.System | None:
+    """The draft System; None for 'auto'."""
+    if isinstance(draft, str) and draft == "auto":
+        return None
+    if not isinstance(draft, openmm.System):
+        got = f"a {type(draft).__name__}" + (f" ({draft!r})" if isinstance(draft, str) else "")
+        raise TypeError(
+            f"draft is {got}; it must be 'auto' or an openmm.System, such as "
+            "ForceField.createSystem or AmberPrmtopFile.createSystem give"
+        )
+    check_system(draft, "draft")
+    return draft
 
 
 def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> float:

@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -97,7 +97,13 @@ class Statistics:
     failed_sites: int = 0
     draft_seconds: float = 0.0
     target_seconds: float = 0.0
+    learning_seconds: float = 0.0
     overhead_seconds: float = 0.0
+
+    @property
+    def counted_seconds(self) -> float:
+        """All that has a name, overhead excepted."""
+        return self.draft_seconds + self.target_seconds + self.learning_seconds
 
     @property
     def steps_per_round(self) -> float:
@@ -111,14 +117,15 @@ class Statistics:
         return self.accepted / tried if tried else 0.0
 
     def __str__(self) -> str:
-        total = self.draft_seconds + self.target_seconds + self.overhead_seconds
+        total = self.counted_seconds + self.overhead_seconds
         share = 100.0 / total if total > 0 else 0.0
         text = (
             f"{self.steps} steps in {self.rounds} rounds: {self.steps_per_round:.2f} steps per "
             f"round, acceptance rate {self.acceptance_rate:.3f}; {total:.2f} s: "
             f"target {share * self.target_seconds:.0f} %, "
             f"draft {share * self.draft_seconds:.0f} %, "
-            f"overhead {share * self.overhead_seconds:.0f} %"
+            + (f"learning {share * self.learning_seconds:.1f} %, " if self.learning_seconds else "")
+            + f"overhead {share * self.overhead_seconds:.0f} %"
         )
         if self.failed_sites:
             text += f"; {self.failed_sites} windows cut short where the target failed"
@@ -133,6 +140,16 @@ class State(NamedTuple):
     step: int
 
 
+class _Lesson(NamedTuple):
+    """What a round leaves for a draft that learns; arrays as in ``_round``."""
+
+    step: int
+    sites: Array
+    target_forces: Array
+    discrepancies: Array
+    committed: int
+
+
 class SpeculativeSampler:
     """Speculative dynamics for any two force functions.
 
@@ -142,7 +159,8 @@ class SpeculativeSampler:
     masses : (N,) amu
         Particles of zero mass do not move.
     draft : callable, positions (N, 3) -> forces (N, 3)
-        May offer ``rollout``, with the arguments of ``rollout.rollout`` less the first.
+        May offer ``rollout``, with the arguments of ``rollout.rollout`` less the first; and, to
+        learn, ``start`` and ``learn`` as draft.LearningDraft.
     target : callable, positions (B, N, 3) -> forces (B, N, 3)
     window : int
         K, the number of sites drafted and evaluated per round.
@@ -195,7 +213,9 @@ class SpeculativeSampler:
         self._largest_leap = (
             LARGEST_LEAP * self._masses * scheme.thermal_speed(self._inverse_masses)
         ) / scheme.step_size
+        self._draft: Any = draft
         self._rollout = getattr(draft, "rollout", None) or partial(rollout, draft)
+        self._learns = hasattr(draft, "learn")
         self._target = target
         self._cm_removal_frequency = cm_removal_frequency
         self._state: State | None = None
@@ -233,6 +253,9 @@ class SpeculativeSampler:
         self._queue: deque[State] = deque()
         self._step_count_offset = (step if step_count is None else step_count) - step
         self._corrections = np.zeros((self.window, *shape))
+        self._lesson: _Lesson | None = None
+        if self._learns:
+            self._draft.start(step)
         self._noise: list[tuple[Array, float]] = []  # of the steps after the front
 
     @property
@@ -250,7 +273,7 @@ class SpeculativeSampler:
         state = self.state
         statistics = self.statistics
         begin = perf_counter()
-        elsewhere = statistics.draft_seconds + statistics.target_seconds
+        elsewhere = statistics.counted_seconds
         goal = state.step + n
         try:
             while state.step < goal:
@@ -258,12 +281,13 @@ class SpeculativeSampler:
                     self._round()
                 state = self._state = self._queue.popleft()
         finally:
-            elsewhere = statistics.draft_seconds + statistics.target_seconds - elsewhere
+            elsewhere = statistics.counted_seconds - elsewhere
             statistics.overhead_seconds += perf_counter() - begin - elsewhere
         return state.positions, state.velocities
 
     def _round(self) -> None:
         """Draft a window, verify it, commit a part of it, keep what was learned."""
+        self._learn_last_round()
         statistics = self.statistics
         positions, velocities, step = self._front
         noise = self._window_noise(step)
@@ -292,6 +316,27 @@ class SpeculativeSampler:
         )
         statistics.rounds += 1
         statistics.steps += len(committed)
+        if self._learns:
+            self._lesson = _Lesson(step, window.sites, target_forces, discrepancies, len(committed))
+
+    def _learn_last_round(self) -> None:
+        """Show the steps of the last round to the draft; if it changes, so do the corrections.
+
+        Not before all of them have been handed out: should the run be taken up at one of them,
+        the noise of the later ones is used again, and must not have shaped the draft.
+        """
+        lesson, self._lesson = self._lesson, None
+        if lesson is None:
+            return
+        begin = perf_counter()
+        committed = slice(lesson.committed)
+        if self._draft.learn(lesson.step, lesson.sites[committed], lesson.discrepancies[committed]):
+            sites = lesson.sites[: len(lesson.target_forces)]
+            draft_forces = np.stack([self._draft(site) for site in sites])
+            self._corrections = self._next_corrections(
+                lesson.target_forces - draft_forces, lesson.committed
+            )
+        self.statistics.learning_seconds += perf_counter() - begin
 
     def _window_noise(self, step: int) -> list[tuple[Array, float]]:
         known = len(self._noise)

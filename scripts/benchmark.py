@@ -215,7 +215,7 @@ def report(runners, times, before, step_size):
             spent = openmm_lsd.Statistics(
                 **{name: getattr(now, name) - getattr(then, name) for name in vars(now)}
             )
-            total = spent.draft_seconds + spent.target_seconds + spent.overhead_seconds
+            total = spent.counted_seconds + spent.overhead_seconds
             row |= {
                 "steps per round": spent.steps_per_round,
                 "acceptance rate": spent.acceptance_rate,

@@ -1,6 +1,8 @@
 // What must not pay Python's price: the state of a Context as arrays, forces of many positions in
 // one call, and the draft rollout of a window. The readable reference of the rollout is rollout.py.
 
+#include "valence.h"
+
 #include <OpenMM.h>
 #include <openmm/internal/ContextImpl.h>
 
@@ -14,6 +16,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <initializer_list>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -30,6 +33,9 @@ using Vectors = nb::ndarray<const double, nb::shape<-1, 3>, nb::c_contig, nb::de
 using VectorBatch = nb::ndarray<const double, nb::shape<-1, -1, 3>, nb::c_contig, nb::device::cpu>;
 using Masses = nb::ndarray<const double, nb::shape<-1, 1>, nb::c_contig, nb::device::cpu>;
 using Flags = nb::ndarray<const bool, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using IntVector = nb::ndarray<const int32_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using IntFours = nb::ndarray<const int32_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;
+using DoubleVector = nb::ndarray<const double, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using NumpyArray = nb::ndarray<nb::numpy, double>;
 
 namespace {
@@ -108,6 +114,84 @@ struct Scheme {
     }
 };
 
+void removeCmMotion(std::vector<double>& v, const double* masses) {
+    double momentum[3] = {0.0, 0.0, 0.0}, total = 0.0;
+    for (size_t i = 0; i < v.size() / 3; i++) {
+        total += masses[i];
+        for (int j = 0; j < 3; j++)
+            momentum[j] += masses[i] * v[3 * i + j];
+    }
+    for (size_t i = 0; i < v.size() / 3; i++)
+        if (masses[i] > 0)
+            for (int j = 0; j < 3; j++)
+                v[3 * i + j] -= momentum[j] / total;
+}
+
+void checkParticles(size_t given, size_t expected) {
+    if (given != expected)
+        throw std::invalid_argument("got arrays for " + std::to_string(given) +
+                                    " particles; the System has " + std::to_string(expected));
+}
+
+using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray>;
+
+// See rollout.py for the equations, shapes and rules; returns the number of drafted steps, too.
+// forcesAt(site, force) writes the draft force at a site, both (N, 3).
+template <class Forces>
+RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPositions,
+                          Vectors startVelocities, VectorBatch corrections, VectorBatch kicks,
+                          Flags cmRemovals, Forces&& forcesAt) {
+    const size_t length = corrections.shape(0), particles = masses.shape(0);
+    const size_t components = 3 * particles;
+    for (size_t given : {startPositions.shape(0), startVelocities.shape(0), corrections.shape(1),
+                         kicks.shape(1)})
+        checkParticles(given, particles);
+    if (kicks.shape(0) != length || cmRemovals.shape(0) != length)
+        throw std::invalid_argument("corrections, kicks and removals differ in length");
+
+    Buffer sites({length, particles, 3}), velocities(sites.shape), forces(sites.shape);
+    size_t drafted = length;
+    {
+        nb::gil_scoped_release release;
+        std::vector<double> x(startPositions.data(), startPositions.data() + components);
+        std::vector<double> v(startVelocities.data(), startVelocities.data() + components);
+        for (size_t k = 0; k < length; k++) {
+            if (cmRemovals.data()[k])
+                removeCmMotion(v, masses.data());
+            double* site = sites.data.get() + k * components;
+            double* force = forces.data.get() + k * components;
+            for (size_t i = 0; i < components; i++)
+                site[i] = scheme.site(x[i], v[i]);
+            if (k > 0 && !allFinite(site, components)) {
+                drafted = k;
+                break;
+            }
+            try {
+                forcesAt(site, force);
+            } catch (const std::exception&) {
+                if (k == 0)
+                    throw;
+                drafted = k;
+                break;
+            }
+            if (!allFinite(force, components))
+                std::fill(force, force + components, 0.0);
+            std::memcpy(velocities.data.get() + k * components, v.data(),
+                        components * sizeof(double));
+            if (k + 1 == length)
+                break;
+            const double* correction = corrections.data() + k * components;
+            const double* kick = kicks.data() + k * components;
+            for (size_t i = 0; i < components; i++) {
+                const double mass = masses.data()[i / 3];
+                const double acceleration = mass > 0 ? (force[i] + correction[i]) / mass : 0.0;
+                scheme.step(x[i], v[i], acceleration, kick[i]);
+            }
+        }
+    }
+    return {drafted, sites.numpy(), velocities.numpy(), forces.numpy()};
+}
+
 class ContextAccess {
 public:
     explicit ContextAccess(uintptr_t integratorAddress)
@@ -139,7 +223,7 @@ public:
 
     void setState(Vectors positions, Vectors velocities, double time, long long stepCount) {
         setPositions(positions.data(), positions.shape(0));
-        checkParticles(velocities.shape(0));
+        checkParticles(velocities.shape(0), numParticles());
         copyIn(velocities.data());
         context().setVelocities(vectors);
         context().setTime(time);
@@ -242,64 +326,18 @@ public:
         return result.numpy();
     }
 
-    // See rollout.py for the equations, shapes and rules; returns the number of drafted steps, too.
-    std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray>
-    rollout(const std::string& schemeName, double stepSize, double decay, Masses masses,
-            Vectors startPositions, Vectors startVelocities, VectorBatch corrections,
-            VectorBatch kicks, Flags cmRemovals) {
-        const Scheme scheme(schemeName, stepSize, decay);
-        const size_t length = corrections.shape(0), particles = masses.shape(0);
-        const size_t components = 3 * particles;
-        checkParticles(particles);
-        checkParticles(startPositions.shape(0));
-        checkParticles(startVelocities.shape(0));
-        checkParticles(corrections.shape(1));
-        checkParticles(kicks.shape(1));
-        if (kicks.shape(0) != length || cmRemovals.shape(0) != length)
-            throw std::invalid_argument("corrections, kicks and removals differ in length");
+    RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
+                          Masses masses, Vectors positions, Vectors velocities,
+                          VectorBatch corrections, VectorBatch kicks, Flags cmRemovals) {
+        checkParticles(masses.shape(0), numParticles());
+        return draftWindow(
+            Scheme(schemeName, stepSize, decay), masses, positions, velocities, corrections, kicks,
+            cmRemovals, [this](const double* site, double* force) { forcesAt(site, force); });
+    }
 
-        Buffer sites({length, particles, 3}), velocities(sites.shape), forces(sites.shape);
-        size_t drafted = length;
-        {
-            nb::gil_scoped_release release;
-            std::vector<double> x(startPositions.data(), startPositions.data() + components);
-            std::vector<double> v(startVelocities.data(), startVelocities.data() + components);
-            for (size_t k = 0; k < length; k++) {
-                if (cmRemovals.data()[k])
-                    removeCmMotion(v, masses.data());
-                double* site = sites.data.get() + k * components;
-                double* force = forces.data.get() + k * components;
-                for (size_t i = 0; i < components; i++)
-                    site[i] = scheme.site(x[i], v[i]);
-                if (k > 0 && !allFinite(site, components)) {
-                    drafted = k;
-                    break;
-                }
-                try {
-                    setPositions(site, particles);
-                    copyOut(context().getState(OpenMM::State::Forces).getForces(), force);
-                } catch (const std::exception&) {
-                    if (k == 0)
-                        throw;
-                    drafted = k;
-                    break;
-                }
-                if (!allFinite(force, components))
-                    std::fill(force, force + components, 0.0);
-                std::memcpy(velocities.data.get() + k * components, v.data(),
-                            components * sizeof(double));
-                if (k + 1 == length)
-                    break;
-                const double* correction = corrections.data() + k * components;
-                const double* kick = kicks.data() + k * components;
-                for (size_t i = 0; i < components; i++) {
-                    const double mass = masses.data()[i / 3];
-                    const double acceleration = mass > 0 ? (force[i] + correction[i]) / mass : 0.0;
-                    scheme.step(x[i], v[i], acceleration, kick[i]);
-                }
-            }
-        }
-        return {drafted, sites.numpy(), velocities.numpy(), forces.numpy()};
+    void forcesAt(const double* positions, double* forces) {
+        setPositions(positions, numParticles());
+        copyOut(context().getState(OpenMM::State::Forces).getForces(), forces);
     }
 
 private:
@@ -325,35 +363,122 @@ private:
         return *result;
     }
 
-    void checkParticles(size_t particles) const {
-        if (particles != numParticles())
-            throw std::invalid_argument("got arrays for " + std::to_string(particles) +
-                                        " particles; the System has " +
-                                        std::to_string(numParticles()));
-    }
-
     void copyIn(const double* from) {
         vectors.resize(numParticles());
         std::memcpy(vectors.data(), from, vectors.size() * sizeof(Vec3));
     }
 
     void setPositions(const double* from, size_t particles) {
-        checkParticles(particles);
+        checkParticles(particles, numParticles());
         copyIn(from);
         context().setPositions(vectors);
     }
+};
 
-    static void removeCmMotion(std::vector<double>& v, const double* masses) {
-        double momentum[3] = {0.0, 0.0, 0.0}, total = 0.0;
-        for (size_t i = 0; i < v.size() / 3; i++) {
-            total += masses[i];
-            for (int j = 0; j < 3; j++)
-                momentum[j] += masses[i] * v[3 * i + j];
+// A valence force field, by itself or on top of the forces of a Context.
+class Valence {
+public:
+    Valence(int particles, IntVector kinds, IntFours atoms, DoubleVector references,
+            DoubleVector limits, IntFours factors, IntVector classes) {
+        const size_t coordinates = kinds.shape(0), count = classes.shape(0);
+        if (atoms.shape(0) != coordinates || references.shape(0) != coordinates ||
+            limits.shape(0) != coordinates || factors.shape(0) != count)
+            throw std::invalid_argument("the arrays of a valence force field differ in length");
+        terms.particles = particles;
+        for (size_t q = 0; q < coordinates; q++) {
+            ValenceTerms::Coordinate c{static_cast<ValenceTerms::Kind>(kinds.data()[q]),
+                                       {},
+                                       references.data()[q],
+                                       limits.data()[q]};
+            for (int a = 0; a < 4; a++) {
+                c.atoms[a] = atoms.data()[4 * q + a];
+                if (a < 2 + c.kind && (c.atoms[a] < 0 || c.atoms[a] >= particles))
+                    throw std::invalid_argument("a coordinate has an atom that is not there");
+            }
+            terms.coordinates.push_back(c);
         }
-        for (size_t i = 0; i < v.size() / 3; i++)
-            if (masses[i] > 0)
-                for (int j = 0; j < 3; j++)
-                    v[3 * i + j] -= momentum[j] / total;
+        for (size_t m = 0; m < count; m++) {
+            ValenceTerms::Term term{{}, 0, classes.data()[m]};
+            for (int f = 0; f < ValenceTerms::mostFactors; f++) {
+                const int q = factors.data()[4 * m + f];
+                if (q >= (int)coordinates)
+                    throw std::invalid_argument("a term has a coordinate that is not there");
+                if (q >= 0)
+                    term.factors[term.count++] = q;
+            }
+            if (term.parameter < 0)
+                throw std::invalid_argument("a term has a negative class");
+            terms.parameters = std::max(terms.parameters, term.parameter + 1);
+            terms.terms.push_back(term);
+        }
+        theta.assign(terms.parameters, 0.0);
+    }
+
+    void setParameters(DoubleVector values) {
+        if ((int)values.shape(0) != terms.parameters)
+            throw std::invalid_argument("there are " + std::to_string(terms.parameters) +
+                                        " parameters, not " + std::to_string(values.shape(0)));
+        theta.assign(values.data(), values.data() + values.shape(0));
+    }
+
+    void setBox(std::optional<Vectors> vectors) {
+        if (vectors && vectors->shape(0) != 3)
+            throw std::invalid_argument("the periodic box must have shape (3, 3)");
+        box.clear();
+        if (vectors)
+            box.assign(vectors->data(), vectors->data() + 9);
+    }
+
+    NumpyArray forces(VectorBatch positions, ContextAccess* base) {
+        const size_t batch = positions.shape(0), particles = positions.shape(1);
+        checkParticles(particles, terms.particles);
+        Buffer result({batch, particles, 3});
+        {
+            nb::gil_scoped_release release;
+            for (size_t b = 0; b < batch; b++)
+                forcesAt(positions.data() + b * particles * 3, result.data.get() + b * particles * 3,
+                         base);
+        }
+        return result.numpy();
+    }
+
+    NumpyArray features(VectorBatch positions) {
+        const size_t batch = positions.shape(0), particles = positions.shape(1);
+        checkParticles(particles, terms.particles);
+        const size_t size = 3 * particles * terms.parameters;
+        Buffer result({batch, 3 * particles, (size_t)terms.parameters});
+        {
+            nb::gil_scoped_release release;
+            std::fill(result.data.get(), result.data.get() + batch * size, 0.0);
+            for (size_t b = 0; b < batch; b++)
+                terms.addFeatures(positions.data() + b * particles * 3, boxOrNull(),
+                                  result.data.get() + b * size);
+        }
+        return result.numpy();
+    }
+
+    RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
+                          Masses masses, Vectors positions, Vectors velocities,
+                          VectorBatch corrections, VectorBatch kicks, Flags cmRemovals,
+                          ContextAccess* base) {
+        checkParticles(masses.shape(0), terms.particles);
+        return draftWindow(Scheme(schemeName, stepSize, decay), masses, positions, velocities,
+                           corrections, kicks, cmRemovals,
+                           [&](const double* site, double* force) { forcesAt(site, force, base); });
+    }
+
+private:
+    ValenceTerms terms;
+    std::vector<double> theta, box;
+
+    const double* boxOrNull() const { return box.empty() ? nullptr : box.data(); }
+
+    void forcesAt(const double* positions, double* forces, ContextAccess* base) {
+        if (base != nullptr)
+            base->forcesAt(positions, forces);
+        else
+            std::fill(forces, forces + 3 * terms.particles, 0.0);
+        terms.addForces(positions, theta.data(), boxOrNull(), forces);
     }
 };
 
@@ -434,6 +559,23 @@ NB_MODULE(_native, m) {
         .def("rollout", &ContextAccess::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
+             "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
+    nb::class_<Valence>(m, "Valence",
+                        "A valence force field linear in its parameters (valence.py), by itself or, "
+                        "with ``base``, on top of the forces of a Context. Parameters start as zero.")
+        .def(nb::init<int, IntVector, IntFours, DoubleVector, DoubleVector, IntFours, IntVector>(),
+             nb::arg("particles"), nb::arg("kinds"), nb::arg("atoms"), nb::arg("references"),
+             nb::arg("limits"), nb::arg("factors"), nb::arg("classes"))
+        .def("set_parameters", &Valence::setParameters, nb::arg("parameters"))
+        .def("set_box", &Valence::setBox, nb::arg("box").none())
+        .def("forces", &Valence::forces, nb::arg("positions"), nb::arg("base").none(),
+             "Forces (B, N, 3) at positions (B, N, 3).")
+        .def("features", &Valence::features, nb::arg("positions"),
+             "Forces (B, 3 N, P) for each parameter being one.")
+        .def("rollout", &Valence::rollout, nb::arg("scheme"), nb::arg("step_size"),
+             nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
+             nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
+             nb::arg("base").none(),
              "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
     m.def("evaluate_python_force", &evaluatePythonForce, nb::arg("address"), nb::arg("positions"),
           nb::arg("box").none(), nb::arg("parameters"),

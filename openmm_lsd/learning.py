@@ -1,0 +1,116 @@
+"""Ridge regression of a draft's parameters on the forces of the target, while the run goes on.
+
+Measurability (DESIGN section 3): only committed steps are learned from. Then the parameters do not
+depend on the noise of any step to come, and may be used at once.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+RIDGE = 0.01  # of the diagonal
+FIRST_FIT = 16  # steps
+EARLY = 512  # steps, up to which one step in EARLY_STRIDE is learned from, and fits come often
+EARLY_STRIDE, LATE_STRIDE = 2, 10
+LATE_FITS = 512  # steps from one to the next
+MEMORY = 2000  # steps learned from, after which the weight of old ones has fallen to 1/e
+
+
+class RidgeRegression:
+    """Parameters theta (P,) that minimise, over weighted equations A theta = b,
+
+        |A theta - b|^2 + RIDGE sum_p D_p (theta_p - prior_p)^2,   D = diag(A^T A)
+
+    Parameters
+    ----------
+    prior : (P,)
+    """
+
+    def __init__(self, prior: Array) -> None:
+        self.prior = np.array(prior, dtype=np.float64)
+        self._gram = np.zeros((len(prior), len(prior)))
+        self._moment = np.zeros(len(prior))
+
+    def add(self, features: Array, values: Array, memory: float) -> None:
+        """Equations ``features`` (E, P) . theta = ``values`` (E,); older ones count less by
+        exp(-1 / memory)."""
+        keep = np.exp(-1.0 / memory)
+        self._gram *= keep
+        self._moment *= keep
+        self._gram += features.T @ features
+        self._moment += features.T @ (values - features @ self.prior)
+
+    def solve(self) -> Array:
+        """theta (P,)."""
+        diagonal = np.diag(self._gram).copy()
+        # A parameter that no equation contains stays at its prior.
+        diagonal[diagonal == 0] = 1.0
+        scale = 1.0 / np.sqrt(diagonal)
+        scaled = self._gram * scale[:, None] * scale
+        scaled[np.diag_indices_from(scaled)] += RIDGE
+        return self.prior + scale * np.linalg.solve(scaled, scale * self._moment)
+
+
+class Learner:
+    """When a draft learns, and from what.
+
+    The schedule counts steps, not seconds: two runs with one seed learn the same.
+
+    Parameters
+    ----------
+    prior : (P,)
+        Parameters to start from.
+    masses : (N,) amu
+        Forces count by 1 / sqrt(mass), as the noise shift measures them.
+    """
+
+    def __init__(self, prior: Array, masses: Array) -> None:
+        self._prior = prior
+        self._weights = np.sqrt(
+            np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)
+        ).repeat(3)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._regression = RidgeRegression(self._prior)
+        self._seen = 0
+        self._next_fit = FIRST_FIT
+        self.parameters = self._prior.copy()
+
+    def chosen(self, steps: int) -> list[int]:
+        """Which of the next ``steps`` committed steps to learn from."""
+        stride = EARLY_STRIDE if self._seen < EARLY else LATE_STRIDE
+        return [row for row in range(steps) if (self._seen + row) % stride == 0]
+
+    def learn(self, features: Array, discrepancies: Array, steps: int) -> bool:
+        """Learn from some of the next ``steps`` committed steps; whether ``parameters`` changed.
+
+        Parameters
+        ----------
+        features : (B, 3 N, P)
+            At the force sites of the ``chosen`` steps.
+        discrepancies : (B, N, 3) kJ/mol/nm
+            Target force minus draft force there.
+        """
+        for rows, values in zip(features, discrepancies, strict=True):
+            wanted = values.reshape(-1) + rows @ self.parameters
+            self._regression.add(self._weights[:, None] * rows, self._weights * wanted, MEMORY)
+        self._seen += steps
+        if self._seen < self._next_fit:
+            return False
+        while self._next_fit <= self._seen:
+            self._next_fit += self._next_fit if self._next_fit < EARLY else LATE_FITS
+        parameters = self._regression.solve()
+        if not np.isfinite(parameters).all():
+            logger.warning("the draft's fit is not finite; it stays as it was")
+            return False
+        self.parameters = parameters
+        return True

@@ -1,0 +1,135 @@
+"""Which atoms are bonded, and which of them are alike."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cached_property
+
+import mdtraj
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from openmm import app, unit
+
+Array = NDArray[np.float64]
+Pairs = NDArray[np.int64]
+
+# Covalent radii in pm of the elements from hydrogen to curium: Cordero et al., Dalton Trans. 2832
+# (2008); sp3 carbon, high-spin manganese, iron and cobalt.
+COVALENT_RADII = np.array(
+    [
+        *(31, 28, 128, 96, 84, 76, 71, 66, 57, 58, 166, 141, 121, 111, 107, 105, 102, 106, 203),
+        *(176, 170, 160, 153, 139, 161, 152, 150, 124, 132, 122, 122, 120, 119, 120, 120, 116),
+        *(220, 195, 190, 175, 164, 154, 147, 146, 142, 139, 145, 144, 142, 139, 139, 138, 139),
+        *(140, 244, 215, 207, 204, 203, 201, 199, 198, 198, 196, 194, 192, 192, 189, 190, 187),
+        *(187, 175, 170, 162, 151, 144, 141, 136, 136, 132, 145, 146, 148, 140, 150, 150, 260),
+        *(221, 215, 206, 200, 196, 190, 187, 180, 169),
+    ]
+)
+BOND_TOLERANCE = 1.25  # times the sum of the radii
+
+
+@dataclasses.dataclass(frozen=True)
+class MolecularGraph:
+    """Atoms and their bonds.
+
+    Parameters
+    ----------
+    elements : (N,) int
+        Atomic numbers; 0 for particles that are no atoms.
+    bonds : (B, 2) int
+        Each once, the smaller index first.
+    """
+
+    elements: NDArray[np.int64]
+    bonds: Pairs
+
+    @cached_property
+    def neighbours(self) -> list[list[int]]:
+        """Bonded atoms of each atom, in ascending order."""
+        result: list[list[int]] = [[] for _ in self.elements]
+        for i, j in self.bonds.tolist():
+            result[i].append(j)
+            result[j].append(i)
+        return [sorted(each) for each in result]
+
+    def colours(self, depth: int) -> list[int]:
+        """Numbers that are equal for atoms whose surroundings up to ``depth`` bonds look alike.
+
+        Colour refinement (Weisfeiler and Lehman 1968): stops early where it changes nothing.
+        """
+        colours = self._numbered([(int(element),) for element in self.elements])
+        for _ in range(depth):
+            refined = self._numbered(
+                [
+                    (colours[i], *sorted(colours[j] for j in self.neighbours[i]))
+                    for i in range(len(colours))
+                ]
+            )
+            if max(refined, default=0) == max(colours, default=0):
+                break
+            colours = refined
+        return colours
+
+    @staticmethod
+    def _numbered(keys: list[tuple[int, ...]]) -> list[int]:
+        numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
+        return [numbers[key] for key in keys]
+
+
+def graph_of_topology(topology: app.Topology) -> MolecularGraph:
+    """Elements and bonds as the Topology has them."""
+    elements = [
+        0 if atom.element is None else atom.element.atomic_number for atom in topology.atoms()
+    ]
+    bonds = {tuple(sorted((a.index, b.index))) for a, b in topology.bonds()}
+    return MolecularGraph(np.array(elements), np.array(sorted(bonds), dtype=int).reshape(-1, 2))
+
+
+def graph_of_positions(
+    elements: ArrayLike, positions: Array, box: Array | None = None
+) -> MolecularGraph:
+    """Bonds between atoms closer than 1.25 times the sum of their covalent radii.
+
+    Parameters
+    ----------
+    elements : (N,) atomic numbers
+    positions : (N, 3) nm
+    box : (3, 3) nm, optional
+    """
+    numbers = np.asarray(elements)
+    radii = np.where(numbers > 0, 1e-3 * COVALENT_RADII[np.maximum(numbers, 1) - 1], 0.0)
+    pairs = close_pairs(positions, 2 * BOND_TOLERANCE * radii.max(initial=0.0), box)
+    lengths = np.linalg.norm(differences(positions, pairs, box), axis=1)
+    bonded = lengths < BOND_TOLERANCE * radii[pairs].sum(axis=1)
+    bonded &= (numbers[pairs] > 0).all(axis=1)
+    return MolecularGraph(numbers, pairs[bonded])
+
+
+def elements_of_masses(masses: Array) -> NDArray[np.int64]:
+    """Atomic number of the element nearest in mass; 0 for massless particles.
+
+    Repartitioned masses (hydrogenMass) mislead this; then a Topology is needed.
+    """
+    known = [app.Element.getByAtomicNumber(n) for n in range(1, len(COVALENT_RADII) + 1)]
+    table = np.array([element.mass.value_in_unit(unit.dalton) for element in known])
+    nearest = 1 + np.abs(masses[:, None] - table).argmin(axis=1)
+    return np.where(masses > 0, nearest, 0)
+
+
+def differences(positions: Array, pairs: Pairs, box: Array | None) -> Array:
+    """Vectors from the first to the second atom of each pair, to its nearest image."""
+    vectors = positions[pairs[:, 1]] - positions[pairs[:, 0]]
+    if box is not None:
+        for row in (2, 1, 0):
+            vectors -= box[row] * np.round(vectors[:, row, None] / box[row, row])
+    return vectors
+
+
+def close_pairs(positions: Array, cutoff: float, box: Array | None = None) -> Pairs:
+    """Pairs (i < j) of atoms within ``cutoff`` nm."""
+    frame = mdtraj.Trajectory(positions[None], None)
+    if box is not None:
+        frame.unitcell_vectors = box[None]
+    lists = mdtraj.compute_neighborlist(frame, cutoff, periodic=box is not None)
+    pairs = [(i, int(j)) for i, close in enumerate(lists) for j in np.sort(close) if j > i]
+    return np.array(pairs, dtype=int).reshape(-1, 2)

@@ -1,0 +1,162 @@
+// A valence force field that is linear in its parameters; valence.py is the readable reference.
+
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+struct Vector {
+    double x, y, z;
+    Vector operator+(const Vector& o) const { return {x + o.x, y + o.y, z + o.z}; }
+    Vector operator-(const Vector& o) const { return {x - o.x, y - o.y, z - o.z}; }
+    Vector operator*(double s) const { return {x * s, y * s, z * s}; }
+    double dot(const Vector& o) const { return x * o.x + y * o.y + z * o.z; }
+};
+
+class ValenceTerms {
+public:
+    enum Kind : int8_t { Distance = 0, Angle = 1, Torsion = 2 };
+    static constexpr int mostFactors = 4;
+
+    struct Coordinate {
+        Kind kind;
+        int atoms[4];
+        double reference, limit;
+    };
+    struct Term {
+        int factors[mostFactors]; // those there are come first
+        int count;
+        int parameter;
+    };
+
+    std::vector<Coordinate> coordinates;
+    std::vector<Term> terms;
+    int particles = 0, parameters = 0;
+
+    // Forces (N, 3) are added to ``forces``. ``box``: 9 numbers, or null.
+    void addForces(const double* positions, const double* theta, const double* box,
+                   double* forces) {
+        measure(positions, box);
+        std::fill(slopes.begin(), slopes.end(), 0.0);
+        for (const Term& term : terms) {
+            const double weight = theta[term.parameter];
+            const int* q = term.factors;
+            switch (term.count) {
+            case 1:
+                slopes[q[0]] += weight;
+                break;
+            case 2:
+                slopes[q[0]] += weight * values[q[1]];
+                slopes[q[1]] += weight * values[q[0]];
+                break;
+            default:
+                for (int f = 0; f < term.count; f++)
+                    slopes[q[f]] += weight * productOfOthers(term, f);
+            }
+        }
+        for (size_t q = 0; q < coordinates.size(); q++)
+            for (int a = 0; a < atomsOf(coordinates[q].kind); a++)
+                add(forces + 3 * coordinates[q].atoms[a], gradients[4 * q + a], -slopes[q]);
+    }
+
+    // Features (N, 3, P) of one state, to be zero before.
+    void addFeatures(const double* positions, const double* box, double* features) {
+        measure(positions, box);
+        for (const Term& term : terms)
+            for (int f = 0; f < term.count; f++) {
+                const int q = term.factors[f];
+                const double slope = -productOfOthers(term, f);
+                for (int a = 0; a < atomsOf(coordinates[q].kind); a++) {
+                    const Vector& g = gradients[4 * q + a];
+                    double* row = features + 3 * (size_t)coordinates[q].atoms[a] * parameters +
+                                  term.parameter;
+                    row[0] += slope * g.x;
+                    row[parameters] += slope * g.y;
+                    row[2 * parameters] += slope * g.z;
+                }
+            }
+    }
+
+private:
+    std::vector<double> values, slopes; // of the coordinates
+    std::vector<Vector> gradients;      // four for each coordinate
+
+    static int atomsOf(Kind kind) { return 2 + kind; }
+
+    static void add(double* to, const Vector& v, double scale) {
+        to[0] += scale * v.x;
+        to[1] += scale * v.y;
+        to[2] += scale * v.z;
+    }
+
+    double productOfOthers(const Term& term, int f) const {
+        double product = 1.0;
+        for (int other = 0; other < term.count; other++)
+            if (other != f)
+                product *= values[term.factors[other]];
+        return product;
+    }
+
+    static Vector between(const double* positions, int from, int to, const double* box) {
+        const double *a = positions + 3 * from, *b = positions + 3 * to;
+        Vector d = {b[0] - a[0], b[1] - a[1], b[2] - a[2]};
+        if (box != nullptr) { // OpenMM's reduced form
+            d = d - Vector{box[6], box[7], box[8]} * std::round(d.z / box[8]);
+            d = d - Vector{box[3], box[4], 0.0} * std::round(d.y / box[4]);
+            d.x -= box[0] * std::round(d.x / box[0]);
+        }
+        return d;
+    }
+
+    void measure(const double* positions, const double* box) {
+        values.resize(coordinates.size());
+        slopes.resize(coordinates.size());
+        gradients.resize(4 * coordinates.size());
+        for (size_t q = 0; q < coordinates.size(); q++) {
+            const Coordinate& c = coordinates[q];
+            const int* atom = c.atoms;
+            Vector* g = &gradients[4 * q];
+            double value;
+            if (c.kind == Distance) {
+                const Vector d = between(positions, atom[0], atom[1], box);
+                value = std::sqrt(d.dot(d));
+                g[1] = d * (1.0 / value);
+                g[0] = g[1] * -1.0;
+            } else if (c.kind == Angle) {
+                const Vector a = between(positions, atom[1], atom[0], box);
+                const Vector b = between(positions, atom[1], atom[2], box);
+                const double ra = 1.0 / std::sqrt(a.dot(a)), rb = 1.0 / std::sqrt(b.dot(b));
+                const Vector ea = a * ra, eb = b * rb;
+                const double cosine = std::clamp(ea.dot(eb), -1.0, 1.0);
+                const double sine = std::sqrt(1.0 - cosine * cosine);
+                value = std::acos(cosine);
+                const double scale = sine < 1e-6 ? 0.0 : 1.0 / sine;
+                g[0] = (ea * cosine - eb) * (scale * ra);
+                g[2] = (eb * cosine - ea) * (scale * rb);
+                g[1] = (g[0] + g[2]) * -1.0;
+            } else {
+                const Vector b1 = between(positions, atom[0], atom[1], box);
+                const Vector b2 = between(positions, atom[1], atom[2], box);
+                const Vector b3 = between(positions, atom[2], atom[3], box);
+                const double r1 = 1.0 / std::sqrt(b1.dot(b1)), r2 = 1.0 / std::sqrt(b2.dot(b2)),
+                             r3 = 1.0 / std::sqrt(b3.dot(b3));
+                const Vector e1 = b1 * r1, e2 = b2 * r2, e3 = b3 * r3;
+                const double c12 = e1.dot(e2), c23 = e2.dot(e3);
+                value = c12 * c23 - e1.dot(e3);
+                const Vector g1 = normalPart(e2 * c23 - e3, e1) * r1;
+                const Vector g2 = normalPart(e1 * c23 + e3 * c12, e2) * r2;
+                const Vector g3 = normalPart(e2 * c12 - e1, e3) * r3;
+                g[0] = g1 * -1.0;
+                g[1] = g1 - g2;
+                g[2] = g2 - g3;
+                g[3] = g3;
+            }
+            values[q] = std::clamp(value - c.reference, -c.limit, c.limit);
+        }
+    }
+
+    static Vector normalPart(const Vector& v, const Vector& e) { return v - e * v.dot(e); }
+};
