@@ -1,0 +1,255 @@
+"""The valence force field: gradients, the native code, and what shares a parameter."""
+
+import dataclasses
+
+import numpy as np
+import openmm
+import pytest
+from openmm import app, unit
+from openmm_lsd._native import Valence
+
+from openmm_lsd.autodraft import auto_draft
+from openmm_lsd.contexts import ForceContext
+from openmm_lsd.draft import LearningDraft
+from openmm_lsd.molgraph import (
+    MolecularGraph,
+    elements_of_masses,
+    graph_of_positions,
+    graph_of_topology,
+)
+from openmm_lsd.rollout import rollout
+from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.valence import ANGLE, DISTANCE, TORSION, ValenceTerms
+
+MOLECULES = ["alanine_dipeptide", "ibuprofen"]
+TRICLINIC = np.array([[1.1, 0.0, 0.0], [0.3, 1.0, 0.0], [-0.4, 0.2, 1.2]])
+
+
+def molecule(name):
+    """Topology, positions (N, 3) in nm, masses (N,) and System."""
+    prmtop = app.AmberPrmtopFile(f"systems/{name}/{name}.prmtop")
+    positions = app.AmberInpcrdFile(f"systems/{name}/{name}.inpcrd").getPositions(asNumpy=True)
+    system = prmtop.createSystem()
+    masses = [system.getParticleMass(i)._value for i in range(system.getNumParticles())]
+    return prmtop.topology, positions.value_in_unit(unit.nanometer), np.array(masses), system
+
+
+def water(molecules):
+    """A box of water as elements, bonds, positions and box."""
+    modeller = app.Modeller(app.Topology(), [])
+    modeller.addSolvent(app.ForceField("tip3p.xml"), model="tip3p", numAdded=molecules)
+    topology = modeller.topology
+    box = np.array(topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+    return topology, np.array(modeller.positions.value_in_unit(unit.nanometer)), box
+
+
+def random_terms(rng, particles=8, coordinates=30, terms=60, parameters=20):
+    """All kinds of coordinates, and products of one to four of them."""
+    kinds = rng.integers(0, 3, coordinates).astype(np.int32)
+    factors = rng.integers(0, coordinates, (terms, 4)).astype(np.int32)
+    counts = rng.integers(1, 5, terms)
+    factors[np.arange(4) >= counts[:, None]] = -1
+    return ValenceTerms(
+        particles,
+        kinds,
+        np.array([rng.permutation(particles)[:4] for _ in kinds], dtype=np.int32),
+        rng.uniform(0, 1, coordinates),
+        np.full(coordinates, np.inf),
+        factors,
+        np.append(np.arange(parameters), rng.integers(0, parameters, terms - parameters)).astype(
+            np.int32
+        ),
+    )
+
+
+def native(terms):
+    return Valence(*(getattr(terms, field.name) for field in dataclasses.fields(terms)))
+
+
+def energy(terms, positions, parameters, box):
+    values = np.append(terms.coordinates(positions, box)[0], 1.0)
+    return parameters[terms.classes] @ values[terms.factors].prod(axis=1)
+
+
+@pytest.mark.parametrize("box", [None, TRICLINIC], ids=["vacuum", "triclinic"])
+def test_forces_are_minus_the_gradient(box):
+    rng = np.random.default_rng(1)
+    terms, parameters = random_terms(rng), rng.standard_normal(20)
+    assert set(terms.kinds) == {DISTANCE, ANGLE, TORSION}
+    positions = rng.uniform(0, 1.5, (8, 3))
+    forces, step = terms.forces(positions, parameters, box), 1e-6
+    for entry in range(24):
+        energies = []
+        for sign in (1, -1):
+            moved = positions.copy()
+            moved.flat[entry] += sign * step
+            energies.append(energy(terms, moved, parameters, box))
+        slope = (energies[0] - energies[1]) / (2 * step)
+        assert abs(forces.flat[entry] + slope) < 1e-6 * np.abs(forces).max()
+
+
+@pytest.mark.parametrize("limits", [np.inf, 0.1])
+@pytest.mark.parametrize("box", [None, TRICLINIC], ids=["vacuum", "triclinic"])
+def test_native_agrees_with_the_numpy_reference(box, limits):
+    rng = np.random.default_rng(2)
+    terms, parameters = random_terms(rng), rng.standard_normal(20)
+    terms = dataclasses.replace(terms, limits=np.full(len(terms.kinds), limits))
+    states = rng.uniform(0, 1.5, (5, 8, 3))
+    valence = native(terms)
+    valence.set_parameters(parameters)
+    valence.set_box(box)
+    forces, features = valence.forces(states, None), valence.features(states)
+    for state, ours, rows in zip(states, forces, features, strict=True):
+        theirs = terms.features(state, box)
+        assert np.abs(rows - theirs).max() < 1e-12 * np.abs(theirs).max()
+        theirs = terms.forces(state, parameters, box)
+        assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("kind", [Middle, ABOBA])
+@pytest.mark.parametrize("with_base", [False, True])
+def test_native_rollout_agrees_with_the_numpy_reference(kind, with_base):
+    topology, positions, masses, system = molecule("alanine_dipeptide")
+    terms, guesses = auto_draft(graph_of_topology(topology), positions)
+    platform = openmm.Platform.getPlatform("Reference")
+    base = ForceContext(system, platform) if with_base else None
+    draft = LearningDraft(terms, guesses, masses, base)
+
+    def by_hand(site):
+        forces = terms.forces(site, guesses)
+        return forces + base.forces(site[None])[0] if with_base else forces
+
+    rng = np.random.default_rng(3)
+    velocities = rng.standard_normal(positions.shape)
+    kicks = 0.05 * rng.standard_normal((16, *positions.shape))
+    corrections = 500.0 * rng.standard_normal(kicks.shape)
+    removals = np.arange(16) % 3 == 0
+    arguments = (kind(300.0, 1.0, 0.001), masses[:, None], positions, velocities)
+    arguments += (corrections, kicks, removals)
+    ours, theirs = draft.rollout(*arguments), rollout(by_hand, *arguments)
+    assert len(ours.sites) == 16
+    for name in ours._fields:
+        expected = getattr(theirs, name)
+        assert np.abs(getattr(ours, name) - expected).max() < 1e-12 * np.abs(expected).max(), name
+
+
+def test_what_is_not_there_is_an_error():
+    terms = random_terms(np.random.default_rng(4))
+    for field, value in (("atoms", 8), ("factors", 30), ("classes", -1)):
+        wrong = getattr(terms, field).copy()
+        wrong.flat[0] = value
+        with pytest.raises(ValueError, match=r"coordinate|class"):
+            native(dataclasses.replace(terms, **{field: wrong}))
+    with pytest.raises(ValueError, match="differ in length"):
+        native(dataclasses.replace(terms, limits=terms.limits[1:]))
+    with pytest.raises(ValueError, match="got arrays for 7 particles"):
+        native(terms).forces(np.zeros((1, 7, 3)), None)
+    with pytest.raises(ValueError, match="20 parameters, not 3"):
+        native(terms).set_parameters(np.zeros(3))
+
+
+# Bonds
+
+
+@pytest.mark.parametrize("name", MOLECULES)
+def test_bonds_and_elements_without_a_topology(name):
+    topology, positions, masses, _ = molecule(name)
+    expected = graph_of_topology(topology)
+    np.testing.assert_array_equal(elements_of_masses(masses), expected.elements)
+    found = graph_of_positions(expected.elements, positions)
+    np.testing.assert_array_equal(found.bonds, expected.bonds)
+
+
+def test_bonds_across_the_box():
+    pdb = app.PDBFile("systems/amoeba_water/amoeba_water.pdb")
+    positions = np.array(pdb.positions.value_in_unit(unit.nanometer))
+    box = np.array(pdb.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer))
+    expected = graph_of_topology(pdb.topology)
+    broken = positions - np.diag(box) * np.floor(positions / np.diag(box))  # atom by atom
+    assert np.abs(broken - positions).max() > 0.5
+    found = graph_of_positions(expected.elements, broken, box)
+    np.testing.assert_array_equal(found.bonds, expected.bonds)
+    terms, guesses = auto_draft(found, broken, box)
+    forces = terms.forces(broken, guesses, box)
+    np.testing.assert_allclose(forces, terms.forces(positions, guesses, box), atol=1e-6)
+
+
+def test_massless_particles_are_no_atoms():
+    numbers = elements_of_masses(np.array([15.999, 1.008, 0.0]))
+    assert numbers.tolist() == [8, 1, 0]
+    positions = np.array([[0, 0, 0], [0.096, 0, 0], [0.01, 0.01, 0]])
+    assert graph_of_positions(numbers, positions).bonds.tolist() == [[0, 1]]
+
+
+# Sharing of parameters
+
+
+def test_number_of_parameters_does_not_grow_with_the_box():
+    counts = set()
+    for molecules in (1, 8, 64):
+        topology, positions, box = water(molecules)
+        terms, guesses = auto_draft(graph_of_topology(topology), positions, box)
+        assert len(terms.classes) == 11 * molecules
+        counts.add((terms.parameters, len(guesses)))
+    # r, r^2, r^3; angle, angle^2; bond times bond, bond times angle
+    assert counts == {(7, 7)}
+
+
+def test_atoms_that_symmetry_exchanges_share():
+    ethane = MolecularGraph(
+        np.array([6, 6, 1, 1, 1, 1, 1, 1]),
+        np.array([[0, 1], [0, 2], [0, 3], [0, 4], [1, 5], [1, 6], [1, 7]]),
+    )
+    assert ethane.colours(8) == [1, 1, 0, 0, 0, 0, 0, 0]
+    positions = np.random.default_rng(5).uniform(0, 0.3, (8, 3))
+    terms, _ = auto_draft(ethane, positions)
+    # CC and CH: 6; CCH and HCH: 4; CC CH, CH CH'; CC CCH, CC HCH, CH CCH, CH CCH', CH HCH, CH HCH';
+    # CCH CCH', CCH HCH, CCH HCH', HCH HCH'
+    assert terms.parameters == 6 + 4 + 2 + 6 + 4
+
+
+@pytest.mark.parametrize("name", MOLECULES)
+def test_the_order_of_the_atoms_does_not_matter(name):
+    topology, positions, _, _ = molecule(name)
+    graph = graph_of_topology(topology)
+    terms, guesses = auto_draft(graph, positions)
+    order = np.random.default_rng(6).permutation(len(positions))
+    place = np.argsort(order)
+    bonds = np.sort(place[graph.bonds], axis=1)
+    shuffled = MolecularGraph(graph.elements[order], bonds[np.lexsort(bonds.T[::-1])])
+    other_terms, other_guesses = auto_draft(shuffled, positions[order])
+    assert other_terms.parameters == terms.parameters
+    moved = positions + 0.005 * np.random.default_rng(7).standard_normal(positions.shape)
+    np.testing.assert_allclose(
+        other_terms.forces(moved[order], other_guesses),
+        terms.forces(moved, guesses)[order],
+        atol=1e-8,
+    )
+    # and so do the shared parameters
+    features, other = terms.features(moved), other_terms.features(moved[order])
+    names = np.sort(np.linalg.norm(features, axis=0))
+    np.testing.assert_allclose(np.sort(np.linalg.norm(other, axis=0)), names, atol=1e-9)
+
+
+def test_a_large_molecule_shares_more():
+    topology, positions, _, _ = molecule("ibuprofen")
+    graph = graph_of_topology(topology)
+    counts = [auto_draft(graph, positions, None, most)[0].parameters for most in (1000, 200, 0)]
+    assert counts[0] > 200 >= counts[1] >= counts[2] > 0
+
+
+@pytest.mark.parametrize("name", MOLECULES)
+def test_guesses_are_as_stiff_as_a_force_field(name):
+    """Second derivatives along the bonds, against those of amber or GAFF."""
+    topology, positions, masses, system = molecule(name)
+    graph = graph_of_topology(topology)
+    draft = LearningDraft(*auto_draft(graph, positions), masses)
+    context = ForceContext(system, openmm.Platform.getPlatform("Reference"))
+    for i, j in graph.bonds:
+        along = (positions[j] - positions[i]) / np.linalg.norm(positions[j] - positions[i])
+        states = np.repeat(positions[None], 2, axis=0)
+        states[0, j] += 1e-4 * along
+        states[1, j] -= 1e-4 * along
+        theirs = along @ np.subtract(*context.forces(states)[:, j])
+        ours = along @ (draft(states[0])[j] - draft(states[1])[j])
+        assert 0.6 < ours / theirs < 1.6, (i, j, ours / theirs)
