@@ -1,9 +1,10 @@
 """A valence force field for any molecule: its terms from the bonds, its parameters guessed.
 
-Bond lengths up to the third power, angles up to the second, and the products of all pairs of bonds
-and angles that share their central atom, the cross terms of class II force fields (Hagler and Ewig,
-Comput. Phys. Commun. 84, 131 (1994)). What an LSD draft must get right is stiffness; what changes
-slowly (torsions, contacts, charges) the corrections take care of.
+Bond lengths up to the third power, angles up to the second, the products of all pairs of bonds and
+angles that share their central atom, torsions, and their products with the two angles along them:
+the terms of class II force fields (Hagler and Ewig, Comput. Phys. Commun. 84, 131 (1994)). What an
+LSD draft must get right is stiffness; what changes slowly (contacts, charges) the corrections take
+care of.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .molgraph import COVALENT_RADII, MolecularGraph
-from .valence import ANGLE, DISTANCE, MOST_FACTORS, ValenceTerms
+from .valence import ANGLE, DISTANCE, MOST_FACTORS, TORSION, ValenceTerms
 
 Array = NDArray[np.float64]
 Coordinate = tuple[int, tuple[int, ...]]  # kind, atoms
@@ -43,7 +44,8 @@ def auto_draft(
 ) -> tuple[ValenceTerms, Array]:
     """Terms of a valence force field, and guesses of its parameters (P,).
 
-    Reference values are means over equivalent bonds and angles at ``positions`` (N, 3) in nm.
+    Reference values of bonds and angles are means over equivalent ones at ``positions`` (N, 3) in
+    nm; those of torsions are zero.
     """
     coordinates, products = _products(graph)
     for depth in range(WIDEST_SURROUNDINGS, -1, -1):
@@ -67,8 +69,9 @@ def auto_draft(
     references, _ = terms.coordinates(positions, box)
     alike, _ = _classes([(q,) for q in range(len(coordinates))], coordinates, colours)
     sums = np.bincount(alike, references)
-    references = (sums / np.bincount(alike))[alike] if len(alike) else references
-    limits = np.where(kinds == DISTANCE, BOND_LIMIT, ANGLE_LIMIT)
+    means = (sums / np.bincount(alike))[alike] if len(alike) else references
+    references = np.where(kinds == TORSION, 0.0, means)
+    limits = np.select([kinds == DISTANCE, kinds == ANGLE], [BOND_LIMIT, ANGLE_LIMIT], np.inf)
     terms = ValenceTerms(
         terms.particles, kinds, terms.atoms, references, limits, terms.factors, terms.classes
     )
@@ -91,6 +94,12 @@ def _products(graph: MolecularGraph) -> tuple[list[Coordinate], list[tuple[int, 
         angles = [number(ANGLE, i, j, k) for i, k in itertools.combinations(around, 2)]
         products += [(each,) * power for each in angles for power in (1, 2)]
         products += itertools.combinations(bonds + angles, 2)
+    for j, k in graph.bonds.tolist():
+        for i, m in itertools.product(graph.neighbours[j], graph.neighbours[k]):
+            if i != k and j != m and i != m:
+                torsion = number(TORSION, i, j, k, m)
+                angles = [number(ANGLE, i, j, k), number(ANGLE, j, k, m)]
+                products += [(torsion,), *((torsion, angle) for angle in angles)]
     return list(numbers), products
 
 

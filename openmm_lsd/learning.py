@@ -15,7 +15,7 @@ Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-RIDGE = 0.01  # of the diagonal
+RIDGE = 0.001  # of the diagonal
 FIRST_FIT = 16  # steps
 EARLY = 512  # steps, up to which one step in EARLY_STRIDE is learned from, and fits come often
 EARLY_STRIDE, LATE_STRIDE = 2, 10

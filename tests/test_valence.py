@@ -204,8 +204,8 @@ def test_atoms_that_symmetry_exchanges_share():
     positions = np.random.default_rng(5).uniform(0, 0.3, (8, 3))
     terms, _ = auto_draft(ethane, positions)
     # CC and CH: 6; CCH and HCH: 4; CC CH, CH CH'; CC CCH, CC HCH, CH CCH, CH CCH', CH HCH, CH HCH';
-    # CCH CCH', CCH HCH, CCH HCH', HCH HCH'
-    assert terms.parameters == 6 + 4 + 2 + 6 + 4
+    # CCH CCH', CCH HCH, CCH HCH', HCH HCH'; torsion, torsion times angle
+    assert terms.parameters == 6 + 4 + 2 + 6 + 4 + 2
 
 
 @pytest.mark.parametrize("name", MOLECULES)

@@ -389,13 +389,15 @@ public:
             ValenceTerms::Coordinate c{static_cast<ValenceTerms::Kind>(kinds.data()[q]),
                                        {},
                                        references.data()[q],
-                                       limits.data()[q]};
+                                       limits.data()[q],
+                                       {},
+                                       {}};
             for (int a = 0; a < 4; a++) {
                 c.atoms[a] = atoms.data()[4 * q + a];
                 if (a < 2 + c.kind && (c.atoms[a] < 0 || c.atoms[a] >= particles))
                     throw std::invalid_argument("a coordinate has an atom that is not there");
             }
-            terms.coordinates.push_back(c);
+            terms.addCoordinate(c);
         }
         for (size_t m = 0; m < count; m++) {
             ValenceTerms::Term term{{}, 0, classes.data()[m]};

@@ -5,7 +5,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
-#include <stdexcept>
+#include <map>
+#include <utility>
 #include <vector>
 
 struct Vector {
@@ -25,6 +26,8 @@ public:
         Kind kind;
         int atoms[4];
         double reference, limit;
+        int vectors[3];  // along it: from atom 0 to 1, 1 to 2, 2 to 3
+        double signs[3]; // -1 where the vector is stored the other way round
     };
     struct Term {
         int factors[mostFactors]; // those there are come first
@@ -35,6 +38,19 @@ public:
     std::vector<Coordinate> coordinates;
     std::vector<Term> terms;
     int particles = 0, parameters = 0;
+
+    void addCoordinate(Coordinate c) {
+        for (int a = 0; a <= c.kind; a++) {
+            const int i = c.atoms[a], j = c.atoms[a + 1];
+            const auto ends = std::minmax(i, j);
+            const auto [place, isNew] = vectorOf.try_emplace(ends, (int)vectors.size());
+            if (isNew)
+                vectors.push_back({ends.first, ends.second});
+            c.vectors[a] = place->second;
+            c.signs[a] = i < j ? 1.0 : -1.0;
+        }
+        coordinates.push_back(c);
+    }
 
     // Forces (N, 3) are added to ``forces``. ``box``: 9 numbers, or null.
     void addForces(const double* positions, const double* theta, const double* box,
@@ -84,6 +100,15 @@ private:
     std::vector<double> values, slopes; // of the coordinates
     std::vector<Vector> gradients;      // four for each coordinate
 
+    // Bonds are part of many coordinates: length and direction are taken once.
+    struct Direction {
+        int from, to;
+        Vector unit;
+        double length;
+    };
+    std::vector<Direction> vectors;
+    std::map<std::pair<int, int>, int> vectorOf;
+
     static int atomsOf(Kind kind) { return 2 + kind; }
 
     static void add(double* to, const Vector& v, double scale) {
@@ -115,40 +140,39 @@ private:
         values.resize(coordinates.size());
         slopes.resize(coordinates.size());
         gradients.resize(4 * coordinates.size());
+        for (Direction& v : vectors) {
+            const Vector d = between(positions, v.from, v.to, box);
+            v.length = std::sqrt(d.dot(d));
+            v.unit = d * (1.0 / v.length);
+        }
         for (size_t q = 0; q < coordinates.size(); q++) {
             const Coordinate& c = coordinates[q];
-            const int* atom = c.atoms;
             Vector* g = &gradients[4 * q];
+            const Direction* v[3];
+            for (int a = 0; a <= c.kind; a++)
+                v[a] = &vectors[c.vectors[a]];
+            const Vector e1 = v[0]->unit * c.signs[0];
             double value;
             if (c.kind == Distance) {
-                const Vector d = between(positions, atom[0], atom[1], box);
-                value = std::sqrt(d.dot(d));
-                g[1] = d * (1.0 / value);
-                g[0] = g[1] * -1.0;
-            } else if (c.kind == Angle) {
-                const Vector a = between(positions, atom[1], atom[0], box);
-                const Vector b = between(positions, atom[1], atom[2], box);
-                const double ra = 1.0 / std::sqrt(a.dot(a)), rb = 1.0 / std::sqrt(b.dot(b));
-                const Vector ea = a * ra, eb = b * rb;
-                const double cosine = std::clamp(ea.dot(eb), -1.0, 1.0);
+                value = v[0]->length;
+                g[1] = e1;
+                g[0] = e1 * -1.0;
+            } else if (c.kind == Angle) { // between -e1 and e2
+                const Vector e2 = v[1]->unit * c.signs[1];
+                const double cosine = std::clamp(-e1.dot(e2), -1.0, 1.0);
                 const double sine = std::sqrt(1.0 - cosine * cosine);
                 value = std::acos(cosine);
                 const double scale = sine < 1e-6 ? 0.0 : 1.0 / sine;
-                g[0] = (ea * cosine - eb) * (scale * ra);
-                g[2] = (eb * cosine - ea) * (scale * rb);
+                g[0] = (e1 * cosine + e2) * (-scale / v[0]->length);
+                g[2] = (e2 * cosine + e1) * (scale / v[1]->length);
                 g[1] = (g[0] + g[2]) * -1.0;
             } else {
-                const Vector b1 = between(positions, atom[0], atom[1], box);
-                const Vector b2 = between(positions, atom[1], atom[2], box);
-                const Vector b3 = between(positions, atom[2], atom[3], box);
-                const double r1 = 1.0 / std::sqrt(b1.dot(b1)), r2 = 1.0 / std::sqrt(b2.dot(b2)),
-                             r3 = 1.0 / std::sqrt(b3.dot(b3));
-                const Vector e1 = b1 * r1, e2 = b2 * r2, e3 = b3 * r3;
+                const Vector e2 = v[1]->unit * c.signs[1], e3 = v[2]->unit * c.signs[2];
                 const double c12 = e1.dot(e2), c23 = e2.dot(e3);
                 value = c12 * c23 - e1.dot(e3);
-                const Vector g1 = normalPart(e2 * c23 - e3, e1) * r1;
-                const Vector g2 = normalPart(e1 * c23 + e3 * c12, e2) * r2;
-                const Vector g3 = normalPart(e2 * c12 - e1, e3) * r3;
+                const Vector g1 = normalPart(e2 * c23 - e3, e1) * (1.0 / v[0]->length);
+                const Vector g2 = normalPart(e1 * c23 + e3 * c12, e2) * (1.0 / v[1]->length);
+                const Vector g3 = normalPart(e2 * c12 - e1, e3) * (1.0 / v[2]->length);
                 g[0] = g1 * -1.0;
                 g[1] = g1 - g2;
                 g[2] = g2 - g3;
