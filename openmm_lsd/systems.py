@@ -76,11 +76,15 @@ def _from_force_fields(directory: Path) -> MolecularSystem:
     return MolecularSystem(pdb.topology, pdb.positions, draft, target)
 
 
-def with_torch_force(draft: openmm.System, module_file: str | Path) -> openmm.System:
-    """A System with the particles and the box of ``draft`` whose potential is a TorchScript file.
+def with_torch_force(
+    particles: openmm.System | app.Topology, module_file: str | Path
+) -> openmm.System:
+    """A System whose potential is a TorchScript file.
 
     Parameters
     ----------
+    particles : openmm.System or openmm.app.Topology
+        Gives masses and box.
     module_file : path
         TorchScript module: positions (N, 3) in nm -> energy in kJ/mol; if it also takes
         (B, N, 3) and gives (B,), a batch is one call.
@@ -89,9 +93,16 @@ def with_torch_force(draft: openmm.System, module_file: str | Path) -> openmm.Sy
     if not Path(module_file).is_file():
         raise FileNotFoundError(f"there is no TorchScript file {module_file}")
     system = openmm.System()
-    for index in range(draft.getNumParticles()):
-        system.addParticle(draft.getParticleMass(index))
-    system.setDefaultPeriodicBoxVectors(*draft.getDefaultPeriodicBoxVectors())
+    if isinstance(particles, openmm.System):
+        for index in range(particles.getNumParticles()):
+            system.addParticle(particles.getParticleMass(index))
+        box = particles.getDefaultPeriodicBoxVectors()
+    else:
+        for atom in particles.atoms():
+            system.addParticle(atom.element.mass if atom.element is not None else 0.0)
+        box = particles.getPeriodicBoxVectors()
+    if box is not None:
+        system.setDefaultPeriodicBoxVectors(*box)
     system.addForce(openmmtorch.TorchForce(str(module_file)))
     system.addForce(openmm.CMMotionRemover())
     return system

@@ -1,7 +1,8 @@
-"""Molecular dynamics of a TorchScript potential, drafted by a classical force field.
+"""Molecular dynamics of a TorchScript potential, drafted by a force field or by itself.
 
     python scripts/run_lsd.py --prmtop X.prmtop --inpcrd X.inpcrd --target X.pt --steps 10000
     python scripts/run_lsd.py --pdb X.pdb --forcefield amber14-all.xml --target X.pt
+    python scripts/run_lsd.py --pdb X.pdb --target X.pt            # needs no force field
 
 Writes trajectory.dcd, log.csv and final.pdb to the output directory and shows the progress.
 """
@@ -25,7 +26,9 @@ def arguments():
     structure.add_argument("--prmtop", type=Path)
     structure.add_argument("--inpcrd", type=Path)
     structure.add_argument("--pdb", type=Path)
-    structure.add_argument("--forcefield", nargs="+", default=["amber14-all.xml"])
+    structure.add_argument(
+        "--forcefield", nargs="+", help="with --pdb; default: a draft that makes itself and learns"
+    )
     parser.add_argument("--target", type=Path, required=True, help="TorchScript file")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--temperature", type=float, default=300.0, help="kelvin")
@@ -58,6 +61,8 @@ def structure_and_draft(args):
         positions = app.AmberInpcrdFile(str(args.inpcrd)).positions
         return prmtop.topology, positions, prmtop.createSystem(**options)
     pdb = app.PDBFile(str(args.pdb))
+    if args.forcefield is None:
+        return pdb.topology, pdb.positions, "auto"
     force_field = app.ForceField(*args.forcefield)
     draft = force_field.createSystem(pdb.topology, rigidWater=False, **options)
     return pdb.topology, pdb.positions, draft
@@ -66,7 +71,7 @@ def structure_and_draft(args):
 def main():
     args = arguments()
     topology, positions, draft = structure_and_draft(args)
-    target = with_torch_force(draft, args.target)
+    target = with_torch_force(topology, args.target)
     integrator = LSDIntegrator(
         args.temperature * unit.kelvin,
         args.friction / unit.picosecond,
@@ -75,6 +80,7 @@ def main():
         windowLength=args.window,
         scheme=args.scheme,
         randomNumberSeed=args.seed,
+        topology=topology,
     )
     platform = () if args.platform is None else (openmm.Platform.getPlatform(args.platform),)
     simulation = app.Simulation(topology, target, integrator, *platform)

@@ -45,12 +45,14 @@ def test_run_lsd_writes_trajectory_and_log(tmp_path):
     assert mdtraj.load(str(tmp_path / "final.pdb")).n_atoms == 22
 
 
-def test_run_lsd_from_a_pdb_and_a_force_field(tmp_path):
+@pytest.mark.parametrize("draft", [["--forcefield", "amber14-all.xml"], []], ids=["amber", "auto"])
+def test_run_lsd_from_a_pdb(tmp_path, draft):
     stem = ALANINE / "alanine_dipeptide"
     run_script(
         "run_lsd.py",
         *("--pdb", f"{stem}.pdb", "--target", f"{stem}.pt", "--scheme", "aboba"),
         *("--steps", 20, "--report-interval", 10, "--output", tmp_path),
+        *draft,
     )
     assert (tmp_path / "trajectory.dcd").exists()
 
@@ -69,7 +71,7 @@ def test_run_lsd_says_what_is_wrong(arguments, words):
     assert words in result.stderr and "Traceback" not in result.stderr
 
 
-def test_benchmark_prints_the_three_rows(tmp_path):
+def test_benchmark_prints_its_rows(tmp_path):
     outfile = tmp_path / "benchmark.json"
     output = run_script(
         "benchmark.py",
@@ -77,10 +79,11 @@ def test_benchmark_prints_the_three_rows(tmp_path):
         *("--outfile", outfile),
     )
     rows = json.loads(outfile.read_text())["results"][0]["rows"]
-    assert [row["run"] for row in rows] == ["plain", "LSD", "constant offset"]
+    names = ["plain", "LSD, auto draft", "LSD, force field", "constant offset"]
+    assert [row["run"] for row in rows] == names
     assert all(row["run"] in output for row in rows)
     assert "plain dynamics here: each batch gives" in output
-    assert rows[1]["steps per round"] > rows[2]["steps per round"] >= 1
+    assert min(row["steps per round"] for row in rows[1:3]) > rows[3]["steps per round"] >= 1
 
 
 def test_steps_per_round_of_the_shipped_potential():
