@@ -21,12 +21,14 @@ from .schemes import SCHEMES, Scheme
 from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
 from .targets.pythonforce import as_python_force
 from .targets.torchforce import as_torch_force
+from .tuning import WindowTuner
 
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
 CHECKED_STATES = 3
+TYPICAL_WINDOW = 16  # that a target is prepared for, where the window is tuned
 
 
 class Settings(NamedTuple):
@@ -50,6 +52,7 @@ class Binding:
     target : BatchedTarget or None
         None: built from the Context's System.
     scheme_name, window : as in LSDIntegrator
+        ``window`` is None for 'auto'.
     statistics : Statistics
         Counted on.
     """
@@ -60,7 +63,7 @@ class Binding:
         draft: DraftChoice,
         target: BatchedTarget | None,
         scheme_name: str,
-        window: int,
+        window: int | None,
         statistics: Statistics,
     ) -> None:
         self._access = access
@@ -73,7 +76,9 @@ class Binding:
         self._given_target = target
         self._target: BatchedTarget | None = target
         self._validated: BatchedTarget | None = None
-        self._scheme_name, self._window = scheme_name, window
+        self._scheme_name = scheme_name
+        self._tuner = WindowTuner() if window is None else None
+        self._window = TYPICAL_WINDOW if window is None else window
         self._statistics = statistics
         self._fingerprint = _fingerprint(self._system)
         self._settings: Settings | None = None
@@ -173,6 +178,7 @@ class Binding:
             cm_removal_frequency=cm_removal_frequency(self._system),
         )
         sampler.statistics = self._statistics
+        sampler.tuner = self._tuner
         return sampler
 
     def _state(self) -> tuple[Array, Array, int]:

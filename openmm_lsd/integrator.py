@@ -45,8 +45,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
     draft : openmm.System or 'auto'
         A System of the same particles and masses as the target System, without constraints. With
         'auto' no force field is needed.
-    windowLength : int
-        Number of steps drafted and evaluated per round.
+    windowLength : int or 'auto'
+        K, the number of steps drafted and evaluated per round. 'auto' finds the fastest while the
+        run goes on, plain steps among them; then the trajectory of a seed depends on the clock.
     scheme : 'middle' or 'aboba'
         'middle' is that of LangevinMiddleIntegrator.
     randomNumberSeed : int, optional
@@ -78,7 +79,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         stepSize: unit.Quantity | float,  # noqa: N803
         draft: openmm.System | str,
         *,
-        windowLength: int = 16,  # noqa: N803
+        windowLength: int | str = 16,  # noqa: N803
         scheme: str = "middle",
         randomNumberSeed: int | None = None,  # noqa: N803
         draftPlatform: openmm.Platform | str | None = None,  # noqa: N803
@@ -235,7 +236,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             "frictionCoeff": self._value("friction"),
             "stepSize": self.getStepSize().value_in_unit(unit.picosecond),
             "draft": "auto" if draft.system is None else draft.system,
-            "windowLength": self._window,
+            "windowLength": "auto" if self._window is None else self._window,
             "scheme": self._scheme,
             "randomNumberSeed": self.getRandomNumberSeed(),
             "draftPlatform": None if draft.platform is None else draft.platform.getName(),
@@ -277,11 +278,16 @@ def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> fl
     return value
 
 
-def _window(length: int) -> int:
+def _window(length: Any) -> int | None:
+    """K; None for 'auto'."""
+    if isinstance(length, str) and length == "auto":
+        return None
     try:
         length = operator.index(length)
     except TypeError:
-        raise TypeError(f"windowLength is {length!r}; it must be a positive integer") from None
+        raise TypeError(
+            f"windowLength is {length!r}; it must be a positive integer or 'auto'"
+        ) from None
     if length < 1:
         raise ValueError(f"windowLength is {length}; it must be at least 1")
     return length

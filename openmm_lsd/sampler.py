@@ -24,6 +24,7 @@ from .noise import step_noise
 from .rollout import Window, reciprocal, remove_cm_motion, rollout
 from .schemes import Scheme
 from .transport import transport
+from .tuning import WindowTuner
 
 Array = NDArray[np.float64]
 
@@ -204,6 +205,7 @@ class SpeculativeSampler:
         self.seed = seed
         self.correction = correction
         self.statistics = Statistics()
+        self.tuner: WindowTuner | None = None  # if there is one, it chooses ``window``
         self._masses = np.array(masses, dtype=np.float64).reshape(-1, 1)
         if not (np.isfinite(self._masses).all() and (self._masses >= 0).all()):
             raise ValueError("masses must be finite and not negative")
@@ -288,6 +290,9 @@ class SpeculativeSampler:
     def _round(self) -> None:
         """Draft a window, verify it, commit a part of it, keep what was learned."""
         self._learn_last_round()
+        begin_round = perf_counter()
+        if self.tuner is not None and self.tuner.window != self.window:
+            self._set_window(self.tuner.window)
         statistics = self.statistics
         positions, velocities, step = self._front
         noise = self._window_noise(step)
@@ -316,6 +321,8 @@ class SpeculativeSampler:
         )
         statistics.rounds += 1
         statistics.steps += len(committed)
+        if self.tuner is not None:
+            self.tuner.record(len(committed), perf_counter() - begin_round)
         if self._learns:
             self._lesson = _Lesson(step, window.sites, target_forces, discrepancies, len(committed))
 
@@ -337,6 +344,13 @@ class SpeculativeSampler:
                 lesson.target_forces - draft_forces, lesson.committed
             )
         self.statistics.learning_seconds += perf_counter() - begin
+
+    def _set_window(self, window: int) -> None:
+        """Another K; what was kept for later steps of a longer window is given up."""
+        rows = np.minimum(np.arange(window), self.window - 1)
+        self._corrections = self._corrections[rows]
+        self._noise = self._noise[:window]
+        self.window = window
 
     def _window_noise(self, step: int) -> list[tuple[Array, float]]:
         known = len(self._noise)

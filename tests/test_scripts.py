@@ -26,11 +26,6 @@ def run_script(name, *arguments):
     return result.stdout
 
 
-@pytest.fixture(scope="module")
-def alanine():
-    return systems.load(ALANINE)
-
-
 def test_run_lsd_writes_trajectory_and_log(tmp_path):
     stem = ALANINE / "alanine_dipeptide"
     output = run_script(
@@ -106,13 +101,16 @@ def test_water_boxes():
     assert counts[0] > 2.5 and counts[1] < 1.3, output
 
 
-def test_shipped_potential_is_a_gradient_and_batches(alanine):
+@pytest.mark.parametrize(("name", "atoms"), [("alanine_dipeptide", 22), ("ibuprofen", 33)])
+def test_shipped_potential_is_a_gradient_and_batches(name, atoms):
     """Forces are minus the numerical gradient; a row of a batch is that state alone."""
-    module = torch.jit.load(str(ALANINE / "alanine_dipeptide.pt"))
-    assert (ALANINE / "alanine_dipeptide.pt").stat().st_size < 5e6
-    positions = np.array(alanine.positions.value_in_unit(unit.nanometer))
+    file = ROOT / "systems" / name / f"{name}.pt"
+    assert file.stat().st_size < 5e6
+    module, molecule = torch.jit.load(str(file)), systems.load(file.parent)
+    positions = np.array(molecule.positions.value_in_unit(unit.nanometer))
+    assert positions.shape == (atoms, 3)
     states = positions + 0.003 * np.random.default_rng(1).standard_normal((4, *positions.shape))
-    target = SystemTarget(alanine.target, positions)
+    target = SystemTarget(molecule.target, positions)
     single = np.concatenate([target.evaluate(state[None])[1] for state in states])
     target.prepare(positions, 4)
     assert target.torch_parts[0].plan.batching == "batch"

@@ -1,0 +1,151 @@
+"""The window tuner on a simulated clock, and the law while windows change."""
+
+import itertools
+
+import numpy as np
+import openmm
+import pytest
+from law import speculative_ensemble, worst, z_scores
+from openmm import app
+from test_law import RUNS, STEPS, TARGET, Z, draft, make_scheme, plain
+
+from openmm_lsd import LSDIntegrator, SpeculativeSampler
+from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.tuning import WINDOWS, WindowTuner
+
+
+class Machine:
+    """Rounds of a target whose batch of B takes ``fixed + each * B``; ``decay``: acceptance."""
+
+    def __init__(self, fixed, each, acceptance, noise=0.05, seed=1):
+        self.fixed, self.each, self.acceptance, self.noise = fixed, each, acceptance, noise
+        self.rng = np.random.default_rng(seed)
+
+    def round(self, window):
+        steps = 1
+        while steps < window and self.rng.random() < self.acceptance:
+            steps += 1
+        seconds = (self.fixed + self.each * window) * self.rng.lognormal(0.0, self.noise)
+        return steps, seconds
+
+    def seconds_per_step(self, window):
+        steps = sum(self.acceptance**k for k in range(window))
+        return (self.fixed + self.each * window) / steps
+
+    def best(self):
+        return min(self.seconds_per_step(window) for window in WINDOWS)
+
+
+def run(tuner, machine, steps):
+    """Seconds; the tuner chooses the windows."""
+    done, total = 0, 0.0
+    while done < steps:
+        committed, seconds = machine.round(tuner.window)
+        tuner.record(committed, seconds)
+        done, total = done + committed, total + seconds
+    return total
+
+
+MACHINES = {
+    "GPU": (1.0, 0.01, 0.9),
+    "GPU, good draft": (1.0, 0.01, 0.97),
+    "CPU": (1.0, 0.25, 0.85),
+    "expensive batch": (0.2, 0.8, 0.9),
+    "bad draft": (1.0, 0.3, 0.05),
+}
+
+
+@pytest.mark.parametrize("name", MACHINES)
+def test_finds_a_fast_window_and_pays_little_for_it(name):
+    """Over five machines of the kind; plain steps at the end of the scale are 17 times slower."""
+    steps, quality, cost = 30_000, [], []
+    for seed in range(5):
+        tuner, machine = WindowTuner(), Machine(*MACHINES[name], seed=seed)
+        cost.append(run(tuner, machine, steps) / (steps * machine.best()))
+        quality.append(machine.seconds_per_step(tuner.window) / machine.best())
+    assert np.mean(quality) < 1.15, quality
+    assert np.mean(cost) < 1.2, cost
+
+
+def test_never_much_slower_than_plain_steps():
+    steps = 30_000
+    for machine in (Machine(0.0, 1.0, 0.5), Machine(1.0, 0.3, 0.02)):
+        assert run(WindowTuner(), machine, steps) < steps * machine.seconds_per_step(1) / 0.95
+
+
+def test_plain_steps_where_nothing_is_faster_and_says_so_once(caplog):
+    tuner, machine = WindowTuner(), Machine(0.0, 1.0, 0.5)
+    run(tuner, machine, 10_000)
+    assert tuner.window == 1
+    assert caplog.text.count("no window is faster than plain dynamics") == 1
+
+
+def test_looks_again_when_the_draft_has_learned():
+    tuner = WindowTuner()
+    run(tuner, Machine(1.0, 0.02, 0.5), 500)
+    short = tuner.window
+    run(tuner, Machine(1.0, 0.02, 0.95), 10_000)
+    assert tuner.window >= 16 > short
+
+
+class Cycling:
+    """Windows one after another, by the number of rounds."""
+
+    def __init__(self):
+        self._windows = itertools.cycle([3, 1, 5, 2])
+        self.window = next(self._windows)
+
+    def record(self, committed, seconds):
+        assert committed >= 1 and seconds > 0
+        self.window = next(self._windows)
+
+
+class Retuned(SpeculativeSampler):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.tuner = Cycling()
+
+
+@pytest.mark.parametrize("kind", [Middle, ABOBA])
+def test_law_while_windows_change(kind):
+    starts = TARGET.starts(RUNS, np.random.default_rng(13))
+    states, rate = speculative_ensemble(
+        make_scheme(kind), TARGET.forces, draft, TARGET.masses, starts, STEPS, 13,
+        sampler_class=Retuned,
+    )  # fmt: skip
+    assert 0.15 < rate < 0.85
+    name, score = worst(z_scores(states, plain(TARGET)[kind]))
+    assert abs(score) < Z, f"{name}: z = {score:.1f}"
+
+
+def test_a_longer_window_keeps_what_is_known():
+    """Corrections of the steps there were, and the last of them for the others."""
+    sampler = SpeculativeSampler(make_scheme(Middle), TARGET.masses, draft, TARGET.forces, 4, 1)
+    positions, velocities = TARGET.starts(1, np.random.default_rng(1))
+    sampler.set_state(positions[0], velocities[0])
+    sampler.advance(5)
+    before = sampler._corrections.copy()
+    sampler._set_window(6)
+    np.testing.assert_array_equal(sampler._corrections[:4], before)
+    np.testing.assert_array_equal(sampler._corrections[4:], before[[3, 3]])
+    sampler._set_window(2)
+    np.testing.assert_array_equal(sampler._corrections, before[:2])
+    assert len(sampler._noise) <= 2
+
+
+def test_through_the_integrator():
+    stem = "systems/alanine_dipeptide/alanine_dipeptide"
+    prmtop = app.AmberPrmtopFile(f"{stem}.prmtop")
+    integrator = LSDIntegrator(
+        *(300, 1, 0.001, "auto"), topology=prmtop.topology, windowLength="auto", randomNumberSeed=1
+    )
+    context = openmm.Context(
+        prmtop.createSystem(), integrator, openmm.Platform.getPlatform("Reference")
+    )
+    context.setPositions(app.AmberInpcrdFile(f"{stem}.inpcrd").positions)
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(800)
+    assert context.getState().getStepCount() == 800
+    assert integrator._binding._tuner.window in WINDOWS
+    with pytest.raises(TypeError, match="positive integer or 'auto'"):
+        LSDIntegrator(300, 1, 0.001, "auto", windowLength="long")
