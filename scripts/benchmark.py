@@ -2,9 +2,10 @@
 
 Both sides at their best: the plain run on the platform and the number of torch threads that are
 fastest for it, LSD with the window that is fastest for it. Blocks of steps alternate, so that the
-ratio does not depend on how busy the machine is. LSD runs twice, with the draft that makes itself
-from the bonds ('auto') and with the system's force field. The last row is the published rule on
-that force field: one constant offset for the whole window.
+ratio does not depend on how busy the machine is. LSD runs twice: with draft='auto' and
+windowLength='auto', where nothing is tuned by hand, after --warm-up steps in which the draft learns
+and the window is found; and with the system's force field and the best of --windows. The last row
+is the published rule on that force field: one constant offset for the whole window.
 
     python scripts/benchmark.py systems/alanine_dipeptide --timestep 1 0.5 --seconds 50
 """
@@ -62,8 +63,8 @@ class Speculative(Plain):
 
     def __init__(self, molecule, draft, args, step_size, window, threads):
         self.threads = threads
-        self.name = "LSD, auto draft" if draft == "auto" else "LSD, force field"
-        self.settings = f"K = {window}"
+        self.name = "LSD, all auto" if draft == "auto" else "LSD, force field"
+        self._settings = f"K = {window}"
         self.integrator = LSDIntegrator(
             args.temperature,
             args.friction,
@@ -82,6 +83,11 @@ class Speculative(Plain):
         torch.set_num_threads(self.threads)
         for done in range(0, steps, 10):
             self.integrator.step(min(10, steps - done))
+
+    @property
+    def settings(self):
+        tuner = self.integrator._binding and self.integrator._binding._tuner
+        return f"K = {tuner.window} now" if tuner else self._settings
 
     @property
     def statistics(self):
@@ -166,22 +172,22 @@ def benchmark(molecule, args, step_size):
         state,
         args.block // 2,
     )
-    speculative = [
-        fastest(
-            [
-                Speculative(molecule, draft, args, step_size, window, cores)
-                for window in args.windows
-            ],
-            state,
-            args.block,
-        )
-        for draft in ("auto", molecule.draft)
-    ]
-    window = speculative[1].integrator._window
+    speculative = fastest(
+        [
+            Speculative(molecule, molecule.draft, args, step_size, window, cores)
+            for window in args.windows
+        ],
+        state,
+        args.block,
+    )
+    window = speculative.integrator._window
+    automatic = Speculative(molecule, "auto", args, step_size, "auto", cores)
+    automatic.set_state(*state)
+    automatic.advance(args.warm_up)
     offset = ConstantOffset(
         molecule.target, molecule.draft, args, step_size, window, cores, state[0]
     )
-    runners = [plain, *speculative, offset]
+    runners = [plain, automatic, speculative, offset]
     for runner in runners:
         runner.set_state(*state)
         runner.advance(args.block // 4)
@@ -289,6 +295,7 @@ def main():
     parser.add_argument("--windows", type=int, nargs="+", default=[8, 12, 16, 24], help="K to try")
     parser.add_argument("--seconds", type=float, default=60.0, help="of measurement per time step")
     parser.add_argument("--block", type=int, default=100, help="steps per block")
+    parser.add_argument("--warm-up", type=int, default=2000, help="steps, of 'auto'")
     parser.add_argument("--equilibration", type=int, default=500, help="steps")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--outfile", type=Path, help="results as JSON")

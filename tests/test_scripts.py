@@ -71,10 +71,10 @@ def test_benchmark_prints_its_rows(tmp_path):
     output = run_script(
         "benchmark.py",
         *(ALANINE, "--windows", 8, "--seconds", 1, "--block", 20, "--equilibration", 20),
-        *("--outfile", outfile),
+        *("--warm-up", 50, "--outfile", outfile),
     )
     rows = json.loads(outfile.read_text())["results"][0]["rows"]
-    names = ["plain", "LSD, auto draft", "LSD, force field", "constant offset"]
+    names = ["plain", "LSD, all auto", "LSD, force field", "constant offset"]
     assert [row["run"] for row in rows] == names
     assert all(row["run"] in output for row in rows)
     assert "plain dynamics here: each batch gives" in output
