@@ -1,7 +1,9 @@
 """Size: LSD in periodic boxes of flexible TIP3P water, and the memory it takes above a plain run.
 
-The target is a copy of the draft with bond and angle constants times 1.2, equilibrium values plus
-2 %, and charges times 1.03.
+The target is a copy of the force field with bond and angle constants times 1.2, equilibrium values
+plus 2 %, and charges times 1.03. Drafts: the force field, with corrections per step and with the
+published rule; and 'auto', which makes itself from the bonds and learns, counted after --learning
+steps.
 
     python scripts/water_boxes.py --molecules 216 2000
 """
@@ -12,13 +14,14 @@ import resource
 import subprocess
 import sys
 
+import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_lsd import LSDIntegrator, SpeculativeSampler
+from openmm_lsd import LSDIntegrator, SpeculativeSampler, Statistics
 from openmm_lsd.checks import cm_removal_frequency, masses_of
 from openmm_lsd.contexts import fastest_context
-from openmm_lsd.draft import Draft
+from openmm_lsd.draft import Draft, DraftChoice
 from openmm_lsd.schemes import SCHEMES
 from openmm_lsd.targets import SystemTarget
 
@@ -30,10 +33,11 @@ def water_box(molecules):
     force_field = app.ForceField("amber14/tip3p.xml")
     modeller = app.Modeller(app.Topology(), [] * unit.nanometer)
     modeller.addSolvent(force_field, model="tip3p", numAdded=molecules)
+    edge = modeller.topology.getUnitCellDimensions()[0]
     system = force_field.createSystem(
         modeller.topology,
         nonbondedMethod=app.CutoffPeriodic,
-        nonbondedCutoff=0.9 * unit.nanometer,
+        nonbondedCutoff=min(0.9 * unit.nanometer, 0.48 * edge),
         constraints=None,
         rigidWater=False,
     )
@@ -101,6 +105,29 @@ def measure(molecules, args):
             sampler.set_state(positions, velocities)
             sampler.advance(args.steps if correction == "per-step" else 20)
             print(f"  {name:7s} correction {correction:9s} {sampler.statistics}", flush=True)
+        choice = DraftChoice(None, None, simulation.topology, learning=True)
+        vectors = simulation.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer)
+        auto = choice.make(positions, masses_of(draft), np.array(vectors))
+        auto.set_environment(np.array(vectors), {})
+        sampler = SpeculativeSampler(
+            SCHEMES[name](TEMPERATURE, FRICTION, STEP_SIZE),
+            masses_of(draft),
+            auto,
+            lambda states: target.evaluate(states)[1],
+            args.window,
+            1,
+            cm_removal_frequency=cm_removal_frequency(draft),
+        )
+        sampler.set_state(positions, velocities)
+        sampler.advance(args.learning)
+        sampler.statistics = Statistics()
+        sampler.advance(args.steps)
+        per_step = 1e6 * sampler.statistics.draft_seconds / sampler.statistics.rounds / args.window
+        print(
+            f"  {name:7s} draft 'auto'         {sampler.statistics}; {len(auto.parameters)} "
+            f"parameters, {per_step:.0f} us per drafted step",
+            flush=True,
+        )
 
 
 def memory(run, molecules):
@@ -132,6 +159,7 @@ def main():
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--schemes", nargs="+", choices=sorted(SCHEMES), default=["middle"])
     parser.add_argument("--steps", type=int, default=200, help="measured, per-step corrections")
+    parser.add_argument("--learning", type=int, default=300, help="steps before 'auto' is counted")
     parser.add_argument("--equilibration", type=int, default=2000, help="steps of 0.5 fs")
     parser.add_argument("--memory-of", choices=["plain", "lsd"], help=argparse.SUPPRESS)
     args = parser.parse_args()
