@@ -27,7 +27,10 @@ DRAFTS = {"auto": (False, True), "system": (True, False), "learning": (True, Tru
 
 
 def curve(args, molecule, target, draft_name, seed):
-    """Steps per round in every segment of a run that starts from the system's own structure."""
+    """Steps per round in every segment of a run that starts from the system's own structure.
+
+    And the microseconds that drafting a step took in the last one.
+    """
     positions = np.array(molecule.positions.value_in_unit(unit.nanometer))
     masses = masses_of(molecule.target)
     uses_system, learning = DRAFTS[draft_name]
@@ -53,7 +56,8 @@ def curve(args, molecule, target, draft_name, seed):
         sampler.statistics = Statistics()
         sampler.advance(args.segment)
         counts.append(sampler.statistics.steps_per_round)
-    return counts
+    last = sampler.statistics
+    return counts, 1e6 * last.draft_seconds / (last.rounds * args.window)
 
 
 def measure(args):
@@ -79,10 +83,15 @@ def measure(args):
     for draft_name in args.drafts:
         curves = []
         for seed in args.seeds:
-            curves.append(curve(args, molecule, target, draft_name, seed))
+            counts, microseconds = curve(args, molecule, target, draft_name, seed)
+            curves.append(counts)
             late = 1 / np.mean(1 / np.array(curves[-1][args.after // args.segment :]))
             numbers = " ".join(f"{count:5.2f}" for count in curves[-1])
-            print(f"  {draft_name:9s} seed {seed}: {numbers}  | {late:5.2f}", flush=True)
+            print(
+                f"  {draft_name:9s} seed {seed}: {numbers}  | {late:5.2f}, "
+                f"{microseconds:.1f} us per drafted step",
+                flush=True,
+            )
         document["curves"][draft_name] = curves
     if args.outfile:
         args.outfile.write_text(json.dumps(document, indent=1) + "\n")
