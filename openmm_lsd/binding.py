@@ -14,7 +14,7 @@ import openmm
 from numpy.typing import NDArray
 
 from ._native import ContextAccess
-from .checks import check_pair, check_system, cm_removal_frequency, masses_of
+from .checks import check_pair, check_system, cm_removal_frequency, has_forces, masses_of
 from .draft import DraftChoice
 from .sampler import SpeculativeSampler, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
@@ -86,11 +86,11 @@ class Binding:
         self._step_count = -1
         self.noise_step = 0  # index of the next step's random numbers
         self._fresh_seed = secrets.randbits(63)
-        if target is not None and not self._has_forces():
+        if target is not None and not has_forces(self._system):
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
-        self._draft_is_periodic = draft.is_periodic()
+        self._draft_is_periodic = draft.is_periodic(self._system)
         self._draft = draft.make(self._state()[0], self._masses, self._box())
         self._environment_of_draft()
 
@@ -228,7 +228,7 @@ class Binding:
             if new:
                 target.prepare(positions, self._window, box)
             # Where these are not finite the sampler will name step and atom.
-            if self._has_forces():
+            if has_forces(self._system):
                 forces = self._context_forces(positions[None], settings)
             else:
                 forces = target.evaluate(positions[None], box)[1]
@@ -240,7 +240,7 @@ class Binding:
                     box=box,
                     scheme=scheme,
                     reference=partial(self._context_forces, settings=settings)
-                    if self._has_forces()
+                    if has_forces(self._system)
                     else None,
                     batch=CHECKED_STATES,
                     directions=2 if new else 0,
@@ -262,10 +262,6 @@ class Binding:
         """The forces (B, N, 3) that the Context's integrator would see."""
         groups = settings.force_groups - 2**32 * (settings.force_groups >= 2**31)
         return self._access.forces(states, groups)
-
-    def _has_forces(self) -> bool:
-        forces = self._system.getForces()
-        return any(not isinstance(force, openmm.CMMotionRemover) for force in forces)
 
 
 def _fingerprint(system: openmm.System) -> tuple[list[int], int]:

@@ -20,6 +20,17 @@ def masses_of(system: openmm.System) -> NDArray[np.float64]:
     )
 
 
+def default_box(system: openmm.System) -> NDArray[np.float64]:
+    """Periodic box vectors (3, 3) in nm that the System was given, or OpenMM's default."""
+    vectors = system.getDefaultPeriodicBoxVectors()
+    return np.array([vector.value_in_unit(unit.nanometer) for vector in vectors])
+
+
+def has_forces(system: openmm.System) -> bool:
+    """Whether anything acts on the particles."""
+    return any(not isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
+
+
 def cm_removal_frequency(system: openmm.System) -> int:
     """Steps between removals of the motion of the centre of mass; 0 if there are none."""
     frequencies = {

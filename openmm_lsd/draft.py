@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
-from openmm import app
+from openmm import app, unit
 
 from ._native import Valence
 from .autodraft import auto_draft
+from .checks import default_box
 from .contexts import ForceContext, fastest_context
 from .learning import Learner
 from .molgraph import elements_of_masses, graph_of_positions, graph_of_topology
@@ -25,15 +27,20 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 
-class Draft:
-    """Draft forces of a System, as ``SpeculativeSampler`` takes them."""
+class NativeDraft(ABC):
+    """Draft forces, as ``SpeculativeSampler`` takes them, whose windows are drafted natively."""
 
-    def __init__(self, context: ForceContext) -> None:
-        self.context = context
-
+    @abstractmethod
     def __call__(self, positions: Array) -> Array:
         """Forces (N, 3) in kJ/mol/nm at positions (N, 3) in nm."""
-        return self.context.forces(positions[None])[0]
+
+    @abstractmethod
+    def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
+        """Take over the periodic box (3, 3) in nm and the Context's global parameters."""
+
+    @abstractmethod
+    def _native_rollout(self, *arguments: Any) -> tuple:
+        """Number of drafted steps, and the arrays of a Window."""
 
     def rollout(
         self,
@@ -47,16 +54,31 @@ class Draft:
     ) -> Window:
         """``rollout.rollout`` with this draft, in native code."""
         arrays = (masses, positions, velocities, corrections, kicks, cm_removals)
-        return _window(
-            self.context.access.rollout(scheme.name, scheme.step_size, scheme.decay, *arrays)
+        drafted, *results = self._native_rollout(
+            scheme.name, scheme.step_size, scheme.decay, *arrays
         )
+        return Window(*(array[:drafted] for array in results))
+
+
+class Draft(NativeDraft):
+    """The forces of a System."""
+
+    def __init__(self, context: ForceContext) -> None:
+        self.context = context
+
+    def __call__(self, positions: Array) -> Array:
+        """See NativeDraft."""
+        return self.context.forces(positions[None])[0]
+
+    def _native_rollout(self, *arguments: Any) -> tuple:
+        return self.context.access.rollout(*arguments)
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
-        """Take over the periodic box (3, 3) in nm and the Context's global parameters."""
+        """See NativeDraft."""
         self.context.set_environment(box, parameters)
 
 
-class LearningDraft:
+class LearningDraft(NativeDraft):
     """A valence force field that learns, by itself or on top of the forces of a System.
 
     Parameters
@@ -95,29 +117,14 @@ class LearningDraft:
         return self._learner.parameters.copy()
 
     def __call__(self, positions: Array) -> Array:
-        """Forces (N, 3) in kJ/mol/nm at positions (N, 3) in nm."""
+        """See NativeDraft."""
         return self._valence.forces(positions[None], self._access())[0]
 
-    def rollout(
-        self,
-        scheme: Scheme,
-        masses: Array,
-        positions: Array,
-        velocities: Array,
-        corrections: Array,
-        kicks: Array,
-        cm_removals: NDArray[np.bool_],
-    ) -> Window:
-        """``rollout.rollout`` with this draft, in native code."""
-        arrays = (masses, positions, velocities, corrections, kicks, cm_removals)
-        return _window(
-            self._valence.rollout(
-                scheme.name, scheme.step_size, scheme.decay, *arrays, self._access()
-            )
-        )
+    def _native_rollout(self, *arguments: Any) -> tuple:
+        return self._valence.rollout(*arguments, self._access())
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
-        """Take over the periodic box (3, 3) in nm and the Context's global parameters."""
+        """See NativeDraft."""
         self._valence.set_box(None if box is None else np.ascontiguousarray(box))
         if self._base is not None:
             self._base.set_environment(box, parameters)
@@ -157,11 +164,6 @@ class LearningDraft:
         return None if self._base is None else self._base.access
 
 
-def _window(result: tuple) -> Window:
-    drafted, *arrays = result
-    return Window(*(array[:drafted] for array in arrays))
-
-
 class DraftChoice(NamedTuple):
     """What the user wants for a draft; see LSDIntegrator."""
 
@@ -170,13 +172,22 @@ class DraftChoice(NamedTuple):
     topology: app.Topology | None
     learning: bool
 
-    def is_periodic(self) -> bool:
-        """Whether the draft needs a periodic box, as far as it can tell."""
-        if self.system is not None and self.system.usesPeriodicBoundaryConditions():
-            return True
-        return self.topology is not None and self.topology.getPeriodicBoxVectors() is not None
+    def is_periodic(self, target: openmm.System) -> bool:
+        """Whether there is a periodic box, for a target System that does not know.
 
-    def make(self, positions: Array, masses: Array, box: Array | None) -> Draft | LearningDraft:
+        A Topology may have a box only because its PDB file has a CRYST1 record. It counts if it
+        was given to the System, too.
+        """
+        if self.system is not None:
+            return self.system.usesPeriodicBoundaryConditions()
+        box = None if self.topology is None else self.topology.getPeriodicBoxVectors()
+        if box is None or any(
+            not isinstance(f, openmm.CMMotionRemover) for f in target.getForces()
+        ):
+            return False
+        return np.allclose(np.array(box.value_in_unit(unit.nanometer)), default_box(target))
+
+    def make(self, positions: Array, masses: Array, box: Array | None) -> NativeDraft:
         """The draft for a molecule at ``positions`` (N, 3) nm with ``masses`` (N,) amu.
 
         Raises

@@ -10,7 +10,7 @@ import pytest
 from openmm import app, unit
 
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.targets import ASETarget
+from openmm_lsd.targets import ASETarget, BatchedTarget
 
 REFERENCE = openmm.Platform.getPlatform("Reference")
 NM = unit.nanometer
@@ -170,6 +170,39 @@ def test_checkpoints_take_the_draft_back(alanine):
         states.append([state.getPositions(asNumpy=True), state.getVelocities(asNumpy=True)])
     for first, second in zip(*states, strict=True):
         np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("periodic", [True, False])
+def test_a_box_counts_if_the_system_has_it(periodic):
+    """A Topology alone may have one because of a CRYST1 record in its PDB file."""
+    numbers, positions, _ = SMALL_MOLECULES["cyclopropane"]
+    topology = app.Topology()
+    residue = topology.addResidue("MOL", topology.addChain())
+    for number in numbers:
+        topology.addAtom("X", app.Element.getByAtomicNumber(number), residue)
+    atoms = list(topology.atoms())
+    for i, j in [(0, 1), (1, 2), (0, 2), *zip([0, 0, 1, 1, 2, 2], range(3, 9), strict=True)]:
+        topology.addBond(atoms[i], atoms[j])
+    topology.setUnitCellDimensions((1.5, 1.6, 1.7))
+    system = system_without_forces(numbers)
+    if periodic:
+        system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
+    boxes = []
+
+    class Springs(BatchedTarget):
+        def evaluate(self, states, box=None):
+            boxes.append(box)
+            forces = -1000.0 * (states - 0.1 * np.array(positions))
+            return 0.5 * np.sum(forces**2, axis=(1, 2)) / 1000.0, forces
+
+    integrator = auto(topology=topology, target=Springs())
+    context = context_of(system, integrator, 0.1 * np.array(positions))
+    integrator.step(5)
+    assert context.getState().getStepCount() == 5
+    if periodic:
+        assert all(np.allclose(np.diag(box), [1.5, 1.6, 1.7]) for box in boxes)
+    else:
+        assert all(box is None for box in boxes)
 
 
 def test_statistics_say_what_learning_costs(alanine):

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import openmm
-from openmm import unit
 
+from ..checks import default_box
 from ..contexts import is_empty
 from .base import Array, BatchedTarget, Evaluation
 from .contextpool import ContextTarget
@@ -52,7 +52,7 @@ class SystemTarget(BatchedTarget):
     ) -> None:
         properties = properties or {}
         self._system = system  # owns the forces that the parts refer to
-        self._default_box = _default_box(system)
+        self._default_box = default_box(system)
         self.torch_parts: list[TorchForceTarget] = []
         self.python_parts: list[PythonForceTarget] = []
         self.model_parts: list[ModelTarget] = []
@@ -124,11 +124,6 @@ def _system_with(system: openmm.System, forces: list[openmm.Force]) -> openmm.Sy
     for force in forces:
         result.addForce(copy.deepcopy(force))
     return result
-
-
-def _default_box(system: openmm.System) -> Array:
-    vectors = system.getDefaultPeriodicBoxVectors()
-    return np.array([vector.value_in_unit(unit.nanometer) for vector in vectors])
 
 
 def _device_and_dtype(
