@@ -13,6 +13,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -413,6 +414,9 @@ public:
             terms.parameters = std::max(terms.parameters, term.parameter + 1);
             terms.terms.push_back(term);
         }
+        // Alike ones together: a processor guesses branches from what came before.
+        std::stable_sort(terms.terms.begin(), terms.terms.end(),
+                         [](const auto& a, const auto& b) { return a.count < b.count; });
         theta.assign(terms.parameters, 0.0);
     }
 
