@@ -495,7 +495,7 @@ OWN_RAY = """
 def test_ray_that_was_started_for_us_is_gone(end):
     """After close of the last RayTarget; and after Control-C, which a terminal sends to all."""
     process = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(OWN_RAY), end],
+        [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(OWN_RAY), end],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -512,7 +512,11 @@ def test_ray_that_was_started_for_us_is_gone(end):
             assert len(started) > 2
             time.sleep(0.5)
             os.killpg(process.pid, signal.SIGINT)
-            _, errors = process.communicate(timeout=60)
+            try:
+                _, errors = process.communicate(timeout=60)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGABRT)  # shows where it hangs
+                pytest.fail(process.communicate()[1])
             assert "KeyboardInterrupt" in errors
         wait_until(lambda: not any(map(is_running, started)))
         assert end == "interrupt" or not descendants(process.pid)
