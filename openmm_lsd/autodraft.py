@@ -9,6 +9,7 @@ care of.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Sequence
 
@@ -72,9 +73,7 @@ def auto_draft(
     means = (sums / np.bincount(alike))[alike] if len(alike) else references
     references = np.where(kinds == TORSION, 0.0, means)
     limits = np.select([kinds == DISTANCE, kinds == ANGLE], [BOND_LIMIT, ANGLE_LIMIT], np.inf)
-    terms = ValenceTerms(
-        terms.particles, kinds, terms.atoms, references, limits, terms.factors, terms.classes
-    )
+    terms = dataclasses.replace(terms, references=references, limits=limits)
     return terms, _guesses(graph, terms, products)
 
 
