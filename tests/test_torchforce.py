@@ -144,6 +144,10 @@ def test_torch_force_in_one_batch(kind):
     assert np.abs(expected[1]).max() > 10.0
     assert_same(batch.evaluate(states, BOX), expected)
     assert batch.plan.batching == batching
+    for row in range(3):  # a state alone has a plan of its own
+        alone = slice(row, row + 1)
+        assert_same(batch.evaluate(states[alone], BOX), [part[alone] for part in expected])
+    assert batch.plan_alone.workers == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -194,6 +198,17 @@ class NeverEmpty(Bonds):
             raise RuntimeError("an empty batch")
         bonds = positions.index_select(-2, self.first) - positions.index_select(-2, self.second)
         return bond_energies(bonds).sum(-1)
+
+
+def test_the_plan_of_one_state_is_used_for_it(monkeypatch):
+    batch = chosen_batch(torch_force(Bonds))
+    used = []
+    run = batch._run
+    monkeypatch.setattr(batch, "_run", lambda plan, *rest: used.append(plan) or run(plan, *rest))
+    batch.plan_alone = Plan("loop", "interpreted", 1, 1)
+    for count in (1, 3):
+        batch.evaluate(np.repeat(POSITIONS[None], count, 0), BOX)
+    assert used == [batch.plan_alone, batch.plan]
 
 
 def test_fewer_states_than_threads():

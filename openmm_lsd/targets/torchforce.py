@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -159,6 +159,7 @@ class TorchForceTarget(BatchedTarget):
         self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
         self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
         self.plan = Plan("loop", "scripted", 1, torch.get_num_threads())
+        self.plan_alone: Plan | None = None  # of a single state, if that is another
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
@@ -170,17 +171,16 @@ class TorchForceTarget(BatchedTarget):
         return self._in_parts(positions, box)
 
     def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
-        return self._run(self.plan, positions, box)
+        alone = len(positions) == 1 and self.plan_alone is not None
+        return self._run(self.plan_alone if alone else self.plan, positions, box)
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """Find the fastest plan whose results agree with those of single states; keep it.
 
-        The states tried lie further apart than those of a window, so that a leak between the rows
-        of a batch shows.
+        Likewise for one state alone, which plain steps take. The states tried lie further apart
+        than those of a window, so that a leak between the rows of a batch shows.
         """
-        torch = self._torch
         states = perturbed(positions, batch, BATCH_PERTURBATION)
-        threads = torch.get_num_threads()
         try:
             reference = self._run(self.plan, states, box)
         except Exception as error:  # whatever a module may raise
@@ -190,19 +190,29 @@ class TorchForceTarget(BatchedTarget):
             logger.info("TorchForce: forces are not finite near the present state")
             return
         self._add_frozen()
+        self.plan = self._chosen(("batch", "vmap", "loop"), states, box, reference)
+        if batch > 1:
+            energies, forces = reference
+            self.plan_alone = self._chosen(("loop",), states[:1], box, (energies[:1], forces[:1]))
+
+    def _chosen(
+        self, batchings: Sequence[str], states: Array, box: Array | None, reference: Evaluation
+    ) -> Plan:
+        threads = self._torch.get_num_threads()
         graph = str(self._module.inlined_graph)
         key = (graph, states.shape, self._dtype, self._device, threads)
         known = self._measured.get(key)
         if known is not None and self._is_right(known, states, box, reference):
-            self.plan = known
-            return
-        for batching in ("batch", "vmap", "loop"):
+            return known
+        chosen = self.plan
+        for batching in batchings:
             plan = self._fastest(batching, states, box, reference, threads)
             if plan is not None:
-                self.plan = plan
+                chosen = plan
                 break
-        logger.info("TorchForce: chosen: %s", self.plan)
-        self._measured[key] = self.plan
+        logger.info("TorchForce: chosen for %d: %s", len(states), chosen)
+        self._measured[key] = chosen
+        return chosen
 
     def _fastest(
         self,
@@ -215,7 +225,9 @@ class TorchForceTarget(BatchedTarget):
         """The fastest plan with this batching whose results are right, or None."""
         layouts = [(1, threads)]
         if self._device.type == "cpu" and threads > 1:
-            layouts += [(1, 1), (min(threads, len(states)), 1)]
+            layouts.append((1, 1))
+            if len(states) > 1:
+                layouts.append((min(threads, len(states)), 1))
         plans = []
         for executor in self._executors:
             for layout in layouts:
