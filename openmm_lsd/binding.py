@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import secrets
+from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from ._native import ContextAccess
 from .checks import check_pair, check_system, cm_removal_frequency, has_forces, masses_of
 from .draft import DraftChoice
-from .sampler import SpeculativeSampler, Statistics, TargetError
+from .sampler import SpeculativeSampler, State, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
 from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
 from .targets.pythonforce import as_python_force
@@ -103,27 +104,35 @@ class Binding:
             return False
         return not self._access.touched or np.array_equal(self._access.get_masses(), self._masses)
 
-    def step(self, steps: int, settings: Settings) -> None:
+    def step(self, steps: int, settings: Settings, plain: Callable[[int], None]) -> None:
         """Advance the Context by ``steps``, and ``noise_step`` with it.
 
         If the target fails the Context shows the last committed state, and so it does when the
-        run is interrupted.
+        run is interrupted. ``plain`` lets the Context do plain steps by itself.
         """
         sampler = self._prepared(settings)
         begin, counted = perf_counter(), self._seconds_counted()
         time, step_count = self._access.get_time()
+
+        def plain_steps(state: State, n: int) -> tuple[Array, Array]:
+            done = state.step - self.noise_step
+            at = time + done * settings.step_size
+            self._access.set_state(state.positions, state.velocities, at, step_count + done)
+            plain(n)
+            return self._access.get_state()[:2]
+
         try:
-            sampler.advance(steps)
+            # A target that was given may be a faster form of the System's forces, if it has any.
+            sampler.advance(steps, plain_steps if self._given_target is None else None)
         finally:
             positions, velocities, step = sampler.state
             done = step - self.noise_step
             for _ in range(done):
                 time += settings.step_size
             self.noise_step, self._step_count = step, step_count + done
-            if done:
-                if self._immobile.any():  # OpenMM leaves them alone, their velocities too
-                    velocities = np.where(self._immobile, self._start_velocities, velocities)
-                self._access.set_state(positions, velocities, time, self._step_count)
+            if self._immobile.any():  # OpenMM leaves them alone, their velocities too
+                velocities = np.where(self._immobile, self._start_velocities, velocities)
+            self._access.set_state(positions, velocities, time, self._step_count)
             self._access.acknowledge()
             counted = self._seconds_counted() - counted
             self._statistics.overhead_seconds += perf_counter() - begin - counted

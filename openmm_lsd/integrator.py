@@ -47,7 +47,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
         'auto' no force field is needed.
     windowLength : int or 'auto'
         K, the number of steps drafted and evaluated per round. 'auto' finds the fastest while the
-        run goes on, plain steps among them; then the trajectory of a seed depends on the clock.
+        run goes on, plain steps among them. With a number, trajectories of one seed are the same
+        to the last bit; with 'auto' they depend on the clock, and follow the same law.
     scheme : 'middle' or 'aboba'
         'middle' is that of LangevinMiddleIntegrator.
     randomNumberSeed : int, optional
@@ -79,7 +80,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         stepSize: unit.Quantity | float,  # noqa: N803
         draft: openmm.System | str,
         *,
-        windowLength: int | str = 16,  # noqa: N803
+        windowLength: int | str = "auto",  # noqa: N803
         scheme: str = "middle",
         randomNumberSeed: int | None = None,  # noqa: N803
         draftPlatform: openmm.Platform | str | None = None,  # noqa: N803
@@ -168,7 +169,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         )
         binding.noise_step = round(self._value(NOISE_STEP))
         try:
-            binding.step(steps, settings)
+            binding.step(steps, settings, super().step)
         finally:
             self.setGlobalVariableByName(NOISE_STEP, binding.noise_step)
 

@@ -32,6 +32,8 @@ Array = NDArray[np.float64]
 # thermal speed. In sound runs at 1 fs the largest seen is 0.4, at 2 fs 1.1.
 LARGEST_LEAP = 2.0
 
+PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
+
 CORRECTIONS = ("per-step", "constant", "none")
 
 
@@ -139,6 +141,9 @@ class State(NamedTuple):
     positions: Array
     velocities: Array
     step: int
+
+
+PlainSteps = Callable[[State, int], tuple[Array, Array]]
 
 
 class _Lesson(NamedTuple):
@@ -267,10 +272,17 @@ class SpeculativeSampler:
             raise RuntimeError("the sampler has no state yet; call set_state first")
         return self._state
 
-    def advance(self, n: int) -> tuple[Array, Array]:
+    def advance(self, n: int, plain: PlainSteps | None = None) -> tuple[Array, Array]:
         """Positions and velocities exactly ``n`` steps on; further committed steps stay queued.
 
         If the target fails, or the run is interrupted, ``state`` is the last committed state.
+
+        Parameters
+        ----------
+        n : int
+        plain : callable, State, steps -> positions, velocities
+            Does plain steps of the same scheme and target from a committed state by other means,
+            with random numbers of its own. Taken where the tuner finds that no window pays.
         """
         state = self.state
         statistics = self.statistics
@@ -280,7 +292,10 @@ class SpeculativeSampler:
         try:
             while state.step < goal:
                 if not self._queue:
-                    self._round()
+                    if plain is not None and self.tuner is not None and self.tuner.window == 1:
+                        self._plain_round(plain, min(goal - state.step, PLAIN_STEPS))
+                    else:
+                        self._round()
                 state = self._state = self._queue.popleft()
         finally:
             elsewhere = statistics.counted_seconds - elsewhere
@@ -325,6 +340,29 @@ class SpeculativeSampler:
             self.tuner.record(len(committed), perf_counter() - begin_round)
         if self._learns:
             self._lesson = _Lesson(step, window.sites, target_forces, discrepancies, len(committed))
+
+    def _plain_round(self, plain: PlainSteps, n: int) -> None:
+        """Steps without a draft; what is known about later ones belongs to other noise."""
+        self._learn_last_round()
+        begin = perf_counter()
+        positions, velocities = plain(self._front, n)
+        seconds = perf_counter() - begin
+        step = self._front.step + n
+        if not (np.isfinite(positions).all() and np.isfinite(velocities).all()):
+            count = step + self._step_count_offset
+            raise TargetError(
+                f"plain steps of the target led to a state that is not finite, before step {count}"
+                "; is the time step or the potential sound there?",
+                count,
+            )
+        self._front = State(positions, velocities, step)
+        self._queue = deque([self._front])
+        self._corrections, self._noise = np.zeros_like(self._corrections), []
+        self.statistics.rounds += n
+        self.statistics.steps += n
+        self.statistics.target_seconds += seconds
+        assert self.tuner is not None
+        self.tuner.record(n, seconds, rounds=n)
 
     def _learn_last_round(self) -> None:
         """Show the steps of the last round to the draft; if it changes, so do the corrections.

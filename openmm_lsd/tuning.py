@@ -38,12 +38,13 @@ class WindowTuner:
         self._forget()
         self._examine(list(WINDOWS))
 
-    def record(self, committed: int, seconds: float) -> None:
-        """A round of ``window`` sites committed so many steps in so much time."""
+    def record(self, committed: int, seconds: float, rounds: int = 1) -> None:
+        """Rounds of ``window`` sites committed so many steps in so much time."""
         self._steps += committed
         if self._left:
-            self._rounds += 1
-            if self._rounds > 1:  # the first has the corrections of another window
+            self._rounds += rounds
+            # The first has the corrections of another window.
+            if self._rounds > rounds or rounds > 1:
                 self._counts[self.window].append(committed)
                 self._seconds[self.window].append(seconds)
             if self._rounds > TURNS[self._turn][0]:

@@ -61,6 +61,7 @@ def main():
         1 / unit.picosecond,
         args.timestep * unit.femtosecond,
         molecule.draft,
+        windowLength=16,
         randomNumberSeed=args.seed,
     )
     simulation = app.Simulation(

@@ -141,7 +141,7 @@ def memory_of(run, molecules):
     topology, positions, draft = water_box(molecules)
     target = perturbed(draft)
     if run == "lsd":
-        integrator = LSDIntegrator(TEMPERATURE, FRICTION, STEP_SIZE, draft)
+        integrator = LSDIntegrator(TEMPERATURE, FRICTION, STEP_SIZE, draft, windowLength=16)
     else:
         integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, FRICTION, STEP_SIZE)
     simulation = app.Simulation(topology, target, integrator)

@@ -140,7 +140,7 @@ def lsd(temperature=300.0, friction=1.0, step_size=0.001, draft=None, **keywords
         friction,
         step_size,
         draft_system() if draft is None else draft,
-        **{"randomNumberSeed": SEED, "draftPlatform": "Reference", **keywords},
+        **{"randomNumberSeed": SEED, "draftPlatform": "Reference", "windowLength": 16, **keywords},
     )
 
 

@@ -54,7 +54,8 @@ def system_without_forces(numbers):
 
 
 def auto(step_size=0.001, **keywords):
-    return LSDIntegrator(300, 1, step_size, "auto", **{"randomNumberSeed": 1, **keywords})
+    keywords = {"randomNumberSeed": 1, "windowLength": 16, **keywords}
+    return LSDIntegrator(300, 1, step_size, "auto", **keywords)
 
 
 def context_of(system, integrator, positions, seed=2):
@@ -115,7 +116,7 @@ def test_a_draft_system_that_learns(alanine):
     results = []
     for learning in (True, False):
         integrator = LSDIntegrator(
-            *(300, 1, 0.001, prmtop.createSystem()), randomNumberSeed=1, learning=learning
+            *(300, 1, 0.001, prmtop.createSystem()), randomNumberSeed=1, learning=learning, windowLength=16
         )
         # The Context is kept: the integrator lives in it.
         context = context_of(target, integrator, positions)

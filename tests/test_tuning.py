@@ -7,9 +7,24 @@ import openmm
 import pytest
 from law import speculative_ensemble, worst, z_scores
 from openmm import app
+from particles import (
+    COLD,
+    POSITIONS,
+    THREE_POSITIONS,
+    THREE_VELOCITIES,
+    VELOCITIES,
+    assert_close,
+    external_force,
+    lsd,
+    soft_draft,
+    spring_forces,
+    springs,
+    system_of_three,
+    target_system,
+)
 from test_law import RUNS, STEPS, TARGET, Z, draft, make_scheme, plain
 
-from openmm_lsd import LSDIntegrator, SpeculativeSampler
+from openmm_lsd import LSDIntegrator, SpeculativeSampler, TargetError
 from openmm_lsd.schemes import ABOBA, Middle
 from openmm_lsd.tuning import WINDOWS, WindowTuner
 
@@ -133,11 +148,83 @@ def test_a_longer_window_keeps_what_is_known():
     assert len(sampler._noise) <= 2
 
 
+class Always:
+    """A tuner that has made up its mind, until it changes it."""
+
+    def __init__(self, window):
+        self.window = window
+        self.seen = []
+
+    def record(self, committed, seconds, rounds=1):
+        self.seen.append((committed, rounds))
+
+
+def always(integrator, window):
+    """The tuner of the integrator from now on."""
+    binding = integrator._binding
+    binding._tuner = binding._sampler.tuner = Always(window)
+    return binding._tuner
+
+
+@pytest.mark.parametrize("scheme", ["middle", "aboba"])
+def test_plain_steps_are_the_contexts_own(simulate, build_cold, state_of, scheme):
+    """Without noise windows and plain steps give one trajectory, whenever they change places."""
+
+    def stepped(windows):
+        integrator = lsd(COLD, windowLength="auto", scheme=scheme)
+        simulation = simulate(target_system(), integrator, POSITIONS, VELOCITIES)
+        integrator.step(1)
+        tuner = always(integrator, 1)
+        for count, window in windows:
+            tuner.window = window
+            integrator.step(count)
+        return state_of(simulation), tuner.seen, integrator.statistics
+
+    mixed, seen, statistics = stepped([(23, 1), (7, 4), (1, 1), (30, 1), (8, 3)])
+    assert {(10, 10), (3, 3)} <= set(seen)
+    assert statistics.steps >= 70
+    windows, seen, _ = stepped([(69, 4)])
+    assert all(rounds == 1 for _, rounds in seen)
+    assert_close(mixed, windows)
+    assert mixed.step == 70
+
+
+def test_plain_steps_that_fail_leave_the_last_committed_state(simulate, state_of):
+    cliff = external_force("sqrt(0.3-x)", 3)  # not a number beyond
+    integrator = lsd(draft=soft_draft(), windowLength="auto")
+    simulation = simulate(
+        system_of_three(springs(), cliff), integrator, THREE_POSITIONS, THREE_VELOCITIES
+    )
+    integrator.step(1)
+    always(integrator, 1)
+    integrator.step(4)
+    simulation.context.setVelocities([[20.0, 0, 0]] * 3)
+    before = state_of(simulation)
+    with pytest.raises(TargetError, match="not finite, before step 15"):
+        integrator.step(10)
+    assert state_of(simulation).equals(before)
+    assert integrator.statistics.steps == simulation.context.getStepCount() == 5
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_target_that_was_given_does_the_plain_steps(simulate, given):
+    integrator = lsd(
+        draft=soft_draft(), windowLength="auto", target=spring_forces if given else None
+    )
+    system = system_of_three() if given else system_of_three(springs())
+    simulation = simulate(system, integrator, THREE_POSITIONS, THREE_VELOCITIES)
+    integrator.step(1)
+    tuner = always(integrator, 1)
+    integrator.step(30)
+    assert simulation.context.getStepCount() == 31
+    assert max(tuner.seen) == ((1, 1) if given else (10, 10))
+
+
 def test_through_the_integrator():
     stem = "systems/alanine_dipeptide/alanine_dipeptide"
     prmtop = app.AmberPrmtopFile(f"{stem}.prmtop")
     integrator = LSDIntegrator(
-        *(300, 1, 0.001, "auto"), topology=prmtop.topology, windowLength="auto", randomNumberSeed=1
+        *(300, 1, 0.001, "auto"), topology=prmtop.topology, randomNumberSeed=1
     )
     context = openmm.Context(
         prmtop.createSystem(), integrator, openmm.Platform.getPlatform("Reference")
