@@ -1,8 +1,8 @@
 """A valence force field for any molecule: its terms from the bonds, its parameters guessed.
 
-Bond lengths up to the third power, angles up to the second, the products of all pairs of bonds and
-angles that share their central atom, torsions, and their products with the two angles along them:
-the terms of class II force fields (Hagler and Ewig, Comput. Phys. Commun. 84, 131 (1994)). What an
+Bond lengths and contacts up to the third power, angles up to the second, the products of all pairs
+of bonds and angles that share their central atom, torsions, and their products with the two angles
+along them: the terms of class II force fields (Hagler and Ewig, Comput. Phys. Commun. 84, 131 (1994)). What an
 LSD draft must get right is stiffness; what changes slowly (contacts, charges) the corrections take
 care of.
 """
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from .molgraph import COVALENT_RADII, MolecularGraph
+from .molgraph import BOND_TOLERANCE, MolecularGraph, covalent_radii
 from .valence import ANGLE, DISTANCE, MOST_FACTORS, TORSION, ValenceTerms
 
 Array = NDArray[np.float64]
@@ -28,6 +28,7 @@ MOST_PARAMETERS = 400
 WIDEST_SURROUNDINGS = 8  # bonds
 
 BOND_LIMIT = 0.04  # nm
+CONTACT_LIMIT = 0.08
 ANGLE_LIMIT = 0.7  # rad
 
 # Guesses, as in classical force fields: a single C-C bond has 2.6e5 kJ/mol/nm^2, and a bond that
@@ -46,7 +47,8 @@ def auto_draft(
     """Terms of a valence force field, and guesses of its parameters (P,).
 
     Reference values of bonds and angles are means over equivalent ones at ``positions`` (N, 3) in
-    nm; those of torsions are zero.
+    nm, where a bond that is broken counts with the sum of the covalent radii; those of torsions are
+    zero.
     """
     coordinates, products = _products(graph)
     for depth in range(WIDEST_SURROUNDINGS, -1, -1):
@@ -68,13 +70,23 @@ def auto_draft(
         classes=np.array(classes, dtype=np.int32),
     )
     references, _ = terms.coordinates(positions, box)
+    radii = covalent_radii(graph.elements)
+    contacts = set(map(tuple, graph.contacts.tolist()))
+    is_contact = np.array([each in contacts for _, each in coordinates], dtype=bool)
+    sums_of_radii = radii[terms.atoms[:, :2]].sum(axis=1)
+    is_broken = (kinds == DISTANCE) & ~is_contact & (references > BOND_TOLERANCE * sums_of_radii)
+    references = np.where(is_broken & (sums_of_radii > 0), sums_of_radii, references)
     alike, _ = _classes([(q,) for q in range(len(coordinates))], coordinates, colours)
     sums = np.bincount(alike, references)
     means = (sums / np.bincount(alike))[alike] if len(alike) else references
     references = np.where(kinds == TORSION, 0.0, means)
-    limits = np.select([kinds == DISTANCE, kinds == ANGLE], [BOND_LIMIT, ANGLE_LIMIT], np.inf)
+    limits = np.select(
+        [is_contact, kinds == DISTANCE, kinds == ANGLE],
+        [CONTACT_LIMIT, BOND_LIMIT, ANGLE_LIMIT],
+        np.inf,
+    )
     terms = dataclasses.replace(terms, references=references, limits=limits)
-    return terms, _guesses(graph, terms, products)
+    return terms, _guesses(graph, terms, products, is_contact)
 
 
 def _products(graph: MolecularGraph) -> tuple[list[Coordinate], list[tuple[int, ...]]]:
@@ -85,7 +97,7 @@ def _products(graph: MolecularGraph) -> tuple[list[Coordinate], list[tuple[int, 
         return numbers.setdefault((kind, min(atoms, atoms[::-1])), len(numbers))
 
     products = []
-    for i, j in graph.bonds.tolist():
+    for i, j in [*graph.bonds.tolist(), *graph.contacts.tolist()]:
         bond = number(DISTANCE, i, j)
         products += [(bond,) * power for power in (1, 2, 3)]
     for j, around in enumerate(graph.neighbours):
@@ -133,11 +145,15 @@ def _key(coordinates: Sequence[Coordinate], colours: Sequence[int]) -> tuple:
 
 
 def _guesses(
-    graph: MolecularGraph, terms: ValenceTerms, products: Sequence[tuple[int, ...]]
+    graph: MolecularGraph,
+    terms: ValenceTerms,
+    products: Sequence[tuple[int, ...]],
+    is_contact: NDArray[np.bool_],
 ) -> Array:
+    """Only squares have any; nothing is known about contacts."""
     guesses = np.zeros(terms.parameters)
     for product, parameter in zip(products, terms.classes, strict=True):
-        if len(product) == 2 and product[0] == product[1]:
+        if len(product) == 2 and product[0] == product[1] and not is_contact[product[0]]:
             q = product[0]
             elements = graph.elements[terms.atoms[q, : 2 + terms.kinds[q]]].tolist()
             if terms.kinds[q] == DISTANCE:
@@ -151,7 +167,7 @@ def _guesses(
 def _bond_constant(elements: Sequence[int], length: float) -> float:
     if 1 in elements:
         return BOND_CONSTANTS_OF_HYDROGEN.get(max(elements), BOND_CONSTANT)
-    radii = 1e-3 * COVALENT_RADII[np.maximum(elements, 1) - 1].sum()
+    radii = covalent_radii(np.array(elements)).sum()
     return BOND_CONSTANT * float(np.clip(radii / length, 0.5, 1.5)) ** 5
 
 

@@ -14,10 +14,16 @@ from openmm import app, unit
 
 from ._native import Valence
 from .autodraft import auto_draft
+from .bondwatch import BondWatch
 from .checks import default_box
 from .contexts import ForceContext, fastest_context
 from .learning import Learner
-from .molgraph import elements_of_masses, graph_of_positions, graph_of_topology
+from .molgraph import (
+    elements_of_masses,
+    graph_of_positions,
+    graph_of_topology,
+    with_missing_bonds,
+)
 from .rollout import Window
 from .schemes import Scheme
 from .valence import ValenceTerms
@@ -88,6 +94,8 @@ class LearningDraft(NativeDraft):
         Parameters to start from.
     masses : (N,) amu
     base : ForceContext, optional
+    bonds : BondWatch, optional
+        From which the terms were made. If bonds form, or the draft becomes bad, they are made anew.
     """
 
     def __init__(
@@ -96,7 +104,18 @@ class LearningDraft(NativeDraft):
         guesses: Array,
         masses: Array,
         base: ForceContext | None = None,
+        bonds: BondWatch | None = None,
     ) -> None:
+        self._base = base
+        self._bonds = bonds
+        self._masses = masses
+        self._box: Array | None = None
+        self._at_start = terms, guesses
+        self._learned_until = 0  # index of a step
+        self._take(terms, guesses)
+
+    def _take(self, terms: ValenceTerms, guesses: Array) -> None:
+        self._terms = terms
         self._valence = Valence(
             terms.particles,
             terms.kinds,
@@ -106,10 +125,9 @@ class LearningDraft(NativeDraft):
             terms.factors,
             terms.classes,
         )
-        self._base = base
-        self._learner = Learner(guesses, masses)
+        self._valence.set_box(self._box)
+        self._learner = Learner(guesses, self._masses)
         self._valence.set_parameters(self._learner.parameters)
-        self._learned_until = 0  # index of a step
 
     @property
     def parameters(self) -> Array:
@@ -125,7 +143,8 @@ class LearningDraft(NativeDraft):
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
-        self._valence.set_box(None if box is None else np.ascontiguousarray(box))
+        self._box = None if box is None else np.ascontiguousarray(box)
+        self._valence.set_box(self._box)
         if self._base is not None:
             self._base.set_environment(box, parameters)
 
@@ -135,8 +154,10 @@ class LearningDraft(NativeDraft):
         Their noise is about to be used again, and must not have shaped the draft.
         """
         if step < self._learned_until:
-            self._learner.reset()
-            self._valence.set_parameters(self._learner.parameters)
+            if self._bonds is not None:
+                self._bonds.reset()
+            self._take(*self._at_start)
+        self._learner.interrupt()
         self._learned_until = step
 
     def learn(self, step: int, sites: Array, discrepancies: Array) -> bool:
@@ -153,12 +174,36 @@ class LearningDraft(NativeDraft):
         """
         count = len(sites)
         self._learned_until = step + count
+        bonds, here = self._bonds, sites[-1]
+        formed = bonds is not None and bonds.have_formed(self._learned_until, here, self._box)
+        if self._learner.has_gone_bad(discrepancies) or formed:
+            logger.info(
+                "%s at step %d: the draft is made anew",
+                "bonds have formed" if formed else "it has become worse",
+                self._learned_until,
+            )
+            self._make_anew(here)
+            return True
         chosen = self._learner.chosen(count)
         features = self._valence.features(sites[chosen])
         changed = self._learner.learn(features, discrepancies[chosen], count)
         if changed:
             self._valence.set_parameters(self._learner.parameters)
         return changed
+
+    def _make_anew(self, positions: Array) -> None:
+        """Terms of the structure as it is now; with the same parameters, if they are the same."""
+        if self._bonds is None:
+            self._learner.begin_again()
+            return
+        parameters, classes = self._learner.parameters, self._terms.classes
+        terms, guesses = auto_draft(
+            self._bonds.graph_at(positions, self._box), positions, self._box
+        )
+        self._take(terms, guesses if self._base is None else 0.0 * guesses)
+        if np.array_equal(terms.classes, classes):
+            self._learner.parameters = parameters
+            self._valence.set_parameters(parameters)
 
     def _access(self) -> Any:
         return None if self._base is None else self._base.access
@@ -210,18 +255,23 @@ class DraftChoice(NamedTuple):
                     f"the topology has {len(graph.elements)} atoms and the System {len(masses)} "
                     "particles; give the Topology that the System was made from"
                 )
+            graph = with_missing_bonds(graph, positions, box)
         else:
             graph = graph_of_positions(elements_of_masses(masses), positions, box)
+        bonds = BondWatch(graph, positions, box)
+        graph = bonds.graph_at(positions, box)
         terms, guesses = auto_draft(graph, positions, box)
         logger.info(
-            "valence draft: %d bonds, %d terms, %d parameters",
+            "valence draft: %d bonds, %d contacts, %d terms, %d parameters",
             len(graph.bonds),
+            len(graph.contacts),
             len(terms.classes),
             terms.parameters,
         )
-        if not len(graph.bonds):
+        if not len(terms.classes):
             logger.warning(
-                "no bonds were found: the draft knows nothing of these forces, and LSD will hardly "
-                "be faster than plain dynamics; give a draft System, or a Topology with bonds"
+                "no bonds were found, nor atoms close to each other: the draft knows nothing of "
+                "these forces, and LSD will hardly be faster than plain dynamics; give a draft "
+                "System, or a Topology"
             )
-        return LearningDraft(terms, guesses if base is None else 0.0 * guesses, masses, base)
+        return LearningDraft(terms, guesses if base is None else 0.0 * guesses, masses, base, bonds)

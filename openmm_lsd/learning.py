@@ -21,6 +21,9 @@ EARLY = 512  # steps, up to which one step in EARLY_STRIDE is learned from, and 
 EARLY_STRIDE, LATE_STRIDE = 2, 10
 LATE_FITS = 512  # steps from one to the next
 MEMORY = 2000  # steps learned from, after which the weight of old ones has fallen to 1/e
+WATCHED = 128  # steps
+GONE_BAD = 4.0  # times the least roughness so far, in two stretches in succession
+ROUGH_STRETCHES = 2
 
 
 class RidgeRegression:
@@ -80,10 +83,53 @@ class Learner:
 
     def reset(self) -> None:
         """Forget everything."""
+        self.parameters = self._prior.copy()
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Forget all steps, but keep the parameters until the next fit."""
         self._regression = RidgeRegression(self._prior)
         self._seen = 0
         self._next_fit = FIRST_FIT
-        self.parameters = self._prior.copy()
+        self._roughness: list[float] = []
+        self._least_roughness = np.inf
+        self._rough_stretches = 0
+        self._last: Array | None = None
+
+    def interrupt(self) -> None:
+        """The next step that is learned from does not follow the last one."""
+        self._last = None
+
+    def has_gone_bad(self, discrepancies: Array) -> bool:
+        """Whether the draft has become much worse than it was; to be shown all committed steps.
+
+        A draft is as good as its discrepancy is smooth: what changes from one step to the next no
+        correction absorbs. That does not depend on the length of windows.
+
+        Parameters
+        ----------
+        discrepancies : (B, N, 3) kJ/mol/nm
+            Target force minus draft force at consecutive steps, which follow those of the last
+            call.
+        """
+        if self._last is not None:
+            discrepancies = np.concatenate([self._last[None], discrepancies])
+        self._last = discrepancies[-1]
+        changes = np.diff(discrepancies, axis=0).reshape(-1, len(self._weights))
+        self._roughness += np.mean((self._weights * changes) ** 2, axis=1).tolist()
+        if len(self._roughness) < WATCHED:
+            return False
+        roughness = float(np.mean(self._roughness))
+        self._roughness = []
+        if self._seen < EARLY:
+            return False
+        self._rough_stretches += 1
+        if roughness <= GONE_BAD * self._least_roughness:
+            self._rough_stretches = 0
+        if self._rough_stretches == ROUGH_STRETCHES:
+            return True
+        self._least_roughness = min(self._least_roughness, roughness)
+        return False
 
     def chosen(self, steps: int) -> list[int]:
         """Which of the next ``steps`` committed steps to learn from."""
@@ -113,4 +159,5 @@ class Learner:
             logger.warning("the draft's fit is not finite; it stays as it was")
             return False
         self.parameters = parameters
+        self._last = None
         return True

@@ -26,6 +26,11 @@ COVALENT_RADII = np.array(
     ]
 )
 BOND_TOLERANCE = 1.25  # times the sum of the radii
+MOST_BONDS = 6  # atoms that seem to have more are in a metal or a salt
+CONTACT_TOLERANCE = 1.3  # times the distance of the nearest atom
+LONGEST_CONTACT = 0.6  # nm
+ALKALI_METALS = (3, 11, 19, 37, 55, 87, 12, 20, 38, 56, 88)  # and alkaline earth metals but Be
+NONMETALS = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,10 +43,14 @@ class MolecularGraph:
         Atomic numbers; 0 for particles that are no atoms.
     bonds : (B, 2) int
         Each once, the smaller index first.
+    contacts : (C, 2) int
+        Close pairs that are no bonds with a direction: of atoms in metals and salts, of single
+        atoms.
     """
 
     elements: NDArray[np.int64]
     bonds: Pairs
+    contacts: Pairs = dataclasses.field(default_factory=lambda: np.zeros((0, 2), dtype=int))
 
     @cached_property
     def neighbours(self) -> list[list[int]]:
@@ -85,6 +94,11 @@ def graph_of_topology(topology: app.Topology) -> MolecularGraph:
     return MolecularGraph(np.array(elements), np.array(sorted(bonds), dtype=int).reshape(-1, 2))
 
 
+def covalent_radii(elements: NDArray[np.int64]) -> Array:
+    """Radii (N,) in nm; 0 of particles that are no atoms."""
+    return np.where(elements > 0, 1e-3 * COVALENT_RADII[np.maximum(elements, 1) - 1], 0.0)
+
+
 def graph_of_positions(
     elements: ArrayLike, positions: Array, box: Array | None = None
 ) -> MolecularGraph:
@@ -97,12 +111,61 @@ def graph_of_positions(
     box : (3, 3) nm, optional
     """
     numbers = np.asarray(elements)
-    radii = np.where(numbers > 0, 1e-3 * COVALENT_RADII[np.maximum(numbers, 1) - 1], 0.0)
+    radii = covalent_radii(numbers)
     pairs = close_pairs(positions, 2 * BOND_TOLERANCE * radii.max(initial=0.0), box)
     lengths = np.linalg.norm(differences(positions, pairs, box), axis=1)
     bonded = lengths < BOND_TOLERANCE * radii[pairs].sum(axis=1)
     bonded &= (numbers[pairs] > 0).all(axis=1)
     return MolecularGraph(numbers, pairs[bonded])
+
+
+def with_missing_bonds(
+    graph: MolecularGraph, positions: Array, box: Array | None
+) -> MolecularGraph:
+    """The graph with bonds from distances for the atoms that have none.
+
+    The Topology of a PDB file knows the bonds of standard residues only, if there are no CONECT
+    records.
+    """
+    alone = np.bincount(graph.bonds.ravel(), minlength=len(graph.elements)) == 0
+    if not alone.any():
+        return graph
+    found = graph_of_positions(graph.elements, positions, box).bonds
+    bonds = np.concatenate([graph.bonds, found[alone[found].any(axis=1)]])
+    return MolecularGraph(graph.elements, np.unique(bonds, axis=0).reshape(-1, 2))
+
+
+def with_contacts(graph: MolecularGraph, positions: Array, box: Array | None) -> MolecularGraph:
+    """The graph with contacts in the place of bonds that have no direction.
+
+    Those of atoms with more than 6, and of alkali and alkaline earth metals. Atoms that then have
+    neither bonds nor contacts get contacts to those around them that are hardly further away than
+    the nearest.
+    """
+    number_of_bonds = np.bincount(graph.bonds.ravel(), minlength=len(graph.elements))
+    undirected = (number_of_bonds > MOST_BONDS) | np.isin(graph.elements, ALKALI_METALS)
+    moved = undirected[graph.bonds].any(axis=1)
+    bonds, contacts = graph.bonds[~moved], graph.bonds[moved]
+    alone = graph.elements > 0
+    alone[np.concatenate([bonds, contacts]).ravel()] = False
+    if alone.any() and len(alone) > 1:
+        contacts = np.concatenate([contacts, _nearest_of(alone, positions, box)])
+    return MolecularGraph(graph.elements, bonds, np.unique(contacts, axis=0).reshape(-1, 2))
+
+
+def _nearest_of(chosen: NDArray[np.bool_], positions: Array, box: Array | None) -> Pairs:
+    """Pairs of each chosen atom with those not much further away than its nearest."""
+    cutoff = 0.3
+    while True:
+        pairs = close_pairs(positions, CONTACT_TOLERANCE * cutoff, box)
+        lengths = np.linalg.norm(differences(positions, pairs, box), axis=1)
+        nearest = np.full(len(positions), np.inf)
+        np.minimum.at(nearest, pairs.ravel(), lengths.repeat(2))
+        if nearest[chosen].max() <= cutoff or cutoff > LONGEST_CONTACT:
+            break
+        cutoff *= 1.5
+    close = (lengths[:, None] <= CONTACT_TOLERANCE * nearest[pairs]) & chosen[pairs]
+    return pairs[close.any(axis=1) & (lengths <= LONGEST_CONTACT)]
 
 
 def elements_of_masses(masses: Array) -> NDArray[np.int64]:
@@ -127,9 +190,11 @@ def differences(positions: Array, pairs: Pairs, box: Array | None) -> Array:
 
 def close_pairs(positions: Array, cutoff: float, box: Array | None = None) -> Pairs:
     """Pairs (i < j) of atoms within ``cutoff`` nm."""
+    if box is None:
+        # One with room around: without a box MDTraj finds no neighbours of atoms in a plane.
+        box = np.diag(np.ptp(positions, axis=0) + 3 * cutoff)
     frame = mdtraj.Trajectory(positions[None], None)
-    if box is not None:
-        frame.unitcell_vectors = box[None]
-    lists = mdtraj.compute_neighborlist(frame, cutoff, periodic=box is not None)
+    frame.unitcell_vectors = box[None]
+    lists = mdtraj.compute_neighborlist(frame, cutoff, periodic=True)
     pairs = [(i, int(j)) for i, close in enumerate(lists) for j in np.sort(close) if j > i]
     return np.array(pairs, dtype=int).reshape(-1, 2)

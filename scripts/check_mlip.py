@@ -105,7 +105,8 @@ def main():
     )
     for name, compute in (("phi", mdtraj.compute_phi), ("psi", mdtraj.compute_psi)):
         angles = np.degrees(compute(trajectory)[1])
-        print(f"{name}: {angles.min():.0f} to {angles.max():.0f} degrees")
+        if angles.size:  # of a peptide
+            print(f"{name}: {angles.min():.0f} to {angles.max():.0f} degrees")
     if args.gfn2:
         compare_with_gfn2(simulation.context, trajectory, args.gfn2)
     if stretch.max() > 1.5 or stretch.min() < 0.6:

@@ -1,0 +1,57 @@
+"""Bonds that form while a molecule moves: proton transfer, reactions, crystals that melt."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .molgraph import NONMETALS, MolecularGraph, graph_of_positions, with_contacts
+
+Array = NDArray[np.float64]
+
+BETWEEN_LOOKS = 128  # steps; as many as there are atoms, if that is more
+
+
+class BondWatch:
+    """The bonds of a molecule, to which those are added that form.
+
+    None is taken away: the terms of a bond that is broken are bounded, and those of a proton that
+    goes to and fro must be there on both sides.
+
+    Parameters
+    ----------
+    graph : MolecularGraph
+    positions : (N, 3) nm
+        Pairs that are close enough for a bond here, but have none in ``graph``, never get one.
+    box : (3, 3) nm, optional
+    """
+
+    def __init__(self, graph: MolecularGraph, positions: Array, box: Array | None) -> None:
+        self._graph = self._graph_at_start = graph
+        self._ignored = self._close_pairs(positions, box)
+        self._next_look = 0
+
+    def reset(self) -> None:
+        """Forget the bonds that have formed."""
+        self._graph = self._graph_at_start
+        self._next_look = 0
+
+    def have_formed(self, step: int, positions: Array, box: Array | None) -> bool:
+        """Whether there are bonds that are new; looks now and then only."""
+        if step < self._next_look:
+            return False
+        self._next_look = step + max(BETWEEN_LOOKS, len(positions))
+        bonds = set(map(tuple, self._graph.bonds.tolist()))
+        formed = self._close_pairs(positions, box) - self._ignored - bonds
+        if formed:
+            self._graph = MolecularGraph(self._graph.elements, np.array(sorted(bonds | formed)))
+        return bool(formed)
+
+    def graph_at(self, positions: Array, box: Array | None) -> MolecularGraph:
+        """The bonds, and the contacts that there are at these positions."""
+        return with_contacts(self._graph, positions, box)
+
+    def _close_pairs(self, positions: Array, box: Array | None) -> set[tuple[int, int]]:
+        elements = self._graph.elements
+        nonmetals = np.where(np.isin(elements, NONMETALS), elements, 0)
+        return set(map(tuple, graph_of_positions(nonmetals, positions, box).bonds.tolist()))
