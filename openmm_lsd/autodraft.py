@@ -2,9 +2,9 @@
 
 Bond lengths and contacts up to the third power, angles up to the second, the products of all pairs
 of bonds and angles that share their central atom, torsions, and their products with the two angles
-along them: the terms of class II force fields (Hagler and Ewig, Comput. Phys. Commun. 84, 131 (1994)). What an
-LSD draft must get right is stiffness; what changes slowly (contacts, charges) the corrections take
-care of.
+along them: the terms of class II force fields (Hagler and Ewig, Comput. Phys. Commun. 84, 131
+(1994)). What an LSD draft must get right is stiffness; what changes slowly (charges, say) the
+corrections take care of.
 """
 
 from __future__ import annotations

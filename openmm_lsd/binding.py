@@ -110,7 +110,8 @@ class Binding:
         If the target fails the Context shows the last committed state, and so it does when the
         run is interrupted. ``plain`` lets the Context do plain steps by itself.
         """
-        sampler = self._prepared(settings)
+        sampler, target = self._prepared(settings), self._target
+        assert target is not None
         begin, counted = perf_counter(), self._seconds_counted()
         time, step_count = self._access.get_time()
 
@@ -118,7 +119,8 @@ class Binding:
             done = state.step - self.noise_step
             at = time + done * settings.step_size
             self._access.set_state(state.positions, state.velocities, at, step_count + done)
-            plain(n)
+            with target.single_states():
+                plain(n)
             return self._access.get_state()[:2]
 
         try:

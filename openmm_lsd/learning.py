@@ -11,6 +11,8 @@ import logging
 import numpy as np
 from numpy.typing import NDArray
 
+from ._native import add_normal_equations
+
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
@@ -41,14 +43,13 @@ class RidgeRegression:
         self._gram = np.zeros((len(prior), len(prior)))
         self._moment = np.zeros(len(prior))
 
-    def add(self, features: Array, values: Array, memory: float) -> None:
-        """Equations ``features`` (E, P) . theta = ``values`` (E,); older ones count less by
-        exp(-1 / memory)."""
+    def add(self, features: Array, residuals: Array, at: Array, memory: float) -> None:
+        """Equations ``features`` (E, P) . (theta - ``at`` (P,)) = ``residuals`` (E,); older ones
+        count less by exp(-1 / memory)."""
         keep = np.exp(-1.0 / memory)
         self._gram *= keep
         self._moment *= keep
-        self._gram += features.T @ features
-        self._moment += features.T @ (values - features @ self.prior)
+        add_normal_equations(features, residuals, at - self.prior, self._gram, self._moment)
 
     def solve(self) -> Array:
         """theta (P,)."""
@@ -147,8 +148,8 @@ class Learner:
             Target force minus draft force there.
         """
         for rows, values in zip(features, discrepancies, strict=True):
-            wanted = values.reshape(-1) + rows @ self.parameters
-            self._regression.add(self._weights[:, None] * rows, self._weights * wanted, MEMORY)
+            weighted = self._weights * values.reshape(-1)
+            self._regression.add(self._weights[:, None] * rows, weighted, self.parameters, MEMORY)
         self._seen += steps
         if self._seen < self._next_fit:
             return False

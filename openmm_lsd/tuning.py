@@ -15,87 +15,143 @@ logger = logging.getLogger(__name__)
 
 WINDOWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48)  # one is plain dynamics
 FIRST = 8
-# An examination goes through the windows in turns, because other programs take the machine's cores
-# for a while. For each turn: rounds per window, and how many times slower than the fastest a window
-# may be to be there in the next.
-TURNS = ((8, 2.0), (16, 1.4), (32, 1.2), (64, 1.0))
-SECOND_EXAMINATION = 600  # steps, when a draft has learned most; the next each time twice as far
-REMEMBERED = 160  # rounds of each window, also from one examination to the next
+TRIAL, STINT = 4, 8  # rounds with a window that is tried, and with the best
+TIMINGS = 15  # of each window that are remembered
+MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
+WORTH = 1.03  # times faster, to leave the present window
+FIRST_PROBE, LAST_PROBE = 100, 10_000  # rounds; from one to the next it is twice as many
+SURE = 600  # rounds
+
+
+class Acceptance:
+    """How many steps a round commits, from rounds of all windows together.
+
+    Whether a round goes on beyond its k-th step depends on k much more than on the window, so
+    every round says something about all windows.
+    """
+
+    def __init__(self) -> None:
+        longest = WINDOWS[-1]
+        self._reached, self._passed = np.zeros(longest), np.zeros(longest)
+        self._own: dict[int, tuple[float, float]] = {}  # weight, mean
+        self._rounds = 0
+
+    def record(self, window: int, committed: int) -> None:
+        """A round of ``window`` sites committed so many steps."""
+        self._rounds += 1
+        keep = 1.0 - 1.0 / min(MEMORY, 20 + self._rounds / 2)
+        self._reached *= keep
+        self._passed *= keep
+        # The last step of a window is always accepted.
+        self._reached[: min(committed, window - 1)] += 1
+        self._passed[: committed - 1] += 1
+        weight, mean = self._own.get(window, (0.0, 0.0))
+        weight = keep * weight + 1.0
+        self._own[window] = weight, mean + (committed - mean) / weight
+
+    def steps(self) -> dict[int, float]:
+        """Steps per round to be expected of each window."""
+        pooled = np.append(1.0, 1.0 + np.cumsum(np.cumprod(self._chances())))
+        result = {}
+        for window in WINDOWS:
+            weight, mean = self._own.get(window, (0.0, 0.0))
+            result[window] = (weight * mean + STINT * float(pooled[window - 1])) / (weight + STINT)
+        return result
+
+    def _chances(self) -> np.ndarray:
+        """Of going on, at each step; where little is known, as at the step before."""
+        chances = np.zeros(len(self._reached))
+        chance, weight = 0.5, 1.0
+        for k, (reached, passed) in enumerate(zip(self._reached, self._passed, strict=True)):
+            chance = chances[k] = (passed + weight * chance) / (reached + weight)
+            weight = 4.0
+        return chances
 
 
 class WindowTuner:
     """Which window the next round takes.
 
-    The first examination tries all windows; later ones, ever rarer, those near the best and plain
-    dynamics.
+    That with the most steps per second, as far as is known; where nothing is known of the cost of
+    a window the best is assumed, so that it is tried. Now and then, ever more rarely, the windows
+    beside the best are tried again, and plain dynamics.
     """
 
     def __init__(self) -> None:
         self.window = FIRST
-        self._steps = 0
-        self._next_examination = SECOND_EXAMINATION
+        self._acceptance = Acceptance()
+        self._seconds: dict[int, deque[float]] = {}
+        self._rounds = 0
+        self._left = TRIAL
+        self._is_first = True
+        self._probes: list[int] = []
+        self._next_probe = FIRST_PROBE
+        self._said: int | None = None
         self._said_plain = False
-        self._forget()
-        self._examine(list(WINDOWS))
 
     def record(self, committed: int, seconds: float, rounds: int = 1) -> None:
         """Rounds of ``window`` sites committed so many steps in so much time."""
-        self._steps += committed
-        if self._left:
-            self._rounds += rounds
-            # The first has the corrections of another window.
-            if self._rounds > rounds or rounds > 1:
-                self._counts[self.window].append(committed)
-                self._seconds[self.window].append(seconds)
-            if self._rounds > TURNS[self._turn][0]:
-                self._next_trial()
-        elif self._steps >= self._next_examination:
-            if self._next_examination == SECOND_EXAMINATION:
-                self._forget()  # how it was before the draft had learned
-            self._next_examination *= 2
-            at = WINDOWS.index(self.window)
-            self._examine(sorted({1, *WINDOWS[max(0, at - 2) : at + 3]}))
+        window = self.window
+        self._seconds.setdefault(window, deque(maxlen=TIMINGS)).append(seconds / rounds)
+        # The first round has the corrections of another window.
+        if window > 1 and not self._is_first:
+            self._acceptance.record(window, committed)
+        self._is_first = False
+        self._rounds += rounds
+        self._left -= rounds
+        if self._left <= 0:
+            self._choose()
 
-    def _forget(self) -> None:
-        self._counts: dict[int, deque[int]] = {w: deque(maxlen=REMEMBERED) for w in WINDOWS}
-        self._seconds: dict[int, deque[float]] = {w: deque(maxlen=REMEMBERED) for w in WINDOWS}
+    def _choose(self) -> None:
+        before = self.window
+        if self._probes:
+            self.window, self._left = self._probes.pop(), TRIAL
+        else:
+            self.window = self._best()
+            known = len(self._seconds.get(self.window, ())) >= TRIAL - 1
+            self._left = STINT if known else TRIAL
+            if known and self._rounds >= self._next_probe:
+                self._next_probe += min(self._next_probe, LAST_PROBE)
+                self._say()
+                at = WINDOWS.index(self.window)
+                beside = {1, *WINDOWS[max(0, at - 1) : at + 2]}
+                self._probes = sorted(beside - {self.window})
+        self._is_first = self.window != before
 
-    def _examine(self, windows: list[int]) -> None:
-        self._turn = 0
-        self._left = windows
-        self._waiting = list(windows)
-        self._next_trial()
+    def _best(self) -> int:
+        steps = self._acceptance.steps()
+        rates = {window: steps[window] / self._cost(window) for window in WINDOWS}
+        best = max(rates, key=rates.__getitem__)
+        if self.window in self._seconds and rates[best] < WORTH * rates[self.window]:
+            return self.window
+        return best
 
-    def _next_trial(self) -> None:
-        if not self._waiting:
-            self._end_turn()
-        if self._left:
-            self.window = self._waiting.pop(0)
-            self._rounds = 0
+    def _cost(self, window: int) -> float:
+        """Seconds of a round; the least that is possible, if the window was never tried.
 
-    def _end_turn(self) -> None:
-        costs = {window: self._seconds_per_step(window) for window in self._left}
-        fastest = min(costs.values())
-        allowed = TURNS[self._turn][1] * fastest
-        self._left = [window for window in self._left if costs[window] <= allowed]
-        self._turn += 1
-        if len(self._left) > 1 and self._turn < len(TURNS):
-            self._waiting = list(self._left)
-            return
-        self._left = []
-        self.window = min(costs, key=costs.__getitem__)
-        logger.info(
-            "window length %d; ms per step: %s",
-            self.window,
-            ", ".join(f"{each}: {1e3 * seconds:.3g}" for each, seconds in costs.items()),
-        )
-        if self.window == 1 and not self._said_plain:
+        A batch costs no less than a smaller one, and in proportion no less than a larger one.
+        """
+        if window in self._seconds:
+            # All rounds of a window do the same work, so the median leaves out the disturbed ones.
+            return float(np.median(self._seconds[window]))
+        smaller = [self._cost(each) for each in self._seconds if each < window]
+        larger = [self._cost(each) * window / each for each in self._seconds if each > window]
+        return max([*smaller, *larger])
+
+    def _say(self) -> None:
+        if self.window != self._said:
+            self._said = self.window
+            steps = self._acceptance.steps()
+            logger.info(
+                "window length %d; ms per step: %s",
+                self.window,
+                ", ".join(
+                    f"{each}: {1e3 * self._cost(each) / steps[each]:.3g}"
+                    for each in sorted(self._seconds)
+                ),
+            )
+        if self.window == 1 and self._rounds >= SURE and not self._said_plain:
             self._said_plain = True
             logger.warning(
                 "no window is faster than plain dynamics here: a batch costs too much, or the "
                 "draft is too far off. Going on with plain steps; this is looked at again later"
             )
-
-    def _seconds_per_step(self, window: int) -> float:
-        # All rounds of a window do the same work, so the median leaves out the disturbed ones.
-        return float(np.median(self._seconds[window]) / np.mean(self._counts[window]))

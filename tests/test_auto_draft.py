@@ -116,7 +116,10 @@ def test_a_draft_system_that_learns(alanine):
     results = []
     for learning in (True, False):
         integrator = LSDIntegrator(
-            *(300, 1, 0.001, prmtop.createSystem()), randomNumberSeed=1, learning=learning, windowLength=16
+            *(300, 1, 0.001, prmtop.createSystem()),
+            randomNumberSeed=1,
+            learning=learning,
+            windowLength=16,
         )
         # The Context is kept: the integrator lives in it.
         context = context_of(target, integrator, positions)

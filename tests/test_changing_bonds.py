@@ -5,7 +5,13 @@ import dataclasses
 import numpy as np
 import pytest
 from openmm import app
-from test_auto_draft import SMALL_MOLECULES, auto, context_of, steps_per_round, system_without_forces
+from test_auto_draft import (
+    SMALL_MOLECULES,
+    auto,
+    context_of,
+    steps_per_round,
+    system_without_forces,
+)
 from test_learning import Known
 
 from openmm_lsd import learning
@@ -63,7 +69,8 @@ def test_covalent_crystals_and_molecules_keep_their_bonds():
 def test_an_ion_among_waters_has_contacts():
     numbers = np.array([11, 8, 1, 1, 8, 1, 1])
     water = np.array([[0.0, 0.0, 0.0], [0.06, 0.075, 0.0], [0.06, -0.075, 0.0]])
-    positions = np.concatenate([[[0.0, 0.0, 0.0]], water + [0.23, 0, 0], -water - [0.24, 0, 0]])
+    shift = np.array([0.23, 0.0, 0.0])
+    positions = np.concatenate([np.zeros((1, 3)), water + shift, -water - 1.04 * shift])
     graph = with_contacts(graph_of_positions(numbers, positions), positions, None)
     assert graph.contacts.tolist() == [[0, 1], [0, 4]]
     assert graph.bonds.tolist() == [[1, 2], [1, 3], [4, 5], [4, 6]]

@@ -30,7 +30,8 @@ def test_ridge_regression_is_the_dense_solution():
     regression = RidgeRegression(prior)
     blocks = [(rng.standard_normal((4, 5)), rng.standard_normal(4)) for _ in range(6)]
     for features, values in blocks:
-        regression.add(features, values, memory)
+        at = rng.standard_normal(5)
+        regression.add(features, values - features @ at, at, memory)
     weights = np.exp(-0.5 * np.arange(5, -1, -1) / memory)  # of the equations, newest last
     a = np.concatenate([w * f for w, (f, _) in zip(weights, blocks, strict=True)])
     b = np.concatenate([w * v for w, (_, v) in zip(weights, blocks, strict=True)])
@@ -42,7 +43,7 @@ def test_ridge_regression_is_the_dense_solution():
 def test_what_no_equation_contains_stays_at_its_prior():
     regression = RidgeRegression(np.array([1.0, 2.0, 3.0]))
     features = np.random.default_rng(2).standard_normal((20, 3)) * [1, 0, 1]
-    regression.add(features, features @ [5.0, 7.0, -1.0], 10.0)
+    regression.add(features, features @ [5.0, 7.0, -1.0], np.zeros(3), 10.0)
     np.testing.assert_allclose(regression.solve(), [5.0, 2.0, -1.0], atol=0.1)
     assert regression.solve()[1] == 2.0
 

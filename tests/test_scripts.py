@@ -101,7 +101,7 @@ def test_water_boxes():
     assert counts[0] > 2.5 and counts[1] < 1.3, output
 
 
-@pytest.mark.parametrize(("name", "atoms"), [("alanine_dipeptide", 22)])
+@pytest.mark.parametrize(("name", "atoms"), [("alanine_dipeptide", 22), ("ibuprofen", 33)])
 def test_shipped_potential_is_a_gradient_and_batches(name, atoms):
     """Forces are minus the numerical gradient; a row of a batch is that state alone."""
     file = ROOT / "systems" / name / f"{name}.pt"

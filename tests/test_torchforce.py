@@ -24,6 +24,7 @@ from particles import (
 
 from openmm_lsd import TargetMismatchError
 from openmm_lsd.contexts import ForceContext
+from openmm_lsd.targets import SystemTarget
 from openmm_lsd.targets.torchforce import Plan, TorchForceTarget
 
 
@@ -209,6 +210,20 @@ def test_the_plan_of_one_state_is_used_for_it(monkeypatch):
     for count in (1, 3):
         batch.evaluate(np.repeat(POSITIONS[None], count, 0), BOX)
     assert used == [batch.plan_alone, batch.plan]
+
+
+def test_plain_steps_take_the_threads_of_one_state():
+    torch.set_num_threads(2)
+    try:
+        target = SystemTarget(system_of(torch_force(Bonds)), POSITIONS)
+        target.prepare(POSITIONS, 4)
+        for threads in (1, 2):
+            target.torch_parts[0].plan_alone = Plan("loop", "scripted", 1, threads)
+            with target.single_states():
+                assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
 
 
 def test_fewer_states_than_threads():

@@ -30,9 +30,9 @@ from openmm_lsd.tuning import WINDOWS, WindowTuner
 
 
 class Machine:
-    """Rounds of a target whose batch of B takes ``fixed + each * B``; ``decay``: acceptance."""
+    """Rounds of a target whose batch of B takes ``fixed + each * B``; one in 30 is disturbed."""
 
-    def __init__(self, fixed, each, acceptance, noise=0.05, seed=1):
+    def __init__(self, fixed, each, acceptance, noise=0.1, seed=1):
         self.fixed, self.each, self.acceptance, self.noise = fixed, each, acceptance, noise
         self.rng = np.random.default_rng(seed)
 
@@ -41,6 +41,7 @@ class Machine:
         while steps < window and self.rng.random() < self.acceptance:
             steps += 1
         seconds = (self.fixed + self.each * window) * self.rng.lognormal(0.0, self.noise)
+        seconds *= 1 + (self.rng.random() < 1 / 30)
         return steps, seconds
 
     def seconds_per_step(self, window):
@@ -70,22 +71,25 @@ MACHINES = {
 }
 
 
+@pytest.mark.parametrize(("steps", "most"), [(1000, 1.3), (5000, 1.15)])
 @pytest.mark.parametrize("name", MACHINES)
-def test_finds_a_fast_window_and_pays_little_for_it(name):
+def test_finds_a_fast_window_and_pays_little_for_it(name, steps, most):
     """Over five machines of the kind; plain steps at the end of the scale are 17 times slower."""
-    steps, quality, cost = 30_000, [], []
+    quality, cost = [], []
     for seed in range(5):
         tuner, machine = WindowTuner(), Machine(*MACHINES[name], seed=seed)
         cost.append(run(tuner, machine, steps) / (steps * machine.best()))
         quality.append(machine.seconds_per_step(tuner.window) / machine.best())
     assert np.mean(quality) < 1.15, quality
-    assert np.mean(cost) < 1.2, cost
+    assert np.mean(cost) < most, cost  # of it 1.035 for the disturbances
 
 
 def test_never_much_slower_than_plain_steps():
-    steps = 30_000
-    for machine in (Machine(0.0, 1.0, 0.5), Machine(1.0, 0.3, 0.02)):
-        assert run(WindowTuner(), machine, steps) < steps * machine.seconds_per_step(1) / 0.95
+    steps = 10_000
+    for settings in ((0.0, 1.0, 0.5), (1.0, 0.3, 0.02)):
+        seconds = run(WindowTuner(), Machine(*settings), steps)
+        plain_steps = Always(1)
+        assert seconds < run(plain_steps, Machine(*settings), steps) / 0.95
 
 
 def test_plain_steps_where_nothing_is_faster_and_says_so_once(caplog):
@@ -195,15 +199,14 @@ def test_plain_steps_that_fail_leave_the_last_committed_state(simulate, state_of
     simulation = simulate(
         system_of_three(springs(), cliff), integrator, THREE_POSITIONS, THREE_VELOCITIES
     )
-    integrator.step(1)
+    integrator.step(5)
     always(integrator, 1)
-    integrator.step(4)
     simulation.context.setVelocities([[20.0, 0, 0]] * 3)
     before = state_of(simulation)
     with pytest.raises(TargetError, match="not finite, before step 15"):
         integrator.step(10)
     assert state_of(simulation).equals(before)
-    assert integrator.statistics.steps == simulation.context.getStepCount() == 5
+    assert simulation.context.getStepCount() == 5
 
 
 @pytest.mark.parametrize("given", [True, False])

@@ -37,6 +37,9 @@ using Flags = nb::ndarray<const bool, nb::shape<-1>, nb::c_contig, nb::device::c
 using IntVector = nb::ndarray<const int32_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using IntFours = nb::ndarray<const int32_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;
 using DoubleVector = nb::ndarray<const double, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using Matrix = nb::ndarray<const double, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+using OwnMatrix = nb::ndarray<double, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+using OwnVector = nb::ndarray<double, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using NumpyArray = nb::ndarray<nb::numpy, double>;
 
 namespace {
@@ -90,6 +93,35 @@ bool allFinite(const double* values, size_t count) {
         if (!std::isfinite(values[i]))
             return false;
     return true;
+}
+
+// A row of features has few entries that are not zero: the terms that an atom is part of. The
+// threads of a BLAS would besides go on spinning while the target is evaluated.
+void addNormalEquations(Matrix features, DoubleVector residuals, DoubleVector offset,
+                        OwnMatrix gram, OwnVector moment) {
+    const size_t rows = features.shape(0), parameters = features.shape(1);
+    if (residuals.shape(0) != rows || offset.shape(0) != parameters ||
+        gram.shape(0) != parameters || gram.shape(1) != parameters ||
+        moment.shape(0) != parameters)
+        throw std::invalid_argument("the arrays of normal equations do not fit together");
+    nb::gil_scoped_release release;
+    std::vector<size_t> present;
+    for (size_t e = 0; e < rows; e++) {
+        const double* row = features.data() + e * parameters;
+        present.clear();
+        double value = residuals.data()[e];
+        for (size_t p = 0; p < parameters; p++)
+            if (row[p] != 0.0) {
+                present.push_back(p);
+                value += row[p] * offset.data()[p];
+            }
+        for (size_t p : present) {
+            moment.data()[p] += row[p] * value;
+            double* gramRow = gram.data() + p * parameters;
+            for (size_t q : present)
+                gramRow[q] += row[p] * row[q];
+        }
+    }
 }
 
 struct Scheme {
@@ -583,6 +615,10 @@ NB_MODULE(_native, m) {
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("base").none(),
              "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
+    m.def("add_normal_equations", &addNormalEquations, nb::arg("features"), nb::arg("residuals"),
+          nb::arg("offset"), nb::arg("gram"), nb::arg("moment"),
+          "Add A^T A to gram (P, P) and A^T (residuals + A offset) to moment (P,), A = features "
+          "(E, P), in place.");
     m.def("evaluate_python_force", &evaluatePythonForce, nb::arg("address"), nb::arg("positions"),
           nb::arg("box").none(), nb::arg("parameters"),
           "Energies (B,) and forces (B, n, 3) of the PythonForce at an address, int(force.this), at "

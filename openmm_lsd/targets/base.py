@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -56,6 +57,10 @@ class BatchedTarget(ABC):
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:  # noqa: B027
         """Find the fastest way to evaluate ``batch`` states near ``positions`` (N, 3) nm."""
+
+    def single_states(self) -> AbstractContextManager:
+        """Settings of this process under which single states are fastest, wherever computed."""
+        return nullcontext()
 
     def close(self) -> None:  # noqa: B027
         """Give back what is held outside this process (workers, devices). May be called twice."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -104,6 +105,14 @@ class SystemTarget(BatchedTarget):
         box = self._default_box if box is None else box
         for part in self.parts:
             part.prepare(positions, batch, box)
+
+    @contextmanager
+    def single_states(self) -> Iterator[None]:
+        """See BatchedTarget."""
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.single_states())
+            yield
 
     def close(self) -> None:
         """See BatchedTarget."""
