@@ -15,11 +15,13 @@ logger = logging.getLogger(__name__)
 
 WINDOWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48)  # one is plain dynamics
 FIRST = 8
-TRIAL, STINT = 4, 8  # rounds with a window that is tried, and with the best
+TRIAL, STINT = 5, 8  # rounds with a window that is tried, and with the best
+# After a change: TorchScript profiles and compiles for every new size of a batch.
+WARM_UP = 2  # rounds that are not timed
 TIMINGS = 15  # of each window that are remembered
 MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
 WORTH = 1.03  # times faster, to leave the present window
-FIRST_PROBE, LAST_PROBE = 100, 10_000  # rounds; from one to the next it is twice as many
+FIRST_PROBE, LAST_PROBE = 60, 500  # rounds; from one to the next it is twice as many
 SURE = 600  # rounds
 
 
@@ -82,7 +84,7 @@ class WindowTuner:
         self._seconds: dict[int, deque[float]] = {}
         self._rounds = 0
         self._left = TRIAL
-        self._is_first = True
+        self._since_change = 0  # rounds
         self._probes: list[int] = []
         self._next_probe = FIRST_PROBE
         self._said: int | None = None
@@ -91,11 +93,12 @@ class WindowTuner:
     def record(self, committed: int, seconds: float, rounds: int = 1) -> None:
         """Rounds of ``window`` sites committed so many steps in so much time."""
         window = self.window
-        self._seconds.setdefault(window, deque(maxlen=TIMINGS)).append(seconds / rounds)
+        if self._since_change >= WARM_UP or rounds > 1:
+            self._seconds.setdefault(window, deque(maxlen=TIMINGS)).append(seconds / rounds)
         # The first round has the corrections of another window.
-        if window > 1 and not self._is_first:
+        if window > 1 and self._since_change > 0:
             self._acceptance.record(window, committed)
-        self._is_first = False
+        self._since_change += rounds
         self._rounds += rounds
         self._left -= rounds
         if self._left <= 0:
@@ -105,9 +108,10 @@ class WindowTuner:
         before = self.window
         if self._probes:
             self.window, self._left = self._probes.pop(), TRIAL
+            self._seconds.pop(self.window, None)  # the machine may be another by now
         else:
             self.window = self._best()
-            known = len(self._seconds.get(self.window, ())) >= TRIAL - 1
+            known = self.window in self._seconds
             self._left = STINT if known else TRIAL
             if known and self._rounds >= self._next_probe:
                 self._next_probe += min(self._next_probe, LAST_PROBE)
@@ -115,13 +119,14 @@ class WindowTuner:
                 at = WINDOWS.index(self.window)
                 beside = {1, *WINDOWS[max(0, at - 1) : at + 2]}
                 self._probes = sorted(beside - {self.window})
-        self._is_first = self.window != before
+        if self.window != before:
+            self._since_change = 0
 
     def _best(self) -> int:
         steps = self._acceptance.steps()
         rates = {window: steps[window] / self._cost(window) for window in WINDOWS}
         best = max(rates, key=rates.__getitem__)
-        if self.window in self._seconds and rates[best] < WORTH * rates[self.window]:
+        if rates[best] < WORTH * rates[self.window]:
             return self.window
         return best
 
@@ -133,8 +138,9 @@ class WindowTuner:
         if window in self._seconds:
             # All rounds of a window do the same work, so the median leaves out the disturbed ones.
             return float(np.median(self._seconds[window]))
-        smaller = [self._cost(each) for each in self._seconds if each < window]
-        larger = [self._cost(each) * window / each for each in self._seconds if each > window]
+        known = self._seconds
+        smaller = [self._cost(each) for each in known if each < window]
+        larger = [self._cost(each) * window / each for each in known if each > window]
         return max([*smaller, *larger])
 
     def _say(self) -> None:
