@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .base import Array, BatchedTarget, Evaluation, checked
+from .raygraph import CompiledCalls
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,10 @@ THREAD_VARIABLES = (
     "NUMEXPR_NUM_THREADS",
     "OPENMM_CPU_THREADS",
 )
+
+
+NOTHING = b""  # the message to a worker without a share, and its answer
+ANSWER_TIME = 5.0  # seconds in which a worker says whether it is busy
 
 
 class WorkerError(RuntimeError):
@@ -116,9 +121,11 @@ class RayTarget(BatchedTarget):
         self._parameters: dict[str, float] | None = None
         self._preparation: tuple | None = None
         self.replaced = 0  # workers, since the start
-        self._workers: list[_Worker] = []
+        self._crew = _Crew()
+        self._workers = self._crew.workers
+        self._is_compilable = True
         _sessions.enter(self._ray, address)
-        self._finalizer = weakref.finalize(self, _release, self._ray, self._workers)
+        self._finalizer = weakref.finalize(self, _release, self._ray, self._crew)
         try:
             self._check_size(workers, num_cpus, num_gpus)
             options: dict[str, Any] = {
@@ -168,16 +175,7 @@ class RayTarget(BatchedTarget):
             return np.zeros(0), np.zeros(positions.shape)
         sizes = _even_shares(len(positions), len(self._workers))
         shares = np.split(positions, np.cumsum(sizes)[:-1])
-        deadline = perf_counter() + self._timeout
-        calls = [self._submit(index, share, box, index == 0) for index, share in enumerate(shares)]
-        try:
-            # At once: one call of ray.get is what keeps a round short.
-            answers = list(map(pickle.loads, self._ray.get(calls, timeout=self._timeout)))
-        except self._ray.exceptions.RayError:
-            answers = [
-                self._answer(index, call, share, box, deadline)
-                for index, (call, share) in enumerate(zip(calls, shares, strict=True))
-            ]
+        answers = self._together(shares, box) or self._one_by_one(shares, box)
         for index, answer in enumerate(answers):
             if answer.trouble:
                 logger.info("worker %d: %s", index, answer.trouble)
@@ -185,6 +183,66 @@ class RayTarget(BatchedTarget):
             np.concatenate([answer.energies for answer in answers]),
             np.concatenate([answer.forces for answer in answers]),
         )
+
+    def _together(self, shares: Sequence[Array], box: Array | None) -> list[_Answer] | None:
+        """The answers to all shares, by one call of the compiled graph; None if that fails."""
+        crew, workers = self._crew, self._workers
+        if crew.graph is not None and crew.graph_is_broken:
+            self._close_graph()
+        if crew.graph is None and self._is_compilable:
+            try:
+                methods = [worker.actor.evaluate for worker in workers]
+                crew.graph, crew.graph_is_broken = CompiledCalls(self._ray, methods), False
+            except Exception as error:  # whatever another version of Ray may say
+                logger.info("Ray does not compile the calls: %s", _first_line(error))
+                self._is_compilable = False
+        if crew.graph is None:
+            return None
+        messages = [_message(share, box, index == 0) for index, share in enumerate(shares)]
+        messages += [NOTHING] * (len(workers) - len(shares))
+        crew.graph_is_broken = True  # an interrupt included
+        try:
+            answers = crew.graph(messages, self._timeout)
+        except Exception as error:
+            if _is_of_the_target(error, self._ray):
+                crew.graph_is_broken = False
+                raise _original(error) from error
+            logger.info("Ray's compiled graph failed: %s", _first_line(error))
+            self._close_graph()
+            return None
+        crew.graph_is_broken = False
+        return list(map(pickle.loads, answers[: len(shares)]))
+
+    def _close_graph(self) -> None:
+        """Give the workers back for calls one by one; those that are still busy are ended."""
+        questions = [worker.actor.is_busy.remote() for worker in self._workers]
+        lost = []
+        for worker, question in zip(self._workers, questions, strict=True):
+            try:
+                if self._ray.get(question, timeout=ANSWER_TIME):
+                    lost.append(worker)
+            except self._ray.exceptions.RayError:
+                lost.append(worker)
+
+        def end() -> None:
+            for worker in lost:
+                _kill(self._ray, worker)
+
+        graph, self._crew.graph = self._crew.graph, None
+        assert graph is not None
+        graph.close(end)
+
+    def _one_by_one(self, shares: Sequence[Array], box: Array | None) -> list[_Answer]:
+        """The answers to all shares, by a call for each; workers that are lost are replaced."""
+        deadline = perf_counter() + self._timeout
+        calls = [self._submit(index, share, box, index == 0) for index, share in enumerate(shares)]
+        try:
+            return list(map(pickle.loads, self._ray.get(calls, timeout=self._timeout)))
+        except self._ray.exceptions.RayError:
+            return [
+                self._answer(index, call, share, box, deadline)
+                for index, (call, share) in enumerate(zip(calls, shares, strict=True))
+            ]
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget; forwarded to every worker, also to those started later."""
@@ -271,9 +329,7 @@ class RayTarget(BatchedTarget):
             raise failure
 
     def _submit(self, index: int, share: Array, box: Array | None, is_first: bool) -> Any:
-        # One piece of bytes each way: arrays of this size cost Ray 0.9 ms more per round.
-        message = pickle.dumps((share, box, is_first), pickle.HIGHEST_PROTOCOL)
-        return self._workers[index].actor.evaluate.remote(message)
+        return self._workers[index].actor.evaluate.remote(_message(share, box, is_first))
 
     def _get(self, call: Any, deadline: float) -> Any:
         """What a call gave; the target's exception; or a _LostError."""
@@ -355,6 +411,15 @@ class _Worker:
         self.pid = 0
 
 
+class _Crew:
+    """What is to be given back at the end."""
+
+    def __init__(self) -> None:
+        self.workers: list[_Worker] = []
+        self.graph: CompiledCalls | None = None
+        self.graph_is_broken = False  # or in use
+
+
 class _Answer(NamedTuple):
     energies: Array  # kJ/mol
     forces: Array  # kJ/mol/nm
@@ -368,6 +433,11 @@ class _Actor:
         for name in THREAD_VARIABLES:
             os.environ[name] = str(threads)
         self._threads = threads
+        self._is_busy = False
+
+    def is_busy(self) -> bool:
+        """Whether it is evaluating; compiled calls are made in another thread."""
+        return self._is_busy
 
     def start(
         self,
@@ -401,7 +471,13 @@ class _Actor:
             self._target.prepare(np.array(positions), batch, box)
 
     def evaluate(self, message: bytes) -> bytes:
-        return pickle.dumps(self._evaluate(*pickle.loads(message)), pickle.HIGHEST_PROTOCOL)
+        if message == NOTHING:
+            return NOTHING
+        self._is_busy = True
+        try:
+            return pickle.dumps(self._evaluate(*pickle.loads(message)), pickle.HIGHEST_PROTOCOL)
+        finally:
+            self._is_busy = False
 
     def _evaluate(self, share: Array, box: Array | None, is_first: bool) -> _Answer:
         """Energies and forces; NaN from the first failing state on, but if that is the batch's
@@ -482,15 +558,34 @@ class _Sessions:
 _sessions = _Sessions()
 
 
-def _release(ray: Any, workers: list[_Worker]) -> None:
-    while workers:
-        _kill(ray, workers.pop())
+def _release(ray: Any, crew: _Crew) -> None:
+    def end() -> None:
+        while crew.workers:
+            _kill(ray, crew.workers.pop())
+
+    graph, crew.graph = crew.graph, None
+    if graph is not None and ray.is_initialized():
+        graph.close(end)
+    end()
     _sessions.leave(ray)
 
 
 def _kill(ray: Any, worker: _Worker) -> None:
     if ray.is_initialized():  # else its processes are gone, and ray.kill would start Ray
         ray.kill(worker.actor)
+
+
+def _message(share: Array, box: Array | None, is_first: bool) -> bytes:
+    """One piece of bytes each way: arrays of this size cost Ray more."""
+    return pickle.dumps((share, box, is_first), pickle.HIGHEST_PROTOCOL)
+
+
+def _is_of_the_target(error: Exception, ray: Any) -> bool:
+    """Whether the target raised it, and not Ray's own code in the worker."""
+    exceptions = ray.exceptions
+    return isinstance(error, exceptions.RayTaskError) and not isinstance(
+        error.cause, exceptions.RayError
+    )
 
 
 def _even_shares(states: int, workers: int) -> list[int]:
