@@ -210,9 +210,24 @@ def test_same_trajectory_whatever_the_number_of_workers(three_workers):
 # Workers that die or hang
 
 
-@pytest.mark.parametrize("row", [1, 9], ids=["first share", "second share"])
+NEVER = 10**9
+
+
+@pytest.fixture
+def compiled_after(request, monkeypatch):
+    """Batches before the calls are compiled."""
+    monkeypatch.setattr("openmm_lsd.targets.ray.COMPILED_AFTER", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize(
+    ("row", "compiled_after"),
+    [(1, NEVER), (9, NEVER), (9, 0)],
+    ids=["first share", "second share", "compiled"],
+    indirect=["compiled_after"],
+)
 @pytest.mark.parametrize("fate", ["dies", "hangs", "is killed from outside", "is stopped"])
-def test_a_lost_worker_is_replaced(tmp_path, fate, row):
+def test_a_lost_worker_is_replaced(tmp_path, fate, row, compiled_after):
     """In mid-batch; its share is evaluated again, and the other worker stays."""
     place, name = {"dies": (DEADLY, "deadly"), "hangs": (STUCK, "stuck")}.get(
         fate, (WAITING, "waiting")
@@ -279,7 +294,8 @@ def test_a_state_that_kills_every_worker(tmp_path):
 # Targets that fail
 
 
-def test_a_failing_state_costs_the_rest_of_its_share():
+@pytest.mark.parametrize("compiled_after", [NEVER, 0], indirect=True, ids=["calls", "compiled"])
+def test_a_failing_state_costs_the_rest_of_its_share(compiled_after):
     good = Springs().evaluate(states(16))
     with ray_target(workers=3) as target:
         for row, end in ((2, 6), (8, 11), (11, 16), (15, 16)):
@@ -299,6 +315,39 @@ def test_a_failing_state_costs_the_rest_of_its_share():
             target.evaluate(positions[:1])
         assert_rows_equal(target.evaluate(states(16)), good)
         assert target.replaced == 0
+        assert (target._crew.graph is None) == (compiled_after == NEVER)
+
+
+def test_after_an_interrupt_the_next_batch_is_right(monkeypatch, tmp_path):
+    """In a notebook, say; compiled calls that nobody took the answers of are given up."""
+    monkeypatch.setattr("openmm_lsd.targets.ray.COMPILED_AFTER", 0)
+    (tmp_path / "stuck").touch()
+    with ray_target(lambda: Springs(tmp_path)) as target:
+        target.evaluate(states(4))
+        positions = states(4)
+        positions[3, 0, 0] = STUCK
+        timer = threading.Timer(1.0, lambda: signal.raise_signal(signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            target.evaluate(positions)
+        timer.join()
+        for shift in (1.0, 2.0):
+            result = target.evaluate(shift + states(4))
+            assert_rows_equal(result, Springs().evaluate(shift + states(4)))
+        assert target.replaced == 1
+
+
+def test_without_compiled_graphs_calls_go_on(monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError("not in this version")
+
+    monkeypatch.setattr("openmm_lsd.targets.ray.COMPILED_AFTER", 0)
+    monkeypatch.setattr("openmm_lsd.targets.ray.CompiledCalls", fail)
+    caplog.set_level("INFO", "openmm_lsd")
+    with ray_target() as target:
+        for _ in range(2):
+            assert_rows_equal(target.evaluate(states(5)), Springs().evaluate(states(5)))
+    assert caplog.text.count("not in this version") == 1
 
 
 def test_an_exception_that_cannot_be_pickled():
@@ -469,6 +518,7 @@ OWN_RAY = """
     import sys, time
     import numpy as np
     from openmm_lsd.targets.base import BatchedTarget
+    import openmm_lsd.targets.ray as ray_module
     from openmm_lsd.targets.ray import RayTarget
 
     class Target(BatchedTarget):
@@ -477,10 +527,11 @@ OWN_RAY = """
                 time.sleep(1000)
             return positions.sum((1, 2)), -positions
 
+    ray_module.COMPILED_AFTER = 0 if "compiled" in sys.argv[1] else 10
     first, second = RayTarget(Target, 1), RayTarget(Target, 1)
     first.close()
     assert second.evaluate(np.zeros((2, 1, 3)))[0].shape == (2,)
-    if sys.argv[1] == "close":
+    if "close" in sys.argv[1]:
         import ray
         second.close()
         assert not ray.is_initialized()
@@ -491,7 +542,7 @@ OWN_RAY = """
 """
 
 
-@pytest.mark.parametrize("end", ["close", "interrupt"])
+@pytest.mark.parametrize("end", ["close", "interrupt", "close, compiled", "interrupt, compiled"])
 def test_ray_that_was_started_for_us_is_gone(end):
     """After close of the last RayTarget; and after Control-C, which a terminal sends to all."""
     process = subprocess.Popen(
@@ -508,7 +559,7 @@ def test_ray_that_was_started_for_us_is_gone(end):
             line = process.stdout.readline()
             assert line, process.stderr.read()
         started = descendants(process.pid)
-        if end == "interrupt":
+        if "interrupt" in end:
             assert len(started) > 2
             time.sleep(0.5)
             os.killpg(process.pid, signal.SIGINT)
@@ -519,7 +570,7 @@ def test_ray_that_was_started_for_us_is_gone(end):
                 pytest.fail(process.communicate()[1])
             assert "KeyboardInterrupt" in errors
         wait_until(lambda: not any(map(is_running, started)))
-        assert end == "interrupt" or not descendants(process.pid)
+        assert "interrupt" in end or not descendants(process.pid)
     finally:
         for pid in started | {process.pid}:
             with contextlib.suppress(ProcessLookupError):

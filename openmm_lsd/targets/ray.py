@@ -35,6 +35,7 @@ THREAD_VARIABLES = (
 )
 
 
+COMPILED_AFTER = 10  # batches: compiling takes seconds, and saves a millisecond or two per batch
 NOTHING = b""  # the message to a worker without a share, and its answer
 ANSWER_TIME = 5.0  # seconds in which a worker says whether it is busy
 
@@ -124,6 +125,7 @@ class RayTarget(BatchedTarget):
         self._crew = _Crew()
         self._workers = self._crew.workers
         self._is_compilable = True
+        self._batches = 0
         _sessions.enter(self._ray, address)
         self._finalizer = weakref.finalize(self, _release, self._ray, self._crew)
         try:
@@ -189,7 +191,8 @@ class RayTarget(BatchedTarget):
         crew, workers = self._crew, self._workers
         if crew.graph is not None and crew.graph_is_broken:
             self._close_graph()
-        if crew.graph is None and self._is_compilable:
+        self._batches += 1
+        if crew.graph is None and self._is_compilable and self._batches > COMPILED_AFTER:
             try:
                 methods = [worker.actor.evaluate for worker in workers]
                 crew.graph, crew.graph_is_broken = CompiledCalls(self._ray, methods), False
@@ -216,21 +219,16 @@ class RayTarget(BatchedTarget):
     def _close_graph(self) -> None:
         """Give the workers back for calls one by one; those that are still busy are ended."""
         questions = [worker.actor.is_busy.remote() for worker in self._workers]
-        lost = []
         for worker, question in zip(self._workers, questions, strict=True):
             try:
-                if self._ray.get(question, timeout=ANSWER_TIME):
-                    lost.append(worker)
+                is_lost = self._ray.get(question, timeout=ANSWER_TIME)
             except self._ray.exceptions.RayError:
-                lost.append(worker)
-
-        def end() -> None:
-            for worker in lost:
+                is_lost = True
+            if is_lost:
                 _kill(self._ray, worker)
-
         graph, self._crew.graph = self._crew.graph, None
         assert graph is not None
-        graph.close(end)
+        graph.close()
 
     def _one_by_one(self, shares: Sequence[Array], box: Array | None) -> list[_Answer]:
         """The answers to all shares, by a call for each; workers that are lost are replaced."""
@@ -393,13 +391,23 @@ class RayTarget(BatchedTarget):
         try:
             self._await([worker])
         except BaseException as error:
-            _kill(self._ray, worker)  # else it would be taken for one that has a target
+            # Else it would be taken for one that has a target; death takes a moment.
+            _kill(self._ray, worker)
+            self._await_death(worker)
             if not isinstance(error, Exception):
                 raise
             raise WorkerError(
                 f"worker {index} was lost ({reason}) and could not be replaced: {error}"
             ) from error
         self.replaced += 1
+
+    def _await_death(self, worker: _Worker) -> None:
+        deadline = perf_counter() + ANSWER_TIME
+        try:
+            while perf_counter() < deadline:
+                self._ray.get(worker.actor.is_busy.remote(), timeout=ANSWER_TIME)
+        except self._ray.exceptions.RayError:
+            pass
 
 
 class _Worker:
@@ -559,14 +567,11 @@ _sessions = _Sessions()
 
 
 def _release(ray: Any, crew: _Crew) -> None:
-    def end() -> None:
-        while crew.workers:
-            _kill(ray, crew.workers.pop())
-
+    while crew.workers:
+        _kill(ray, crew.workers.pop())
     graph, crew.graph = crew.graph, None
     if graph is not None and ray.is_initialized():
-        graph.close(end)
-    end()
+        graph.close()
     _sessions.leave(ray)
 
 
