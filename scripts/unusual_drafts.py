@@ -74,8 +74,8 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--steps", type=int, default=1000, help="not counted, then counted")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--steps", type=int, default=400, help="not counted, then counted")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=300.0, help="kelvin")
     args = parser.parse_args()
