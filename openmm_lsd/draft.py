@@ -12,7 +12,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ._native import Valence
+from ._native import Valence, add_normal_equations
 from .autodraft import auto_draft
 from .bondwatch import BondWatch
 from .checks import default_box
@@ -126,7 +126,7 @@ class LearningDraft(NativeDraft):
             terms.classes,
         )
         self._valence.set_box(self._box)
-        self._learner = Learner(guesses, self._masses)
+        self._learner = Learner(guesses, self._masses, add_normal_equations)
         self._valence.set_parameters(self._learner.parameters)
 
     @property

@@ -7,11 +7,10 @@ depend on the noise of any step to come, and may be used at once.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
-
-from ._native import add_normal_equations
 
 Array = NDArray[np.float64]
 
@@ -28,6 +27,15 @@ GONE_BAD = 4.0  # times the least roughness so far, in two stretches in successi
 ROUGH_STRETCHES = 2
 
 
+def add_normal_equations(
+    features: Array, residuals: Array, offset: Array, gram: Array, moment: Array
+) -> None:
+    """Add A^T A to ``gram`` (P, P) and A^T (residuals + A offset) to ``moment`` (P,), A = features
+    (E, P), in place; native code has the same."""
+    gram += features.T @ features
+    moment += features.T @ (residuals + features @ offset)
+
+
 class RidgeRegression:
     """Parameters theta (P,) that minimise, over weighted equations A theta = b,
 
@@ -36,9 +44,12 @@ class RidgeRegression:
     Parameters
     ----------
     prior : (P,)
+    add : callable
+        As ``add_normal_equations``.
     """
 
-    def __init__(self, prior: Array) -> None:
+    def __init__(self, prior: Array, add: Callable[..., None] = add_normal_equations) -> None:
+        self._add = add
         self.prior = np.array(prior, dtype=np.float64)
         self._gram = np.zeros((len(prior), len(prior)))
         self._moment = np.zeros(len(prior))
@@ -49,7 +60,7 @@ class RidgeRegression:
         keep = np.exp(-1.0 / memory)
         self._gram *= keep
         self._moment *= keep
-        add_normal_equations(features, residuals, at - self.prior, self._gram, self._moment)
+        self._add(features, residuals, at - self.prior, self._gram, self._moment)
 
     def solve(self) -> Array:
         """theta (P,)."""
@@ -73,10 +84,14 @@ class Learner:
         Parameters to start from.
     masses : (N,) amu
         Forces count by 1 / sqrt(mass), as the noise shift measures them.
+    add : callable
+        As in RidgeRegression.
     """
 
-    def __init__(self, prior: Array, masses: Array) -> None:
-        self._prior = prior
+    def __init__(
+        self, prior: Array, masses: Array, add: Callable[..., None] = add_normal_equations
+    ) -> None:
+        self._prior, self._add = prior, add
         self._weights = np.sqrt(
             np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)
         ).repeat(3)
@@ -89,7 +104,7 @@ class Learner:
 
     def begin_again(self) -> None:
         """Forget all steps, but keep the parameters until the next fit."""
-        self._regression = RidgeRegression(self._prior)
+        self._regression = RidgeRegression(self._prior, self._add)
         self._seen = 0
         self._next_fit = FIRST_FIT
         self._roughness: list[float] = []

@@ -31,6 +31,9 @@ Array = NDArray[np.float64]
 # A discrepancy may change from one step to the next by what gives an atom this many times its
 # thermal speed. In sound runs at 1 fs the largest seen is 0.4, at 2 fs 1.1.
 LARGEST_LEAP = 2.0
+# Nor by more than this many times what was seen at committed steps (heavy atoms leap far less);
+# the largest seen is forgotten by and by.
+LEAP_BEYOND_SEEN, KEPT_PER_ROUND = 8.0, 0.99
 
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
 
@@ -260,6 +263,7 @@ class SpeculativeSampler:
         self._queue: deque[State] = deque()
         self._step_count_offset = (step if step_count is None else step_count) - step
         self._corrections = np.zeros((self.window, *shape))
+        self._leap_seen = np.inf  # at committed steps, in units of the largest allowed
         self._lesson: _Lesson | None = None
         if self._learns:
             self._draft.start(step)
@@ -481,6 +485,15 @@ class SpeculativeSampler:
                 break
         return committed
 
+    def _leap_allowed(self, committed: Array) -> Array:
+        """The largest sound leap (N, 1), by the discrepancies at committed steps (B, N, 3)."""
+        if len(committed) > 1:
+            leaps = np.abs(np.diff(committed, axis=0)) * reciprocal(self._largest_leap)
+            seen = float(leaps.max())
+            kept = KEPT_PER_ROUND * self._leap_seen
+            self._leap_seen = max(seen, kept) if np.isfinite(kept) else seen
+        return min(1.0, LEAP_BEYOND_SEEN * self._leap_seen) * self._largest_leap
+
     def _next_corrections(self, discrepancies: Array, committed: int) -> Array:
         """Corrections (K, N, 3) of the next window, whose first step is row ``committed`` here.
 
@@ -491,7 +504,9 @@ class SpeculativeSampler:
         """
         corrections = np.empty_like(self._corrections)
         if self.correction == "per-step":
-            smooth = without_leaps(discrepancies, committed, self._largest_leap)
+            smooth = without_leaps(
+                discrepancies, committed, self._leap_allowed(discrepancies[:committed])
+            )
             kept = smooth[committed:]
             corrections[: len(kept)] = kept
             corrections[len(kept) :] = smooth[-1]

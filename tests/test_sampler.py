@@ -150,7 +150,8 @@ def test_one_mishap_does_not_feed_itself(kind, heals, monkeypatch):
     Without the limit on leaps the run never recovers, which shows that this test sees it.
     """
     if not heals:
-        monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", np.inf)
+        monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", 1e9)
+        monkeypatch.setattr(openmm_lsd.sampler, "LEAP_BEYOND_SEEN", np.inf)
     sampler = SpeculativeSampler(
         kind(TEMPERATURE, 1.0, 0.001),
         [1.0, 12.0],
@@ -169,6 +170,20 @@ def test_one_mishap_does_not_feed_itself(kind, heals, monkeypatch):
     sampler.statistics.rounds = sampler.statistics.steps = 0
     sampler.advance(1000)
     assert (sampler.statistics.steps_per_round > 4.0) == heals, sampler.statistics
+
+
+def test_what_committed_steps_show_limits_leaps():
+    """Heavy atoms leap far less than LARGEST_LEAP allows."""
+    sampler = make_sampler()
+    sampler.advance(50)
+    limit = sampler._largest_leap
+    sampler._leap_seen = np.inf
+    assert np.array_equal(sampler._leap_allowed(np.zeros((1, *limit.shape[:1], 3))), limit)
+    rows = np.zeros((3, len(limit), 3))
+    rows[1] = 0.01 * limit
+    np.testing.assert_allclose(sampler._leap_allowed(rows), 0.08 * limit)
+    np.testing.assert_allclose(sampler._leap_allowed(0.5 * rows), 0.0792 * limit)
+    np.testing.assert_allclose(sampler._leap_allowed(50 * rows), limit)
 
 
 @pytest.mark.parametrize("correction", ["per-step", "constant", "none"])

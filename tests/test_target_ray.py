@@ -220,13 +220,14 @@ def compiled_after(request, monkeypatch):
     return request.param
 
 
+FATES = ["dies", "hangs", "is killed from outside", "is stopped"]
+
+
 @pytest.mark.parametrize(
-    ("row", "compiled_after"),
-    [(1, NEVER), (9, NEVER), (9, 0)],
-    ids=["first share", "second share", "compiled"],
+    ("fate", "row", "compiled_after"),
+    [(fate, row, NEVER) for fate in FATES for row in (1, 9)] + [(fate, 9, 0) for fate in FATES[:2]],
     indirect=["compiled_after"],
 )
-@pytest.mark.parametrize("fate", ["dies", "hangs", "is killed from outside", "is stopped"])
 def test_a_lost_worker_is_replaced(tmp_path, fate, row, compiled_after):
     """In mid-batch; its share is evaluated again, and the other worker stays."""
     place, name = {"dies": (DEADLY, "deadly"), "hangs": (STUCK, "stuck")}.get(
@@ -542,7 +543,7 @@ OWN_RAY = """
 """
 
 
-@pytest.mark.parametrize("end", ["close", "interrupt", "close, compiled", "interrupt, compiled"])
+@pytest.mark.parametrize("end", ["close", "interrupt", "interrupt, compiled"])
 def test_ray_that_was_started_for_us_is_gone(end):
     """After close of the last RayTarget; and after Control-C, which a terminal sends to all."""
     process = subprocess.Popen(
