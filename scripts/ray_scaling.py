@@ -96,6 +96,8 @@ def run(target, window, steps, seed=1):
         seed,
         cm_removal_frequency=1,
     )
+    for _ in range(12):  # after ten batches a RayTarget compiles its calls
+        target.evaluate(positions[None])
     scale = np.sqrt(MOLAR_GAS_CONSTANT * 300.0 / masses)[:, None]
     velocities = scale * np.random.default_rng(seed).standard_normal(positions.shape)
     sampler.set_state(positions, velocities)

@@ -99,6 +99,7 @@ def test_statistics_count():
     assert min(counts.draft_seconds, counts.target_seconds, counts.overhead_seconds) > 0
 
 
+@pytest.mark.filterwarnings("ignore:invalid value encountered in multiply")  # 0 times inf
 def test_flushed_evaluations_become_the_corrections_of_their_own_steps(monkeypatch):
     monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", np.inf)
     seen = {}

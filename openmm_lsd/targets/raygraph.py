@@ -55,5 +55,5 @@ class CompiledCalls:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Ray reports, with two stacks, that it cannot cancel the calls of an actor that has died."""
-    return record.msg != "Error cancelling worker task"
+    """Not how a graph is closed, nor (with two stacks) that a dead actor's calls stay as they are."""
+    return record.levelno > logging.INFO and record.msg != "Error cancelling worker task"
