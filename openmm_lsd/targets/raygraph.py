@@ -55,5 +55,5 @@ class CompiledCalls:
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not how a graph is closed, nor (with two stacks) that a dead actor's calls stay as they are."""
+    """Not how a graph is closed, nor that the calls of a dead actor cannot be cancelled."""
     return record.levelno > logging.INFO and record.msg != "Error cancelling worker task"
