@@ -173,6 +173,8 @@ class LearningDraft(NativeDraft):
             Target force minus this draft's force there.
         """
         count = len(sites)
+        if step != self._learned_until:  # plain steps lie between
+            self._learner.interrupt()
         self._learned_until = step + count
         bonds, here = self._bonds, sites[-1]
         formed = bonds is not None and bonds.have_formed(self._learned_until, here, self._box)

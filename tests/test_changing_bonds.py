@@ -237,6 +237,17 @@ def test_a_sound_draft_is_left_alone(monkeypatch):
     assert len(begun) == 2  # target and draft were made
 
 
+def test_steps_that_were_not_seen_are_no_roughness(monkeypatch):
+    """Plain steps between two windows: the discrepancy has changed, but not from step to step."""
+    monkeypatch.setattr(learning, "WATCHED", 1000)
+    known = Known()
+    draft = known.draft()
+    sites = np.repeat(known.positions[None], 2, axis=0)
+    for step, level in ((0, 1.0), (2, 1.0), (50, 7.0)):
+        draft.learn(step, sites, np.full(sites.shape, level))
+    assert draft._learner._roughness == [0.0] * 4
+
+
 def test_what_was_made_anew_is_forgotten_with_its_steps():
     """After a checkpoint the noise of the steps that formed the bond is used again."""
     numbers, positions = proton_between_two_ammonias()

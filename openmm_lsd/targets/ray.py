@@ -211,13 +211,18 @@ class RayTarget(BatchedTarget):
                 crew.graph_is_broken = False
                 raise _original(error) from error
             logger.info("Ray's compiled graph failed: %s", _first_line(error))
-            self._close_graph()
+            if not self._close_graph():
+                self._is_compilable = False  # it would fail, and be compiled, again and again
             return None
         crew.graph_is_broken = False
         return list(map(pickle.loads, answers[: len(shares)]))
 
-    def _close_graph(self) -> None:
-        """Give the workers back for calls one by one; those that are still busy are ended."""
+    def _close_graph(self) -> int:
+        """Give the workers back for calls one by one; how many of them were lost.
+
+        Those that are still busy are ended.
+        """
+        lost = 0
         questions = [worker.actor.is_busy.remote() for worker in self._workers]
         for worker, question in zip(self._workers, questions, strict=True):
             try:
@@ -226,9 +231,11 @@ class RayTarget(BatchedTarget):
                 is_lost = True
             if is_lost:
                 _kill(self._ray, worker)
+                lost += 1
         graph, self._crew.graph = self._crew.graph, None
         assert graph is not None
         graph.close()
+        return lost
 
     def _one_by_one(self, shares: Sequence[Array], box: Array | None) -> list[_Answer]:
         """The answers to all shares, by a call for each; workers that are lost are replaced."""
@@ -388,6 +395,7 @@ class RayTarget(BatchedTarget):
         logger.warning("worker %d was lost (%s); starting another", index, reason)
         _kill(self._ray, self._workers[index])
         self._workers[index] = worker = self._new_worker()
+        self._crew.graph_is_broken = True  # if there is one
         try:
             self._await([worker])
         except BaseException as error:
