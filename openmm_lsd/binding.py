@@ -14,9 +14,19 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
+from . import racing
 from ._native import ContextAccess
-from .checks import check_pair, check_system, cm_removal_frequency, has_forces, masses_of
+from .barostat import BarostatMoves
+from .checks import (
+    check_pair,
+    check_system,
+    cm_removal_frequency,
+    has_barostat,
+    has_forces,
+    masses_of,
+)
 from .draft import DraftChoice
+from .restart import Record, digest_of
 from .sampler import SpeculativeSampler, State, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
 from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
@@ -86,6 +96,9 @@ class Binding:
         self._sampler: SpeculativeSampler | None = None
         self._step_count = -1
         self.noise_step = 0  # index of the next step's random numbers
+        self._moves = BarostatMoves(access, self._take_box)
+        self._begun = 0  # steps beyond the committed ones that the barostats have begun: 0 or 1
+        self._record: Record | None = None  # to go on from
         self._fresh_seed = secrets.randbits(63)
         if target is not None and not has_forces(self._system):
             logger.warning(
@@ -119,10 +132,17 @@ class Binding:
             done = state.step - self.noise_step
             at = time + done * settings.step_size
             self._access.set_state(state.positions, state.velocities, at, step_count + done)
+            self._moves.tell(state.step)
+            box = self._access.get_box()
             with target.single_states():
                 plain(n)
+            self._moves.begun += n
+            if not np.array_equal(self._access.get_box(), box):
+                self._take_box()
             return self._access.get_state()[:2]
 
+        moves = self._moves
+        moves.begun = self.noise_step + self._begun
         try:
             # A target that was given may be a faster form of the System's forces, if it has any.
             sampler.advance(steps, plain_steps if self._given_target is None else None)
@@ -131,6 +151,8 @@ class Binding:
             done = step - self.noise_step
             for _ in range(done):
                 time += settings.step_size
+            moves.tell(step)
+            self._begun = moves.begun - step
             self.noise_step, self._step_count = step, step_count + done
             if self._immobile.any():  # OpenMM leaves them alone, their velocities too
                 velocities = np.where(self._immobile, self._start_velocities, velocities)
@@ -144,7 +166,9 @@ class Binding:
 
     def _prepared(self, settings: Settings) -> SpeculativeSampler:
         """The sampler, standing where the Context stands; made anew if something has changed."""
-        sampler, target = self._sampler, self._target
+        sampler, target, record = self._sampler, self._target, self._record
+        if record is not None:
+            sampler, self._fresh_seed = None, record["seed"]
         previous = self._settings
         if previous is not None and settings.force_groups != previous.force_groups:
             target = self._given_target
@@ -172,24 +196,82 @@ class Binding:
             return sampler
         positions, velocities, step_count = self._state()
         self._start_velocities = velocities
-        sampler.set_state(positions, velocities, self.noise_step, step_count=step_count)
-        self._sampler, self._settings = sampler, settings
+        if record is None or not self._resume(record, sampler, settings):
+            sampler.set_state(positions, velocities, self.noise_step, step_count=step_count)
+        self._sampler, self._settings, self._record = sampler, settings, None
         return sampler
 
+    def go_on_from(self, record: Record) -> None:
+        """The Context has been loaded from a checkpoint or a State that had this record."""
+        self._record = record
+        self._begun = record["begun"]
+
+    def _resume(self, record: Record, sampler: SpeculativeSampler, settings: Settings) -> bool:
+        """Give draft and barostats their memory back; and the sampler, if all is as it was."""
+        if record["draft state"] is not None:
+            self._draft.restore(record["draft state"])
+        barostats = record["barostats"]
+        if barostats.shape == self._access.get_barostat_memory().shape:
+            self._access.set_barostat_memory(barostats)
+        if (
+            record["sampler"] is None
+            or Settings(*record["settings"]) != settings
+            or record["system"] != self._fingerprint[1]
+            or record["shown"] != self._shown()
+        ):
+            return False
+        if self._tuner is not None:
+            self._tuner.window = record["sampler"]["window"]
+        sampler.restore(record["sampler"])
+        return True
+
+    def record(self, settings: Settings) -> Record:
+        """What ``go_on_from`` takes."""
+        if self._record is not None:  # no step since
+            return self._record
+        sampler, access = self._sampler, self._access
+        is_in_step = (
+            sampler is not None
+            and settings == self._settings
+            and not access.changed
+            and (not access.touched or _fingerprint(self._system) == self._fingerprint)
+            and (sampler.state.step, self._step_count) == (self.noise_step, access.get_time()[1])
+        )
+        return {
+            "seed": settings.seed % 2**64 or self._fresh_seed,
+            "settings": list(settings),
+            "system": self._fingerprint[1],
+            "shown": self._shown(),
+            "draft state": self._draft.snapshot(),
+            "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
+            "barostats": access.get_barostat_memory(),
+            "begun": self._begun,
+            "decisions": dict(racing.decisions),
+        }
+
+    def _shown(self) -> str:
+        """Digest of the state that the Context shows."""
+        positions, velocities, _, step_count = self._access.get_state()
+        parameters = sorted(self._access.get_parameters().items())
+        return digest_of(positions, velocities, self._access.get_box(), parameters, step_count)
+
     def _new_sampler(self, settings: Settings, scheme: Scheme) -> SpeculativeSampler:
-        target, box = self._target, self._box()
+        target = self._target
         assert target is not None
+        self._take_box()
         sampler = SpeculativeSampler(
             scheme,
             self._masses,
             self._draft,
-            lambda positions: target.evaluate(positions, box)[1],
+            lambda positions: target.evaluate(positions, self._box_of_target)[1],
             self._window,
             settings.seed % 2**64 or self._fresh_seed,
             cm_removal_frequency=cm_removal_frequency(self._system),
         )
         sampler.statistics = self._statistics
         sampler.tuner = self._tuner
+        if has_barostat(self._system):
+            sampler.intervention = self._moves
         return sampler
 
     def _state(self) -> tuple[Array, Array, int]:
@@ -209,6 +291,11 @@ class Binding:
         if self._system.usesPeriodicBoundaryConditions() or self._draft_is_periodic:
             return self._access.get_box()
         return None
+
+    def _take_box(self) -> None:
+        """The box of the Context is that of target and draft from now on."""
+        self._box_of_target = self._box()
+        self._environment_of_draft()
 
     def _environment_of_draft(self) -> None:
         self._draft.set_environment(self._box(), self._access.get_parameters())
@@ -275,8 +362,8 @@ class Binding:
         return self._access.forces(states, groups)
 
 
-def _fingerprint(system: openmm.System) -> tuple[list[int], int]:
-    """Which forces a System has, and what is in them.
+def _fingerprint(system: openmm.System) -> tuple[list[int], str]:
+    """Which forces a System has, by address, and a digest of what is in them.
 
     The code behind a TorchForce or a PythonForce cannot be exchanged, nor always serialised.
     """
@@ -286,7 +373,7 @@ def _fingerprint(system: openmm.System) -> tuple[list[int], int]:
         for force in forces
         if as_torch_force(force) is None and as_python_force(force) is None
     )
-    return [int(force.this) for force in forces], hash("".join(contents))
+    return [int(force.this) for force in forces], digest_of("".join(contents))
 
 
 def _python_system(access: ContextAccess) -> openmm.System:

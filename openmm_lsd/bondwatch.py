@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +37,23 @@ class BondWatch:
         """Forget the bonds that have formed."""
         self._graph = self._graph_at_start
         self._next_look = 0
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that it knows, for ``restore``."""
+        return {
+            "bonds at start": self._graph_at_start.bonds,
+            "bonds": self._graph.bonds,
+            "ignored": np.array(sorted(self._ignored), dtype=int).reshape(-1, 2),
+            "next look": self._next_look,
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Go on as the one that the snapshot was taken of."""
+        elements = self._graph.elements
+        self._graph_at_start = MolecularGraph(elements, record["bonds at start"])
+        self._graph = MolecularGraph(elements, record["bonds"])
+        self._ignored = set(map(tuple, record["ignored"].tolist()))
+        self._next_look = record["next look"]
 
     def have_formed(self, step: int, positions: Array, box: Array | None) -> bool:
         """Whether there are bonds that are new; looks now and then only."""

@@ -31,6 +31,11 @@ def has_forces(system: openmm.System) -> bool:
     return any(not isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
 
 
+def has_barostat(system: openmm.System) -> bool:
+    """Whether there is a barostat, at whatever frequency."""
+    return any("Barostat" in type(force).__name__ for force in system.getForces())
+
+
 def cm_removal_frequency(system: openmm.System) -> int:
     """Steps between removals of the motion of the centre of mass; 0 if there are none."""
     frequencies = {

@@ -11,6 +11,8 @@ import openmm
 from numpy.typing import NDArray
 
 from ._native import ContextAccess
+from .racing import decisions
+from .restart import digest_of
 
 Array = NDArray[np.float64]
 
@@ -98,9 +100,8 @@ def fastest_context(
     openmm.OpenMMException
         If the System works on none of them.
     """
-    # The same System runs on the same platform for the whole process: two runs with one seed agree.
-    key = hash(openmm.XmlSerializer.serialize(system))
-    known = _fastest.get(key)
+    key = f"platform {digest_of(openmm.XmlSerializer.serialize(system))}"
+    known = decisions.get(key)
     platforms = loaded_platforms() if platforms is None else platforms
     if known is not None and known in platforms:
         return ForceContext(system, openmm.Platform.getPlatform(known), platforms[known])
@@ -122,11 +123,8 @@ def fastest_context(
         raise openmm.OpenMMException(
             f"no platform can compute the forces of the System ({reasons})"
         )
-    _fastest[key] = best.platform
+    decisions[key] = best.platform
     return best
-
-
-_fastest: dict[int, str] = {}
 
 
 def _seconds_per_evaluation(context: ForceContext, positions: Array) -> float:

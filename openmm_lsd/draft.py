@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from .molgraph import (
     graph_of_topology,
     with_missing_bonds,
 )
+from .restart import digest_of
 from .rollout import Window
 from .schemes import Scheme
 from .valence import ValenceTerms
@@ -43,6 +45,13 @@ class NativeDraft(ABC):
     @abstractmethod
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """Take over the periodic box (3, 3) in nm and the Context's global parameters."""
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that the run has changed, for ``restore``."""
+        return {}
+
+    def restore(self, record: dict[str, Any]) -> None:  # noqa: B027
+        """Go on as the draft that the snapshot was taken of."""
 
     @abstractmethod
     def _native_rollout(self, *arguments: Any) -> tuple:
@@ -148,6 +157,29 @@ class LearningDraft(NativeDraft):
         if self._base is not None:
             self._base.set_environment(box, parameters)
 
+    def snapshot(self) -> dict[str, Any]:
+        """See NativeDraft."""
+        terms, guesses = self._at_start
+        return {
+            "terms at start": dataclasses.asdict(terms),
+            "guesses at start": guesses,
+            "terms": dataclasses.asdict(self._terms),
+            "learner": self._learner.snapshot(),
+            "bonds": None if self._bonds is None else self._bonds.snapshot(),
+            "learned until": self._learned_until,
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """See NativeDraft."""
+        self._at_start = ValenceTerms(**record["terms at start"]), record["guesses at start"]
+        learner = record["learner"]
+        self._take(ValenceTerms(**record["terms"]), learner["prior"])
+        self._learner.restore(learner)
+        self._valence.set_parameters(self._learner.parameters)
+        if self._bonds is not None:
+            self._bonds.restore(record["bonds"])
+        self._learned_until = record["learned until"]
+
     def start(self, step: int) -> None:
         """A run starts at this step. What was learned from it or later ones is forgotten.
 
@@ -218,6 +250,11 @@ class DraftChoice(NamedTuple):
     platform: openmm.Platform | None
     topology: app.Topology | None
     learning: bool
+
+    def digest(self) -> str:
+        """The same for the same draft, in every process."""
+        system = "auto" if self.system is None else openmm.XmlSerializer.serialize(self.system)
+        return digest_of(system, self.learning)
 
     def is_periodic(self, target: openmm.System) -> bool:
         """Whether there is a periodic box, for a target System that does not know.

@@ -3,25 +3,41 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import operator
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
 import openmm
 from openmm import app, unit
 
-from ._native import ContextAccess
+from . import racing
+from ._native import ContextAccess, connect, speculative_integrator
 from .binding import Binding, Settings
 from .checks import check_system
 from .draft import DraftChoice
+from .restart import (
+    Record,
+    RestartError,
+    examine_before_loading,
+    from_checkpoint,
+    from_text,
+    to_checkpoint,
+    to_text,
+)
 from .sampler import Statistics
 from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
 from .targets import BatchedTarget, as_target
 from .targets.torchforce import load_plugin
 
-NOISE_STEP = "noiseStep"  # a global variable, so that checkpoints carry it
+NOISE_STEP = "noiseStep"
+
+logger = logging.getLogger(__name__)
+
+examine_before_loading()
 
 
 class LSDIntegrator(openmm.CustomIntegrator):
@@ -88,8 +104,12 @@ class LSDIntegrator(openmm.CustomIntegrator):
         learning: bool | None = None,
         target: BatchedTarget | Callable | None = None,
     ) -> None:
+        # Not CustomIntegrator.__init__: underneath is a class of ours, derived from it in C++.
         step_size = _positive(stepSize, unit.picosecond, "stepSize")
-        super().__init__(step_size)
+        made = openmm.XmlSerializer.deserialize(
+            f'<Integrator type="{speculative_integrator}" stepSize="{step_size!r}"/>'
+        )
+        self.this = made.this
         system = _draft_system(draft)
         if system is None and learning is False:
             raise ValueError("draft is 'auto', which must learn; leave learning out")
@@ -114,6 +134,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._scheme, self._window = scheme, _window(windowLength)
         self._statistics = Statistics()
         self._binding: Binding | None = None
+        self._record: Record | None = None  # to go on from, once there is a binding
+        self._connect()
         if "openmmtorch" in sys.modules:
             load_plugin()
         self._add_program()
@@ -159,19 +181,24 @@ class LSDIntegrator(openmm.CustomIntegrator):
         steps = operator.index(steps)
         if steps <= 0:
             return
-        binding = self._bound()
-        settings = Settings(
+        binding, settings = self._bound(), self._settings()
+        if self._record is not None:
+            binding.go_on_from(self._record)
+            self._record = None
+        binding.noise_step = round(self._value(NOISE_STEP))
+        try:
+            binding.step(steps, settings, super().step)
+        finally:
+            self.setGlobalVariableByName(NOISE_STEP, binding.noise_step)
+
+    def _settings(self) -> Settings:
+        return Settings(
             self._value("temperature"),
             self._value("friction"),
             self.getStepSize().value_in_unit(unit.picosecond),
             self.getRandomNumberSeed(),
             self.getIntegrationForceGroups() % 2**32,
         )
-        binding.noise_step = round(self._value(NOISE_STEP))
-        try:
-            binding.step(steps, settings, super().step)
-        finally:
-            self.setGlobalVariableByName(NOISE_STEP, binding.noise_step)
 
     def _bound(self) -> Binding:
         """The binding to the Context that owns this integrator."""
@@ -185,6 +212,88 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 self._statistics,
             )
         return self._binding
+
+    def _connect(self) -> None:
+        """Tell the C++ object whom to ask when OpenMM writes or loads a checkpoint or a State."""
+        reference = weakref.ref(self)
+
+        def to(method: Callable) -> Callable:
+            def call(*arguments: Any) -> Any:
+                integrator = reference()
+                assert integrator is not None, "a Context keeps its integrator"
+                return method(integrator, *arguments)
+
+            return call
+
+        cls = LSDIntegrator
+        connect(
+            int(self.this),
+            to(lambda self, before: to_checkpoint(before, cls._make_record(self))),
+            to(lambda self, rest: cls._take_record(self, from_checkpoint(rest))),
+            to(lambda self: to_text(cls._make_record(self))),
+            to(lambda self, text: cls._take_record(self, from_text(text))),
+            to(lambda self: ""),
+        )
+
+    def _identity(self) -> Record:
+        """What a run must have in common with one that it goes on from."""
+        return {
+            "scheme": self._scheme,
+            "draft": self._draft.digest(),
+            "given seed": self.getRandomNumberSeed(),
+            "particles": ContextAccess(int(self.this)).num_particles,
+        }
+
+    def _make_record(self) -> Record:
+        record = {**self._identity(), "noise step": self._value(NOISE_STEP)}
+        if self._record is not None:  # no step since
+            return {**self._record, **record}
+        if self._binding is None or not self._binding.is_current():
+            return record
+        return {**self._binding.record(self._settings()), **record}
+
+    def examine_record(self, record: Record | None) -> None:
+        """Raise RestartError if a run of this integrator cannot go on from a record.
+
+        Called before a checkpoint or a State is loaded.
+        """
+        if record is None:
+            return
+        own = self._identity()
+        for name, meaning in (
+            ("particles", "number of particles"),
+            ("scheme", "scheme"),
+            ("given seed", "randomNumberSeed"),
+        ):
+            if record[name] != own[name]:
+                raise RestartError(
+                    f"it was written with {meaning} {record[name]!r}, and this integrator has "
+                    f"{own[name]!r}"
+                )
+        if record["draft"] != own["draft"]:
+            raise RestartError(
+                "it was written with another draft; give the integrator the same System (and the "
+                "same learning)"
+            )
+
+    def _take_record(self, record: Record | None) -> None:
+        """The state in the Context was loaded, and this is what belongs to it."""
+        self._record = None
+        if record is None:
+            logger.warning(
+                "what was loaded was not written by an LSDIntegrator; the run goes on from its "
+                "state, with random numbers of its own"
+            )
+            return
+        self.examine_record(record)
+        self.setGlobalVariableByName(NOISE_STEP, record["noise step"])
+        decisions = record.get("decisions")
+        if decisions is None:  # written before the first step
+            return
+        if any(racing.decisions.get(key) != value for key, value in decisions.items()):
+            racing.decisions.update(decisions)
+            self._binding = None
+        self._record = record
 
     @property
     def statistics(self) -> Statistics:

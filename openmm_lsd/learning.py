@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,26 +52,26 @@ class RidgeRegression:
     def __init__(self, prior: Array, add: Callable[..., None] = add_normal_equations) -> None:
         self._add = add
         self.prior = np.array(prior, dtype=np.float64)
-        self._gram = np.zeros((len(prior), len(prior)))
-        self._moment = np.zeros(len(prior))
+        self.gram = np.zeros((len(prior), len(prior)))
+        self.moment = np.zeros(len(prior))
 
     def add(self, features: Array, residuals: Array, at: Array, memory: float) -> None:
         """Equations ``features`` (E, P) . (theta - ``at`` (P,)) = ``residuals`` (E,); older ones
         count less by exp(-1 / memory)."""
         keep = np.exp(-1.0 / memory)
-        self._gram *= keep
-        self._moment *= keep
-        self._add(features, residuals, at - self.prior, self._gram, self._moment)
+        self.gram *= keep
+        self.moment *= keep
+        self._add(features, residuals, at - self.prior, self.gram, self.moment)
 
     def solve(self) -> Array:
         """theta (P,)."""
-        diagonal = np.diag(self._gram).copy()
+        diagonal = np.diag(self.gram).copy()
         # A parameter that no equation contains stays at its prior.
         diagonal[diagonal == 0] = 1.0
         scale = 1.0 / np.sqrt(diagonal)
-        scaled = self._gram * scale[:, None] * scale
+        scaled = self.gram * scale[:, None] * scale
         scaled[np.diag_indices_from(scaled)] += RIDGE
-        return self.prior + scale * np.linalg.solve(scaled, scale * self._moment)
+        return self.prior + scale * np.linalg.solve(scaled, scale * self.moment)
 
 
 class Learner:
@@ -115,6 +116,33 @@ class Learner:
     def interrupt(self) -> None:
         """The next step that is learned from does not follow the last one."""
         self._last = None
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that it has learned, for ``restore``."""
+        return {
+            "prior": self._prior,
+            "parameters": self.parameters,
+            "gram": self._regression.gram,
+            "moment": self._regression.moment,
+            "seen": self._seen,
+            "next fit": self._next_fit,
+            "roughness": self._roughness,
+            "least roughness": self._least_roughness,
+            "rough stretches": self._rough_stretches,
+            "last": self._last,
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Go on as the learner that the snapshot was taken of."""
+        self._prior = record["prior"]
+        self.reset()
+        self.parameters = record["parameters"]
+        self._regression.gram, self._regression.moment = record["gram"], record["moment"]
+        self._seen, self._next_fit = record["seen"], record["next fit"]
+        self._roughness = list(record["roughness"])
+        self._least_roughness = record["least roughness"]
+        self._rough_stretches = record["rough stretches"]
+        self._last = record["last"]
 
     def has_gone_bad(self, discrepancies: Array) -> bool:
         """Whether the draft has become much worse than it was; to be shown all committed steps.

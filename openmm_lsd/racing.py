@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 Way = TypeVar("Way", bound=Hashable)
+
+# What has been chosen in this process, by a key that says what for. The same is computed in the
+# same way ever after, so that two runs with one seed agree to the last bit; restarts bring it along.
+decisions: dict[str, Any] = {}
 
 
 def race(

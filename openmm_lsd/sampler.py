@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -93,7 +93,9 @@ class Statistics:
 
     ``steps`` counts committed steps. Each is ``accepted`` (committed positions equal drafted
     ones), ``rejected`` (transported elsewhere; ends the round), or the last of a window, which is
-    a plain target step and neither.
+    a plain target step and neither. ``shortened_windows`` counts rounds of fewer than K sites,
+    which end where a barostat tries a move. ``noise_shifts`` is the sum of |delta| over the
+    accepted and the rejected ones.
     """
 
     rounds: int = 0
@@ -101,6 +103,8 @@ class Statistics:
     accepted: int = 0
     rejected: int = 0
     failed_sites: int = 0
+    shortened_windows: int = 0
+    noise_shifts: float = 0.0
     draft_seconds: float = 0.0
     target_seconds: float = 0.0
     learning_seconds: float = 0.0
@@ -121,6 +125,12 @@ class Statistics:
         """Accepted steps as a fraction of the steps that could be accepted or rejected."""
         tried = self.accepted + self.rejected
         return self.accepted / tried if tried else 0.0
+
+    @property
+    def mean_noise_shift(self) -> float:
+        """|delta| of the steps that could be accepted or rejected, in units of the noise."""
+        tried = self.accepted + self.rejected
+        return self.noise_shifts / tried if tried else 0.0
 
     def __str__(self) -> str:
         total = self.counted_seconds + self.overhead_seconds
@@ -147,6 +157,17 @@ class State(NamedTuple):
 
 
 PlainSteps = Callable[[State, int], tuple[Array, Array]]
+
+
+class Intervention(Protocol):
+    """What changes the state from outside at the start of some steps: a barostat."""
+
+    @property
+    def next_step(self) -> int | None:
+        """Index of the next step at whose start the state may change; None: never."""
+
+    def apply(self, state: State) -> tuple[Array, Array]:
+        """Positions and velocities from which that step starts, given those before it."""
 
 
 class _Lesson(NamedTuple):
@@ -214,6 +235,7 @@ class SpeculativeSampler:
         self.correction = correction
         self.statistics = Statistics()
         self.tuner: WindowTuner | None = None  # if there is one, it chooses ``window``
+        self.intervention: Intervention | None = None  # no window goes past the next one
         self._masses = np.array(masses, dtype=np.float64).reshape(-1, 1)
         if not (np.isfinite(self._masses).all() and (self._masses >= 0).all()):
             raise ValueError("masses must be finite and not negative")
@@ -269,6 +291,31 @@ class SpeculativeSampler:
             self._draft.start(step)
         self._noise: list[tuple[Array, float]] = []  # of the steps after the front
 
+    def snapshot(self) -> dict[str, Any]:
+        """All that the next steps depend on besides the draft, for ``restore``."""
+        lesson = self._lesson
+        return {
+            "window": self.window,
+            "states": [tuple(each) for each in (self.state, self._front, *self._queue)],
+            "step count offset": self._step_count_offset,
+            "corrections": self._corrections,
+            "leap seen": self._leap_seen,
+            "lesson": None if lesson is None else lesson._asdict(),
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Go on as the sampler that the snapshot was taken of; the window may be another."""
+        self._state, self._front, *queue = (State(*each) for each in record["states"])
+        self._queue = deque(queue)
+        self._step_count_offset = record["step count offset"]
+        self._corrections, self._noise = record["corrections"], []
+        self._leap_seen = record["leap seen"]
+        lesson = record["lesson"]
+        self._lesson = None if lesson is None else _Lesson(**lesson)
+        window, self.window = self.window, record["window"]
+        if self.tuner is None:
+            self._set_window(window)
+
     @property
     def state(self) -> State:
         """The committed state that was handed out last."""
@@ -296,6 +343,7 @@ class SpeculativeSampler:
         try:
             while state.step < goal:
                 if not self._queue:
+                    self._intervene()
                     if plain is not None and self.tuner is not None and self.tuner.window == 1:
                         self._plain_round(plain, min(goal - state.step, PLAIN_STEPS))
                     else:
@@ -306,6 +354,20 @@ class SpeculativeSampler:
             statistics.overhead_seconds += perf_counter() - begin - elsewhere
         return state.positions, state.velocities
 
+    def _intervene(self) -> None:
+        """What is due at the front: all committed steps have been handed out, but no more."""
+        outside = self.intervention
+        if outside is None or outside.next_step is None or self._front.step < outside.next_step:
+            return
+        self._learn_last_round()
+        positions, velocities = outside.apply(self._front)
+        self._state = self._front = State(positions, velocities, self._front.step)
+
+    def _length(self) -> int:
+        """Of the next window: K, or as many steps as there are to the next intervention."""
+        next_step = None if self.intervention is None else self.intervention.next_step
+        return self.window if next_step is None else min(self.window, next_step - self._front.step)
+
     def _round(self) -> None:
         """Draft a window, verify it, commit a part of it, keep what was learned."""
         self._learn_last_round()
@@ -313,14 +375,16 @@ class SpeculativeSampler:
         if self.tuner is not None and self.tuner.window != self.window:
             self._set_window(self.tuner.window)
         statistics = self.statistics
+        length = self._length()
         positions, velocities, step = self._front
-        noise = self._window_noise(step)
+        noise = self._window_noise(step, length)
         kicks = self._noise_scale * np.stack([xi for xi, _ in noise])
-        removals = self._cm_removals(step)
+        removals = self._cm_removals(step, length)
+        corrections = self._corrections[:length]
 
         begin = perf_counter()
         window = self._rollout(
-            self.scheme, self._masses, positions, velocities, self._corrections, kicks, removals
+            self.scheme, self._masses, positions, velocities, corrections, kicks, removals
         )
         drafted = perf_counter()
         target_forces = self._verify(window.sites, step + self._step_count_offset)
@@ -339,8 +403,9 @@ class SpeculativeSampler:
             noise[len(committed) :],
         )
         statistics.rounds += 1
+        statistics.shortened_windows += length < self.window
         statistics.steps += len(committed)
-        if self.tuner is not None:
+        if self.tuner is not None and length == self.window:
             self.tuner.record(len(committed), perf_counter() - begin_round)
         if self._learns:
             self._lesson = _Lesson(step, window.sites, target_forces, discrepancies, len(committed))
@@ -394,15 +459,15 @@ class SpeculativeSampler:
         self._noise = self._noise[:window]
         self.window = window
 
-    def _window_noise(self, step: int) -> list[tuple[Array, float]]:
-        known = len(self._noise)
-        steps = range(step + known, step + self.window)
-        return self._noise + [step_noise(self.seed, n, len(self._masses)) for n in steps]
+    def _window_noise(self, step: int, length: int) -> list[tuple[Array, float]]:
+        known = self._noise[:length]
+        steps = range(step + len(known), step + length)
+        return known + [step_noise(self.seed, n, len(self._masses)) for n in steps]
 
-    def _cm_removals(self, step: int) -> NDArray[np.bool_]:
-        counts = np.arange(step, step + self.window) + self._step_count_offset
+    def _cm_removals(self, step: int, length: int) -> NDArray[np.bool_]:
+        counts = np.arange(step, step + length) + self._step_count_offset
         frequency = self._cm_removal_frequency
-        return counts % frequency == 0 if frequency else np.zeros(self.window, dtype=bool)
+        return counts % frequency == 0 if frequency else np.zeros(length, dtype=bool)
 
     def _verify(self, sites: Array, step: int) -> Array:
         """Target forces at the sites up to the first that fails; an error if that is the first.
@@ -466,7 +531,7 @@ class SpeculativeSampler:
             acceleration = target_force * self._inverse_masses
             xi, log_uniform = noise[k]
             accepted = True
-            if k + 1 < self.window:
+            if k + 1 < len(noise):
                 draft_force = window.draft_forces[k] + self._corrections[k]
                 shift = self._inverse_noise_scale * scheme.kick_shift(
                     velocities,
@@ -474,6 +539,7 @@ class SpeculativeSampler:
                     acceleration,
                     draft_force * self._inverse_masses,
                 )
+                statistics.noise_shifts += float(np.linalg.norm(shift))
                 xi, accepted = transport(xi, shift, log_uniform)
                 statistics.accepted += accepted
                 statistics.rejected += not accepted

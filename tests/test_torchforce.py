@@ -257,7 +257,7 @@ def test_plan_belongs_to_the_whole_module():
 @pytest.mark.parametrize("executor", ["scripted", "frozen", "interpreted"])
 def test_every_simulation_of_a_process_can_use_the_plan(simulate, state_of, monkeypatch, executor):
     """Whichever executor wins for the first."""
-    monkeypatch.setattr(TorchForceTarget, "_measured", {})
+    monkeypatch.setattr("openmm_lsd.targets.torchforce.decisions", {})
     monkeypatch.setattr(
         "openmm_lsd.targets.torchforce.race",
         lambda run, plans: {plan: float(plan.executor != executor) for plan in plans},
@@ -271,7 +271,7 @@ def test_every_simulation_of_a_process_can_use_the_plan(simulate, state_of, monk
 
 
 def test_plan_is_not_settled_by_a_state_without_forces(monkeypatch):
-    monkeypatch.setattr(TorchForceTarget, "_measured", {})
+    monkeypatch.setattr("openmm_lsd.targets.torchforce.decisions", {})
     for positions in (np.full((4, 3), np.nan), POSITIONS):
         batch = TorchForceTarget(torch_force(Bonds))
         batch.prepare(positions, 16, BOX)

@@ -1,6 +1,8 @@
 // What must not pay Python's price: the state of a Context as arrays, forces of many positions in
 // one call, and the draft rollout of a window. The readable reference of the rollout is rollout.py.
 
+#include "barostats.h"
+#include "speculative_integrator.h"
 #include "valence.h"
 
 #include <OpenMM.h>
@@ -54,17 +56,6 @@ struct IntegratorAccess : OpenMM::Integrator {
         return bound ? integrator.*(&IntegratorAccess::owner) : nullptr;
     }
 };
-
-// CustomIntegrator::forcesAreValid is cleared by whatever may change the forces or the state, the
-// periodic box excepted: setPositions, setVelocities, setParameter, updateParametersInContext,
-// loadCheckpoint, reinitialize; also by a query of the energy. It serves here as that
-// notification. An explicit instantiation may name a private member.
-bool& forcesAreValid(OpenMM::CustomIntegrator& integrator);
-template <auto Member>
-struct ForcesAreValid {
-    friend bool& forcesAreValid(OpenMM::CustomIntegrator& integrator) { return integrator.*Member; }
-};
-template struct ForcesAreValid<&OpenMM::CustomIntegrator::forcesAreValid>;
 
 // A NumPy array that owns new memory.
 struct Buffer {
@@ -229,7 +220,9 @@ class ContextAccess {
 public:
     explicit ContextAccess(uintptr_t integratorAddress)
         : integrator(reinterpret_cast<OpenMM::Integrator*>(integratorAddress)) {
-        context();
+        const OpenMM::System& system = context().getSystem();
+        for (int i = 0; i < system.getNumParticles(); i++)
+            hasVirtualSites = hasVirtualSites || system.isVirtualSite(i);
     }
 
     // Looked up at every use: the Context may have been deleted.
@@ -267,9 +260,9 @@ public:
         return {context().getTime(), context().getStepCount()};
     }
 
-    // Whether the Context may have been changed since acknowledge(); queries of its energy count too.
+    // Whether the Context may have been changed since acknowledge().
     bool touched() const {
-        return !everAcknowledged || !forcesAreValid(custom()) || box() != boxOf(acknowledged);
+        return !everAcknowledged || speculative().touched || box() != boxOf(acknowledged);
     }
 
     // Whether positions, velocities, parameters or box have changed since acknowledge().
@@ -288,7 +281,7 @@ public:
     void acknowledge() {
         acknowledged = context().getState(watched);
         everAcknowledged = true;
-        forcesAreValid(custom()) = true;
+        speculative().touched = false;
     }
 
     NumpyArray getMasses() const {
@@ -327,6 +320,44 @@ public:
 
     uintptr_t getSystemAddress() const {
         return reinterpret_cast<uintptr_t>(&context().getSystem());
+    }
+
+    // Positions (B, N, 3) with the virtual sites where their parents put them.
+    NumpyArray withVirtualSites(VectorBatch positions) {
+        const size_t batch = positions.shape(0), particles = positions.shape(1);
+        Buffer result({batch, particles, 3});
+        for (size_t b = 0; b < batch; b++) {
+            setPositions(positions.data() + b * particles * 3, particles);
+            copyOut(context().getState(OpenMM::State::Positions).getPositions(),
+                    result.data.get() + b * particles * 3);
+        }
+        return result.numpy();
+    }
+
+    std::optional<long long> stepsBeforeMove() const {
+        context();
+        const long long steps = barostats::stepsBeforeMove(IntegratorAccess::implOf(*integrator));
+        return steps == barostats::never ? std::nullopt : std::optional(steps);
+    }
+    void countSteps(int steps) {
+        context();
+        barostats::countSteps(IntegratorAccess::implOf(*integrator), steps);
+    }
+    void beginStep() {
+        context();
+        nb::gil_scoped_release release;
+        barostats::beginStep(IntegratorAccess::implOf(*integrator));
+    }
+    NumpyArray barostatMemory() const {
+        context();
+        const auto values = barostats::remembered(IntegratorAccess::implOf(*integrator));
+        Buffer result({values.size()});
+        std::copy(values.begin(), values.end(), result.data.get());
+        return result.numpy();
+    }
+    void setBarostatMemory(DoubleVector values) {
+        context();
+        barostats::remember(IntegratorAccess::implOf(*integrator), values.data(), values.shape(0));
     }
 
     std::tuple<NumpyArray, NumpyArray> evaluate(VectorBatch positions, int groups) {
@@ -378,6 +409,7 @@ private:
     std::vector<Vec3> vectors; // scratch
     OpenMM::State acknowledged;
     bool everAcknowledged = false;
+    bool hasVirtualSites = false;
     static constexpr int watched =
         OpenMM::State::Positions | OpenMM::State::Velocities | OpenMM::State::Parameters;
 
@@ -388,11 +420,11 @@ private:
     }
     std::vector<Vec3> box() const { return boxOf(context().getState(0)); }
 
-    OpenMM::CustomIntegrator& custom() const {
+    SpeculativeIntegrator& speculative() const {
         context();
-        auto* result = dynamic_cast<OpenMM::CustomIntegrator*>(integrator);
+        auto* result = dynamic_cast<SpeculativeIntegrator*>(integrator);
         if (result == nullptr)
-            throw std::invalid_argument("only a CustomIntegrator tells of changes");
+            throw std::invalid_argument("only a SpeculativeIntegrator tells of changes");
         return *result;
     }
 
@@ -405,6 +437,8 @@ private:
         checkParticles(particles, numParticles());
         copyIn(from);
         context().setPositions(vectors);
+        if (hasVirtualSites)
+            context().computeVirtualSites();
     }
 };
 
@@ -561,6 +595,27 @@ NB_MODULE(_native, m) {
             PyErr_SetString(type.ptr(), exception.what());
         }
     });
+    registerSpeculativeIntegrator();
+    m.attr("speculative_integrator") = Maker::name;
+    m.def(
+        "connect",
+        [](uintptr_t address, nb::object save, nb::object load, nb::object parameters,
+           nb::object setParameters, nb::object settings) {
+            auto* integrator = dynamic_cast<SpeculativeIntegrator*>(
+                reinterpret_cast<OpenMM::Integrator*>(address));
+            if (integrator == nullptr)
+                throw std::invalid_argument("there is no SpeculativeIntegrator at this address");
+            integrator->save = save;
+            integrator->load = load;
+            integrator->parameters = parameters;
+            integrator->setParameters = setParameters;
+            integrator->settings = settings;
+        },
+        nb::arg("address"), nb::arg("save"), nb::arg("load"), nb::arg("parameters"),
+        nb::arg("set_parameters"), nb::arg("settings"),
+        "Tell the SpeculativeIntegrator at an address what to call: save(bytes before) -> bytes and "
+        "load(bytes) for checkpoints, parameters() -> str and set_parameters(str) for States, "
+        "settings() -> str for the XML of the integrator.");
     nb::class_<ContextAccess>(m, "ContextAccess",
                               "The Context that owns the integrator at an address, "
                               "int(integrator.this). Units nm, ps, kJ/mol.")
@@ -573,8 +628,7 @@ NB_MODULE(_native, m) {
              nb::arg("time"), nb::arg("step_count"))
         .def("get_time", &ContextAccess::getTime, "Time and step count.")
         .def_prop_ro("touched", &ContextAccess::touched,
-                     "Whether the Context may have been changed since acknowledge(); asking it for "
-                     "an energy counts, too.")
+                     "Whether the Context may have been changed since acknowledge().")
         .def_prop_ro("changed", &ContextAccess::changed,
                      "Whether positions, velocities, parameters or box of the Context have changed "
                      "since acknowledge().")
@@ -588,6 +642,19 @@ NB_MODULE(_native, m) {
         .def("get_properties", &ContextAccess::getProperties)
         .def("get_system_address", &ContextAccess::getSystemAddress,
              "Equals int(system.this) of the System that the Context was made from.")
+        .def("with_virtual_sites", &ContextAccess::withVirtualSites, nb::arg("positions"),
+             "Positions (B, N, 3) with the virtual sites where their parents put them; the Context "
+             "is left at the last.")
+        .def("steps_before_move", &ContextAccess::stepsBeforeMove,
+             "Steps that can be done before one that starts with a barostat's move; None if there "
+             "is no barostat.")
+        .def("count_steps", &ContextAccess::countSteps, nb::arg("steps"),
+             "Tell the barostats of steps that were begun without a move.")
+        .def("begin_step", &ContextAccess::beginStep,
+             "Let the barostats begin a step, with a move if one is due.")
+        .def("get_barostat_memory", &ContextAccess::barostatMemory,
+             "What the barostats remember and OpenMM's checkpoints leave out.")
+        .def("set_barostat_memory", &ContextAccess::setBarostatMemory, nb::arg("values"))
         .def("evaluate", &ContextAccess::evaluate, nb::arg("positions"), nb::arg("groups"),
              "Energies (B,) and forces (B, N, 3) at positions (B, N, 3), one after another; the "
              "Context is left at the last.")

@@ -12,7 +12,8 @@ import numpy as np
 import openmm
 
 from ..contexts import ForceContext, loaded_platforms
-from ..racing import race
+from ..racing import decisions, race
+from ..restart import digest_of
 from .base import Array, BatchedTarget, Evaluation, perturbed
 
 logger = logging.getLogger(__name__)
@@ -57,9 +58,6 @@ class ContextTarget(BatchedTarget):
     ValueError
         If ``contexts`` is not positive.
     """
-
-    # Layouts already measured in this process, so that two runs with one seed agree.
-    _measured: dict[tuple, Layout] = {}  # noqa: RUF012
 
     def __init__(
         self,
@@ -121,9 +119,9 @@ class ContextTarget(BatchedTarget):
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """See BatchedTarget; the platform and the number of Contexts are chosen."""
         states = perturbed(positions, batch, BATCH_PERTURBATION)
-        key = (hash(openmm.XmlSerializer.serialize(self._system)), batch, *self._platforms)
-        key += (self._contexts,)
-        if key not in self._measured:
+        xml = openmm.XmlSerializer.serialize(self._system)
+        key = f"contexts {digest_of(xml, batch, *self._platforms, self._contexts)}"
+        if key not in decisions:
             layouts = []
             for layout in self._layouts(batch):
                 try:
@@ -137,8 +135,9 @@ class ContextTarget(BatchedTarget):
             seconds = race(lambda layout: self._run(layout, states, box), layouts, warm_up=1)
             for layout, median in seconds.items():
                 logger.info("Contexts: %s: %.3g ms for %d", layout, 1e3 * median, batch)
-            self._measured[key] = min(seconds, key=seconds.__getitem__)
-        self.layout = self._measured[key]
+            fastest = min(seconds, key=seconds.__getitem__)
+            decisions[key] = list(fastest)
+        self.layout = Layout(*decisions[key])
         self._pool(self.layout)
         self._pools = {self.layout: self._pools[self.layout]}
 

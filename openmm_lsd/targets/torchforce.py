@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import openmm
 
-from ..racing import race
+from ..racing import decisions, race
+from ..restart import digest_of
 from .base import (
     Array,
     BatchedTarget,
@@ -130,10 +131,6 @@ class TorchForceTarget(BatchedTarget):
         double precision on the CPU, single elsewhere.
     """
 
-    # Plans already measured in this process: the same model is run the same way, so that two
-    # runs with the same seed agree to the last bit.
-    _measured: dict[tuple, Plan] = {}  # noqa: RUF012
-
     def __init__(
         self, force: Any, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> None:
@@ -204,8 +201,8 @@ class TorchForceTarget(BatchedTarget):
     ) -> Plan:
         threads = self._torch.get_num_threads()
         graph = str(self._module.inlined_graph)
-        key = (graph, states.shape, self._dtype, self._device, threads)
-        known = self._measured.get(key)
+        key = f"plan {digest_of(graph, states.shape, self._dtype, self._device, threads)}"
+        known = Plan(*decisions[key]) if key in decisions else None
         if known is not None and self._is_right(known, states, box, reference):
             return known
         chosen = self.plan
@@ -215,7 +212,7 @@ class TorchForceTarget(BatchedTarget):
                 chosen = plan
                 break
         logger.info("TorchForce: chosen for %d: %s", len(states), chosen)
-        self._measured[key] = chosen
+        decisions[key] = list(chosen)
         return chosen
 
     def _fastest(

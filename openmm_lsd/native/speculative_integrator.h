@@ -1,0 +1,160 @@
+// The integrator in C++: a CustomIntegrator (plain dynamics of the target) that passes on what OpenMM
+// tells its integrators: when something has changed, and when a checkpoint or a State is written or
+// loaded. Python does the rest.
+
+#pragma once
+
+#include <OpenMM.h>
+#include <openmm/internal/ContextImpl.h>
+#include <openmm/serialization/SerializationNode.h>
+#include <openmm/serialization/SerializationProxy.h>
+
+#include <nanobind/nanobind.h>
+
+#include <istream>
+#include <iterator>
+#include <ostream>
+#include <sstream>
+#include <string>
+#include <utility>
+
+class SpeculativeIntegrator : public OpenMM::CustomIntegrator {
+public:
+    using OpenMM::CustomIntegrator::CustomIntegrator;
+
+    // Name of the property of a State's integrator parameters, and of the XML of the integrator.
+    static constexpr const char* property = "openmm_lsd";
+
+    // Whether the user may have changed the state, a parameter or a force; asking for energies does
+    // not count, nor do changes of the periodic box, of which OpenMM tells nobody.
+    bool touched = true;
+
+    // What connect() in module.cpp says.
+    nanobind::object save, load, parameters, setParameters, settings;
+
+    ~SpeculativeIntegrator() override {
+        nanobind::object* all[] = {&save, &load, &parameters, &setParameters, &settings};
+        if (!nanobind::is_alive()) {
+            for (auto* each : all)
+                each->release(); // the interpreter is gone
+            return;
+        }
+        nanobind::gil_scoped_acquire acquire;
+        for (auto* each : all)
+            each->reset();
+    }
+
+    std::string settingsText() const {
+        nanobind::gil_scoped_acquire acquire;
+        return settings.is_valid() ? toText(call(settings)) : "";
+    }
+
+protected:
+    void initialize(OpenMM::ContextImpl& contextRef) override {
+        if (&contextRef.getIntegrator() != this)
+            throw OpenMM::OpenMMException(
+                "An LSDIntegrator cannot be part of a CompoundIntegrator");
+        CustomIntegrator::initialize(contextRef);
+        touched = true;
+    }
+
+    void stateChanged(OpenMM::State::DataType changed) override {
+        CustomIntegrator::stateChanged(changed);
+        touched = true;
+    }
+
+    void createCheckpoint(std::ostream& stream) const override {
+        nanobind::gil_scoped_acquire acquire;
+        if (!save.is_valid())
+            return;
+        const auto* buffer = dynamic_cast<const std::stringbuf*>(stream.rdbuf());
+        const std::string before = buffer == nullptr ? "" : buffer->str();
+        const auto bytes =
+            nanobind::cast<nanobind::bytes>(call(save, nanobind::bytes(before.data(), before.size())));
+        stream.write(bytes.c_str(), bytes.size());
+    }
+
+    void loadCheckpoint(std::istream& stream) override {
+        const std::string rest(std::istreambuf_iterator<char>(stream), {});
+        nanobind::gil_scoped_acquire acquire;
+        if (load.is_valid())
+            call(load, nanobind::bytes(rest.data(), rest.size()));
+    }
+
+    void serializeParameters(OpenMM::SerializationNode& node) const override {
+        node.setIntProperty("version", 1);
+        nanobind::gil_scoped_acquire acquire;
+        if (parameters.is_valid())
+            node.setStringProperty(property, toText(call(parameters)));
+    }
+
+    void deserializeParameters(const OpenMM::SerializationNode& node) override {
+        const std::string text = node.getStringProperty(property, "");
+        nanobind::gil_scoped_acquire acquire;
+        if (setParameters.is_valid())
+            call(setParameters, nanobind::str(text.data(), text.size()));
+    }
+
+private:
+    template <class... Arguments>
+    static nanobind::object call(const nanobind::object& function, Arguments&&... arguments) {
+        std::string message;
+        try {
+            return function(std::forward<Arguments>(arguments)...);
+        } catch (nanobind::python_error& error) {
+            message = nanobind::str(error.value()).c_str(); // what() holds a traceback
+        }
+        throw OpenMM::OpenMMException(message);
+    }
+    static std::string toText(const nanobind::object& object) {
+        return nanobind::cast<nanobind::str>(object).c_str();
+    }
+};
+
+// As XML it is the CustomIntegrator that it is derived from, plus a property that only LSDIntegrator
+// reads.
+class AsCustomIntegrator : public OpenMM::SerializationProxy {
+public:
+    explicit AsCustomIntegrator(const OpenMM::SerializationProxy& original)
+        : SerializationProxy(original.getTypeName()), original(original) {}
+
+    void serialize(const void* object, OpenMM::SerializationNode& node) const override {
+        const auto* integrator = static_cast<const SpeculativeIntegrator*>(
+            static_cast<const OpenMM::Integrator*>(object));
+        original.serialize(object, node);
+        node.setStringProperty(SpeculativeIntegrator::property, integrator->settingsText());
+    }
+
+    void* deserialize(const OpenMM::SerializationNode& node) const override {
+        return original.deserialize(node);
+    }
+
+private:
+    const OpenMM::SerializationProxy& original;
+};
+
+// OpenMM's Python layer wraps what its XmlSerializer has made: the way for a class of ours to become
+// an openmm.CustomIntegrator there.
+class Maker : public OpenMM::SerializationProxy {
+public:
+    static constexpr const char* name = "openmm_lsd.SpeculativeIntegrator";
+    Maker() : SerializationProxy(name) {}
+
+    void serialize(const void*, OpenMM::SerializationNode&) const override {
+        throw OpenMM::OpenMMException("Only the integrator that was made can be serialized");
+    }
+
+    void* deserialize(const OpenMM::SerializationNode& node) const override {
+        OpenMM::Integrator* made = new SpeculativeIntegrator(node.getDoubleProperty("stepSize"));
+        return made;
+    }
+};
+
+inline void registerSpeculativeIntegrator() {
+    using OpenMM::SerializationProxy;
+    const SerializationProxy& custom =
+        SerializationProxy::getProxy(typeid(OpenMM::CustomIntegrator));
+    SerializationProxy::registerProxy(typeid(SpeculativeIntegrator), new AsCustomIntegrator(custom));
+    SerializationProxy::registerProxy(typeid(OpenMM::CustomIntegrator), &custom);
+    SerializationProxy::registerProxy(typeid(Maker), new Maker);
+}

@@ -1,0 +1,180 @@
+"""What a run needs to go on to the last bit, inside OpenMM's own checkpoints and States.
+
+OpenMM lets an integrator add to a checkpoint what it likes, and read it back when all else has been
+loaded. What LSDIntegrator adds there is a *record*: a tree of numbers and arrays as bytes, and a
+digest of the whole checkpoint, so that a damaged one is refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import io
+import json
+import re
+import zipfile
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import openmm
+
+Record = dict[str, Any]
+
+MARK = b"\nopenmm-lsd record, version 1\n"
+LENGTH_BYTES, DIGEST_BYTES = 8, hashlib.sha256().digest_size
+STATE_PROPERTY = re.compile(r'<IntegratorParameters[^>]*\bopenmm_lsd="([^"]*)"')
+
+
+class RestartError(ValueError):
+    """A checkpoint or a State that cannot be gone on from; nothing of it has been loaded."""
+
+
+def pack(record: Record) -> bytes:
+    """A tree of dicts with str keys, lists, numbers, strings, None and arrays, as bytes."""
+    arrays: list[np.ndarray] = []
+
+    def as_reference(value: Any) -> Any:
+        if isinstance(value, np.ndarray):
+            arrays.append(value)
+            return {"array": len(arrays) - 1}
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"a record cannot hold a {type(value).__name__}")
+
+    text = json.dumps(record, default=as_reference)
+    buffer = io.BytesIO()
+    np.savez(buffer, np.frombuffer(text.encode(), dtype=np.uint8), *arrays)
+    return buffer.getvalue()
+
+
+def unpack(data: bytes) -> Record:
+    """The tree that ``pack`` made these bytes from; tuples come back as lists."""
+    try:
+        with np.load(io.BytesIO(data), allow_pickle=False) as parts:
+            text, *arrays = (parts[name] for name in parts.files)
+
+        def without_reference(value: Record) -> Any:
+            return arrays[value["array"]] if set(value) == {"array"} else value
+
+        return json.loads(text.tobytes(), object_hook=without_reference)
+    except (ValueError, OSError, EOFError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        raise RestartError(f"its record cannot be read ({error})") from error
+
+
+def to_checkpoint(before: bytes, record: Record) -> bytes:
+    """What follows ``before`` in a checkpoint."""
+    data = pack(record)
+    sealed = MARK + len(data).to_bytes(LENGTH_BYTES, "little") + data
+    return sealed + hashlib.sha256(before + sealed).digest()
+
+
+def from_checkpoint(checkpoint: bytes, others: int | None = None) -> Record | None:
+    """The record of a checkpoint; None if an integrator without a record has written it.
+
+    Parameters
+    ----------
+    checkpoint : bytes
+        The whole of it; or, with ``others`` None, from the record on, without a look at the digest.
+    others : int, optional
+        Length of a checkpoint of this Context without a record.
+
+    Raises
+    ------
+    RestartError
+        If the checkpoint is damaged.
+    """
+    at = checkpoint.rfind(MARK)
+    if at < 0:
+        if others in (None, len(checkpoint)):
+            return None
+        raise RestartError(
+            f"it has {len(checkpoint)} bytes and no record of LSDIntegrator, and one of this "
+            f"System without a record would have {others}; it was cut short, or is of another "
+            "System or platform"
+        )
+    start = at + len(MARK) + LENGTH_BYTES
+    end = start + int.from_bytes(checkpoint[at + len(MARK) : start], "little")
+    if len(checkpoint) != end + DIGEST_BYTES:
+        raise RestartError("its length is not what it says; it was cut short")
+    if others is not None and hashlib.sha256(checkpoint[:end]).digest() != checkpoint[end:]:
+        raise RestartError("it was damaged after it was written (its digest is another)")
+    return unpack(checkpoint[start:end])
+
+
+def to_text(record: Record) -> str:
+    """The record as a string for the integrator's parameters in a State."""
+    data = pack(record)
+    return base64.b64encode(hashlib.sha256(data).digest() + data).decode()
+
+
+def from_text(text: str) -> Record | None:
+    """The record that ``to_text`` made this string from; None from an empty string."""
+    if not text:
+        return None
+    try:
+        sealed = base64.b64decode(text, validate=True)
+    except ValueError as error:
+        raise RestartError(f"its record cannot be read ({error})") from error
+    digest, data = sealed[:DIGEST_BYTES], sealed[DIGEST_BYTES:]
+    if hashlib.sha256(data).digest() != digest:
+        raise RestartError("its record was damaged (its digest is another)")
+    return unpack(data)
+
+
+def digest_of(*parts: Any) -> str:
+    """Of arrays, strings and whatever has a ``repr`` that says all; the same in every process."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            digest.update(str((part.shape, part.dtype.str)).encode() + part.tobytes())
+        else:
+            digest.update(repr(part).encode())
+    return digest.hexdigest()
+
+
+def examine_before_loading() -> None:
+    """Let an integrator refuse a checkpoint or a State before OpenMM loads it.
+
+    OpenMM asks its integrators last, when positions and all else have been overwritten, and it
+    would read on beyond the end of a file that was cut short. So ``Context.loadCheckpoint`` and
+    ``Context.setState`` first call the ``examine_record`` of their integrator, if it has one; for
+    all other integrators nothing changes.
+    """
+
+    def first(examine: Callable, load: Callable) -> Callable:
+        @functools.wraps(load)
+        def examined(self: openmm.Context, source: Any) -> None:
+            integrator = getattr(self, "_integrator", None)
+            if hasattr(integrator, "examine_record"):
+                examine(self, integrator, source)
+            load(self, source)
+
+        return examined
+
+    if not hasattr(openmm.Context.loadCheckpoint, "__wrapped__"):
+        openmm.Context.loadCheckpoint = first(_examine_checkpoint, openmm.Context.loadCheckpoint)
+        openmm.Context.setState = first(_examine_state, openmm.Context.setState)
+
+
+def _examine_checkpoint(context: openmm.Context, integrator: Any, checkpoint: bytes) -> None:
+    if not isinstance(checkpoint, bytes):
+        return  # OpenMM says what is wrong
+    own = context.createCheckpoint()
+    try:
+        integrator.examine_record(from_checkpoint(checkpoint, own.rfind(MARK)))
+    except RestartError as error:
+        raise RestartError(f"the checkpoint was not loaded: {error}") from error
+
+
+def _examine_state(_: openmm.Context, integrator: Any, state: openmm.State) -> None:
+    if not (
+        isinstance(state, openmm.State) and state.getDataTypes() & openmm.State.IntegratorParameters
+    ):
+        return
+    found = STATE_PROPERTY.search(openmm.XmlSerializer.serialize(state))
+    try:
+        integrator.examine_record(from_text(found.group(1) if found else ""))
+    except RestartError as error:
+        raise RestartError(f"the State was not set: {error}") from error
