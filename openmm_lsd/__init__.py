@@ -18,6 +18,7 @@ if _built != _found:
         "--no-deps openmm-lsd"
     )
 
+from .checks import trust_force  # noqa: E402
 from .integrator import LSDIntegrator  # noqa: E402
 from .sampler import SpeculativeSampler, Statistics, TargetError  # noqa: E402
 from .targets import BatchedTarget, TargetMismatchError, batched, validate_target  # noqa: E402
@@ -30,5 +31,6 @@ __all__ = [
     "TargetError",
     "TargetMismatchError",
     "batched",
+    "trust_force",
     "validate_target",
 ]

@@ -24,6 +24,7 @@ from .checks import (
     has_barostat,
     has_forces,
     masses_of,
+    virtual_sites,
 )
 from .draft import DraftChoice
 from .restart import Record, digest_of
@@ -32,6 +33,7 @@ from .schemes import SCHEMES, Scheme
 from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
 from .targets.pythonforce import as_python_force
 from .targets.torchforce import as_torch_force
+from .targets.virtualsites import PlacedTarget
 from .tuning import WindowTuner
 
 Array = NDArray[np.float64]
@@ -84,6 +86,8 @@ class Binding:
             check_pair(self._system, draft.system)
         self._masses = masses_of(self._system)
         self._immobile = self._masses[:, None] == 0
+        if target is not None and virtual_sites(self._system):
+            target = PlacedTarget(target, self._system)
         self._given_target = target
         self._target: BatchedTarget | None = target
         self._validated: BatchedTarget | None = None
@@ -101,6 +105,11 @@ class Binding:
         self._record: Record | None = None  # to go on from
         self._fresh_seed = secrets.randbits(63)
         if target is not None and not has_forces(self._system):
+            if has_barostat(self._system):
+                raise ValueError(
+                    "the System has a barostat but no forces, whose energy decides about its moves;"
+                    " put the target into the System, or leave the barostat out"
+                )
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
@@ -321,6 +330,8 @@ class Binding:
                     platform=self._access.get_platform(),
                     properties=self._access.get_properties(),
                 )
+                if virtual_sites(self._system):
+                    target = PlacedTarget(target, self._system)
             target.set_parameters(parameters)
             new = target is not self._validated
             if new:

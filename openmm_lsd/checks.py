@@ -7,7 +7,10 @@ import openmm
 from numpy.typing import NDArray
 from openmm import unit
 
+from ._native import class_of_force
+
 SAME_MASS = 0.01  # amu
+KNOWN_PLUGINS = ("TorchForce",)
 
 
 def masses_of(system: openmm.System) -> NDArray[np.float64]:
@@ -28,7 +31,7 @@ def default_box(system: openmm.System) -> NDArray[np.float64]:
 
 def has_forces(system: openmm.System) -> bool:
     """Whether anything acts on the particles."""
-    return any(not isinstance(force, openmm.CMMotionRemover) for force in system.getForces())
+    return any(not changes_state(force) for force in system.getForces())
 
 
 def has_barostat(system: openmm.System) -> bool:
@@ -51,33 +54,76 @@ def cm_removal_frequency(system: openmm.System) -> int:
     return frequencies.pop() if frequencies else 0
 
 
+_trusted: set[str] = set()
+
+
+def trust_force(name: str) -> None:
+    """Allow a class of Force that openmm_lsd does not know.
+
+    Its energy must be a function of positions, box and global parameters alone. One that remembers
+    where it was evaluated (PLUMED's metadynamics), or that changes the state during a step, would
+    silently spoil the dynamics, because LSD evaluates forces at positions that are never visited.
+
+    Parameters
+    ----------
+    name : str
+        Of the class, without namespaces: 'DeepmdForce', say.
+    """
+    _trusted.add(name)
+
+
+def changes_state(force: openmm.Force) -> bool:
+    """Whether a Force is none, but changes velocities, positions or the box during a step."""
+    name = type(force).__name__
+    return "Barostat" in name or name in ("CMMotionRemover", "AndersenThermostat")
+
+
+def virtual_sites(system: openmm.System) -> set[int]:
+    """Indices of the particles that are virtual sites."""
+    return {i for i in range(system.getNumParticles()) if system.isVirtualSite(i)}
+
+
+def _check_force(force: openmm.Force, role: str) -> None:
+    name = type(force).__name__
+    if isinstance(force, openmm.AndersenThermostat):
+        raise ValueError(
+            f"the {role} System has an AndersenThermostat; remove it, LSDIntegrator is a "
+            "thermostat itself"
+        )
+    if isinstance(force, openmm.DrudeForce):
+        raise ValueError(
+            f"the {role} System has Drude particles, whose cold oscillators need an integrator of "
+            "their own; use openmm.DrudeLangevinIntegrator"
+        )
+    if isinstance(force, openmm.RPMDMonteCarloBarostat):
+        raise ValueError(
+            f"the {role} System has an RPMDMonteCarloBarostat, which works with "
+            "openmm.RPMDIntegrator only; use openmm.MonteCarloBarostat"
+        )
+    if role == "draft" and "Barostat" in name:
+        raise ValueError(
+            f"the draft System has a {name}; remove it, the barostat belongs to the target System"
+        )
+    if name == "Force" or not type(force).__module__.startswith("openmm."):
+        kind = class_of_force(int(force.this)).split("::")[-1]
+        if kind not in (*KNOWN_PLUGINS, *_trusted):
+            raise ValueError(
+                f"the {role} System has a {kind}, a Force that openmm_lsd does not know; if it is "
+                "a function of positions, box and parameters alone, say so with "
+                f"openmm_lsd.trust_force({kind!r})"
+            )
+
+
 def check_system(system: openmm.System, role: str) -> None:
-    """Raise ValueError if a System holds what LSD cannot do yet; ``role``: 'target' or 'draft'."""
+    """Raise ValueError if a System holds what LSD cannot do; ``role``: 'target' or 'draft'."""
     count = system.getNumConstraints()
     if count:
         raise ValueError(
             f"the {role} System has {count} constraints, which LSDIntegrator does not support yet; "
             "build it with constraints=None, rigidWater=False"
         )
-    for index in range(system.getNumParticles()):
-        if system.isVirtualSite(index):
-            raise ValueError(
-                f"particle {index} of the {role} System is a virtual site, which LSDIntegrator "
-                "does not support yet; use a model without virtual sites"
-            )
     for force in system.getForces():
-        name = force.getName()
-        kind = type(force).__name__
-        if "Barostat" in kind:
-            raise ValueError(
-                f"the {role} System has a barostat ({name}), which LSDIntegrator does not support "
-                "yet; remove it and run at constant volume"
-            )
-        if isinstance(force, openmm.AndersenThermostat):
-            raise ValueError(
-                f"the {role} System has an AndersenThermostat; remove it, LSDIntegrator is a "
-                "thermostat itself"
-            )
+        _check_force(force, role)
 
 
 def check_pair(target: openmm.System, draft: openmm.System) -> None:
@@ -87,6 +133,13 @@ def check_pair(target: openmm.System, draft: openmm.System) -> None:
         raise ValueError(
             f"the target System has {count} particles and the draft System {draft_count}; build "
             "both from the same Topology"
+        )
+    different_sites = virtual_sites(target) ^ virtual_sites(draft)
+    if different_sites:
+        first = min(different_sites)
+        raise ValueError(
+            f"particle {first} is a virtual site in one of the target and draft Systems only; give "
+            "both the same (a site that has no force in one of them does no harm)"
         )
     masses, draft_masses = masses_of(target), masses_of(draft)
     # Only the target's masses are used. Force fields round those of the elements differently

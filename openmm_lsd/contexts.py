@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from ._native import ContextAccess
+from ._native import ContextAccess, copy_virtual_sites
 from .racing import decisions
 from .restart import digest_of
 
@@ -53,6 +53,10 @@ class ForceContext:
         """Energies (B,) in kJ/mol and forces (B, N, 3), one state after another."""
         return self.access.evaluate(np.ascontiguousarray(positions), ALL_GROUPS)
 
+    def update(self, force: openmm.Force) -> None:
+        """Take over the changed parameters of one of the System's forces."""
+        force.updateParametersInContext(self._context)
+
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """Take over the periodic box (3, 3) in nm and those parameters that this System has."""
         if box is not None and not np.array_equal(self.access.get_box(), box):
@@ -61,6 +65,20 @@ class ForceContext:
             if name in parameters and parameters[name] != self._parameters[name]:
                 self.access.set_parameter(name, parameters[name])
                 self._parameters[name] = parameters[name]
+
+
+def without_forces(system: openmm.System) -> openmm.System:
+    """A System with the same particles, virtual sites and box, but no forces.
+
+    Not a copy from which the forces are removed: copying a TorchForce takes its whole module
+    through XML.
+    """
+    result = openmm.System()
+    for index in range(system.getNumParticles()):
+        result.addParticle(system.getParticleMass(index))
+    copy_virtual_sites(int(system.this), int(result.this))
+    result.setDefaultPeriodicBoxVectors(*system.getDefaultPeriodicBoxVectors())
+    return result
 
 
 def is_empty(force: openmm.Force) -> bool:

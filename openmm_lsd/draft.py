@@ -16,7 +16,7 @@ from openmm import app, unit
 from ._native import Valence, add_normal_equations
 from .autodraft import auto_draft
 from .bondwatch import BondWatch
-from .checks import default_box
+from .checks import default_box, has_forces
 from .contexts import ForceContext, fastest_context
 from .learning import Learner
 from .molgraph import (
@@ -265,9 +265,7 @@ class DraftChoice(NamedTuple):
         if self.system is not None:
             return self.system.usesPeriodicBoundaryConditions()
         box = None if self.topology is None else self.topology.getPeriodicBoxVectors()
-        if box is None or any(
-            not isinstance(f, openmm.CMMotionRemover) for f in target.getForces()
-        ):
+        if box is None or has_forces(target):
             return False
         return np.allclose(np.array(box.value_in_unit(unit.nanometer)), default_box(target))
 

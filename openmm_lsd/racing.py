@@ -11,7 +11,7 @@ import numpy as np
 Way = TypeVar("Way", bound=Hashable)
 
 # What has been chosen in this process, by a key that says what for. The same is computed in the
-# same way ever after, so that two runs with one seed agree to the last bit; restarts bring it along.
+# same way ever after, so that two runs with one seed agree to the last bit; restarts bring it.
 decisions: dict[str, Any] = {}
 
 

@@ -15,9 +15,12 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
+#include <cxxabi.h>
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <initializer_list>
 #include <memory>
@@ -25,6 +28,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <typeinfo>
 #include <vector>
 
 namespace nb = nanobind;
@@ -554,6 +558,31 @@ private:
     }
 };
 
+template <class Site>
+bool copySite(const OpenMM::VirtualSite& site, OpenMM::System& to, int particle) {
+    const auto* original = dynamic_cast<const Site*>(&site);
+    if (original != nullptr)
+        to.setVirtualSite(particle, new Site(*original));
+    return original != nullptr;
+}
+
+void copyVirtualSites(uintptr_t fromAddress, uintptr_t toAddress) {
+    using namespace OpenMM;
+    const auto& from = *reinterpret_cast<const System*>(fromAddress);
+    auto& to = *reinterpret_cast<System*>(toAddress);
+    for (int i = 0; i < from.getNumParticles(); i++) {
+        if (!from.isVirtualSite(i))
+            continue;
+        const VirtualSite& site = from.getVirtualSite(i);
+        if (!copySite<TwoParticleAverageSite>(site, to, i) &&
+            !copySite<ThreeParticleAverageSite>(site, to, i) &&
+            !copySite<OutOfPlaneSite>(site, to, i) &&
+            !copySite<LocalCoordinatesSite>(site, to, i) && !copySite<SymmetrySite>(site, to, i))
+            throw OpenMMException("particle " + std::to_string(i) +
+                                  " is a virtual site of a kind that openmm_lsd does not know");
+    }
+}
+
 // The computation of a PythonForce at positions of its own particles, as its kernels ask for it.
 std::tuple<NumpyArray, NumpyArray> evaluatePythonForce(uintptr_t address, VectorBatch positions,
                                                        std::optional<Vectors> box,
@@ -682,6 +711,17 @@ NB_MODULE(_native, m) {
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("base").none(),
              "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
+    m.def("copy_virtual_sites", &copyVirtualSites, nb::arg("from_address"), nb::arg("to_address"),
+          "Make virtual sites of the same particles of another System, given by int(system.this).");
+    m.def("class_of_force",
+          [](uintptr_t address) {
+              const auto& force = *reinterpret_cast<const OpenMM::Force*>(address);
+              char* name = abi::__cxa_demangle(typeid(force).name(), nullptr, nullptr, nullptr);
+              const std::string result = name == nullptr ? typeid(force).name() : name;
+              std::free(name);
+              return result;
+          },
+          nb::arg("address"), "Name of the C++ class of a Force, given by int(force.this).");
     m.def("add_normal_equations", &addNormalEquations, nb::arg("features"), nb::arg("residuals"),
           nb::arg("offset"), nb::arg("gram"), nb::arg("moment"),
           "Add A^T A to gram (P, P) and A^T (residuals + A offset) to moment (P,), A = features "

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import openmm
 
-from ..checks import default_box
-from ..contexts import is_empty
+from ..checks import changes_state, default_box
+from ..contexts import is_empty, without_forces
 from .base import Array, BatchedTarget, Evaluation
 from .contextpool import ContextTarget
 from .openmmml import ModelTarget, as_openmmml_force
 from .pythonforce import PythonForceTarget, as_python_force
 from .torchforce import TorchForceTarget, as_torch_force
+from .virtualsites import ForcesToParents
 
 if TYPE_CHECKING:
     import torch
@@ -54,6 +55,7 @@ class SystemTarget(BatchedTarget):
         properties = properties or {}
         self._system = system  # owns the forces that the parts refer to
         self._default_box = default_box(system)
+        self._to_parents = ForcesToParents(system)
         self.torch_parts: list[TorchForceTarget] = []
         self.python_parts: list[PythonForceTarget] = []
         self.model_parts: list[ModelTarget] = []
@@ -61,7 +63,7 @@ class SystemTarget(BatchedTarget):
         for force in system.getForces():
             if not groups >> force.getForceGroup() & 1:
                 continue
-            if isinstance(force, openmm.CMMotionRemover) or is_empty(force):
+            if changes_state(force) or is_empty(force):
                 continue
             torch_force, python_force = as_torch_force(force), as_python_force(force)
             model = None if python_force is None else as_openmmml_force(python_force)
@@ -92,6 +94,8 @@ class SystemTarget(BatchedTarget):
         energies, forces = np.zeros(len(positions)), np.zeros_like(positions)
         for part in self.parts:
             part_energies, part_forces = part.evaluate(positions, box)
+            if part is not self.rest:  # whose Contexts do this themselves
+                part_forces = self._to_parents(positions, part_forces, box)
             energies, forces = energies + part_energies, forces + part_forces
         return energies, forces
 
@@ -121,15 +125,8 @@ class SystemTarget(BatchedTarget):
 
 
 def _system_with(system: openmm.System, forces: list[openmm.Force]) -> openmm.System:
-    """The particles and the box of ``system`` with copies of some of its forces.
-
-    Not a copy of the System with the others removed: copying a TorchForce takes its whole module
-    through XML.
-    """
-    result = openmm.System()
-    for index in range(system.getNumParticles()):
-        result.addParticle(system.getParticleMass(index))
-    result.setDefaultPeriodicBoxVectors(*system.getDefaultPeriodicBoxVectors())
+    """The particles and the box of ``system`` with copies of some of its forces."""
+    result = without_forces(system)
     for force in forces:
         result.addForce(copy.deepcopy(force))
     return result
