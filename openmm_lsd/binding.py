@@ -105,11 +105,6 @@ class Binding:
         self._record: Record | None = None  # to go on from
         self._fresh_seed = secrets.randbits(63)
         if target is not None and not has_forces(self._system):
-            if has_barostat(self._system):
-                raise ValueError(
-                    "the System has a barostat but no forces, whose energy decides about its moves;"
-                    " put the target into the System, or leave the barostat out"
-                )
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
@@ -229,8 +224,8 @@ class Binding:
             or record["shown"] != self._shown()
         ):
             return False
-        if self._tuner is not None:
-            self._tuner.window = record["sampler"]["window"]
+        if self._tuner is not None and record["tuned window"] is not None:
+            self._tuner.window = record["tuned window"]
         sampler.restore(record["sampler"])
         return True
 
@@ -253,6 +248,7 @@ class Binding:
             "shown": self._shown(),
             "draft state": self._draft.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
+            "tuned window": None if self._tuner is None else self._tuner.window,
             "barostats": access.get_barostat_memory(),
             "begun": self._begun,
             "decisions": dict(racing.decisions),

@@ -95,11 +95,6 @@ def _check_force(force: openmm.Force, role: str) -> None:
             f"the {role} System has Drude particles, whose cold oscillators need an integrator of "
             "their own; use openmm.DrudeLangevinIntegrator"
         )
-    if isinstance(force, openmm.RPMDMonteCarloBarostat):
-        raise ValueError(
-            f"the {role} System has an RPMDMonteCarloBarostat, which works with "
-            "openmm.RPMDIntegrator only; use openmm.MonteCarloBarostat"
-        )
     if role == "draft" and "Barostat" in name:
         raise ValueError(
             f"the draft System has a {name}; remove it, the barostat belongs to the target System"

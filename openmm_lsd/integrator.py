@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import math
 import operator
@@ -10,6 +11,7 @@ import sys
 import weakref
 from collections.abc import Callable
 from typing import Any
+from xml.etree import ElementTree
 
 import openmm
 from openmm import app, unit
@@ -34,6 +36,7 @@ from .targets import BatchedTarget, as_target
 from .targets.torchforce import load_plugin
 
 NOISE_STEP = "noiseStep"
+PROPERTY = "openmm_lsd"  # of the XML
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +194,43 @@ class LSDIntegrator(openmm.CustomIntegrator):
         finally:
             self.setGlobalVariableByName(NOISE_STEP, binding.noise_step)
 
+    def _settings_for_xml(self) -> dict[str, Any]:
+        arguments, setters = self._recipe()
+        for name in ("draft", "topology", "target"):
+            del arguments[name]
+        return {"arguments": arguments, "setters": setters}
+
+    @classmethod
+    def fromXml(  # noqa: N802
+        cls,
+        xml: str,
+        draft: openmm.System | str,
+        *,
+        topology: app.Topology | None = None,
+        target: BatchedTarget | Callable | None = None,
+    ) -> LSDIntegrator:
+        """The LSDIntegrator of which ``XmlSerializer.serialize`` made this XML.
+
+        ``XmlSerializer.deserialize`` makes plain dynamics of the target from it.
+
+        Parameters
+        ----------
+        xml : str
+        draft, topology, target
+            As the constructor; they are not in the XML.
+
+        Raises
+        ------
+        ValueError
+            If the XML is not that of an LSDIntegrator.
+        """
+        try:
+            settings = json.loads(ElementTree.fromstring(xml).attrib[PROPERTY])
+        except (ElementTree.ParseError, KeyError, ValueError) as error:
+            raise ValueError(f"this is not the XML of an LSDIntegrator ({error!r})") from error
+        given = {"draft": draft, "topology": topology, "target": target}
+        return _rebuild({**settings["arguments"], **given}, settings["setters"])
+
     def _settings(self) -> Settings:
         return Settings(
             self._value("temperature"),
@@ -232,7 +272,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             to(lambda self, rest: cls._take_record(self, from_checkpoint(rest))),
             to(lambda self: to_text(cls._make_record(self))),
             to(lambda self, text: cls._take_record(self, from_text(text))),
-            to(lambda self: ""),
+            to(lambda self: json.dumps(cls._settings_for_xml(self))),
         )
 
     def _identity(self) -> Record:

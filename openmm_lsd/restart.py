@@ -14,11 +14,13 @@ import io
 import json
 import re
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import numpy as np
 import openmm
+
+from ._native import draw_random_number
 
 Record = dict[str, Any]
 
@@ -70,15 +72,17 @@ def to_checkpoint(before: bytes, record: Record) -> bytes:
     return sealed + hashlib.sha256(before + sealed).digest()
 
 
-def from_checkpoint(checkpoint: bytes, others: int | None = None) -> Record | None:
+def from_checkpoint(
+    checkpoint: bytes, lengths: Callable[[], Collection[int]] | None = None
+) -> Record | None:
     """The record of a checkpoint; None if an integrator without a record has written it.
 
     Parameters
     ----------
     checkpoint : bytes
-        The whole of it; or, with ``others`` None, from the record on, without a look at the digest.
-    others : int, optional
-        Length of a checkpoint of this Context without a record.
+        The whole of it; or, with ``lengths`` None, the record alone, without a look at the digest.
+    lengths : callable, optional
+        Gives the lengths that a checkpoint of this Context without a record can have.
 
     Raises
     ------
@@ -87,18 +91,17 @@ def from_checkpoint(checkpoint: bytes, others: int | None = None) -> Record | No
     """
     at = checkpoint.rfind(MARK)
     if at < 0:
-        if others in (None, len(checkpoint)):
+        if lengths is None or len(checkpoint) in lengths():
             return None
         raise RestartError(
-            f"it has {len(checkpoint)} bytes and no record of LSDIntegrator, and one of this "
-            f"System without a record would have {others}; it was cut short, or is of another "
-            "System or platform"
+            "it has no record of LSDIntegrator, nor the length that one of another integrator has; "
+            "it was cut short, or is of another System or platform"
         )
     start = at + len(MARK) + LENGTH_BYTES
     end = start + int.from_bytes(checkpoint[at + len(MARK) : start], "little")
     if len(checkpoint) != end + DIGEST_BYTES:
         raise RestartError("its length is not what it says; it was cut short")
-    if others is not None and hashlib.sha256(checkpoint[:end]).digest() != checkpoint[end:]:
+    if lengths is not None and hashlib.sha256(checkpoint[:end]).digest() != checkpoint[end:]:
         raise RestartError("it was damaged after it was written (its digest is another)")
     return unpack(checkpoint[start:end])
 
@@ -161,9 +164,15 @@ def examine_before_loading() -> None:
 def _examine_checkpoint(context: openmm.Context, integrator: Any, checkpoint: bytes) -> None:
     if not isinstance(checkpoint, bytes):
         return  # OpenMM says what is wrong
-    own = context.createCheckpoint()
+
+    def lengths() -> set[int]:
+        before = context.createCheckpoint().rfind(MARK)
+        # OpenMM saves its random generator once it is in use, which it is to plain integrators.
+        draw_random_number()
+        return {before, context.createCheckpoint().rfind(MARK)}
+
     try:
-        integrator.examine_record(from_checkpoint(checkpoint, own.rfind(MARK)))
+        integrator.examine_record(from_checkpoint(checkpoint, lengths))
     except RestartError as error:
         raise RestartError(f"the checkpoint was not loaded: {error}") from error
 

@@ -7,6 +7,7 @@
 
 #include <OpenMM.h>
 #include <openmm/internal/ContextImpl.h>
+#include <openmm/reference/SimTKOpenMMUtilities.h>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
@@ -711,6 +712,8 @@ NB_MODULE(_native, m) {
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("base").none(),
              "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
+    m.def("draw_random_number", &OpenMM::SimTKOpenMMUtilities::getUniformlyDistributedRandomNumber,
+          "The next number of OpenMM's generator, whose state checkpoints contain once it is used.");
     m.def("copy_virtual_sites", &copyVirtualSites, nb::arg("from_address"), nb::arg("to_address"),
           "Make virtual sites of the same particles of another System, given by int(system.this).");
     m.def("class_of_force",

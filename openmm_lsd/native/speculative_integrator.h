@@ -17,6 +17,7 @@
 #include <sstream>
 #include <string>
 #include <utility>
+#include <vector>
 
 class SpeculativeIntegrator : public OpenMM::CustomIntegrator {
 public:
@@ -62,6 +63,20 @@ protected:
         CustomIntegrator::stateChanged(changed);
         touched = true;
     }
+
+    // A CustomIntegrator evaluates an expression, and draws random numbers for it that the next move
+    // of a barostat would miss.
+    double computeKineticEnergy() override {
+        const OpenMM::System& system = context->getSystem();
+        std::vector<OpenMM::Vec3> velocities;
+        context->getVelocities(velocities);
+        double energy = 0.0;
+        for (int i = 0; i < system.getNumParticles(); i++)
+            energy += 0.5 * system.getParticleMass(i) * velocities[i].dot(velocities[i]);
+        return energy;
+    }
+
+    bool kineticEnergyRequiresForce() const override { return false; }
 
     void createCheckpoint(std::ostream& stream) const override {
         nanobind::gil_scoped_acquire acquire;

@@ -1,0 +1,265 @@
+"""Barostats: their moves at the steps and with the energies of a plain run.
+
+Without noise and friction, and with one seed for the moves, a run is that of a VerletIntegrator,
+box included. (Not LangevinMiddleIntegrator's: it draws its noise from the barostats' generator.)
+"""
+
+import itertools
+
+import numpy as np
+import openmm
+import pytest
+from openmm import unit
+from particles import COLD, SEED, lsd
+
+from openmm_lsd.barostat import BarostatMoves
+
+EDGE = 2.0  # nm
+COUNT = 27
+CUBE = EDGE * np.eye(3)
+TRICLINIC = np.array([[2.0, 0.0, 0.0], [0.6, 2.1, 0.0], [-0.4, 0.5, 2.2]])
+
+
+def lattice():
+    grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+    return (grid + 0.3) * EDGE / 3 + 0.02 * np.random.default_rng(2).standard_normal((COUNT, 3))
+
+
+def fluid(well, *forces, box=CUBE):
+    """27 particles of a soft fluid, of which the first 20 are 10 diatomic molecules."""
+    system = openmm.System()
+    nonbonded = openmm.CustomNonbondedForce("well*((0.5/r)^6 - 0.6*(0.5/r)^3)")
+    nonbonded.addGlobalParameter("well", well)
+    nonbonded.setNonbondedMethod(openmm.CustomNonbondedForce.CutoffPeriodic)
+    nonbonded.setCutoffDistance(0.9)
+    nonbonded.setUseSwitchingFunction(True)
+    nonbonded.setSwitchingDistance(0.7)
+    bonds = openmm.HarmonicBondForce()
+    for index in range(COUNT):
+        system.addParticle(12.0 + index % 3)
+        nonbonded.addParticle([])
+    for index in range(0, 20, 2):
+        bonds.addBond(index, index + 1, 0.66, 2000.0 * well)
+        nonbonded.addExclusion(index, index + 1)
+    system.setDefaultPeriodicBoxVectors(*box)
+    for force in (nonbonded, bonds, *forces):
+        system.addForce(force)
+    return system
+
+
+def seeded(barostat, frequency):
+    barostat.setFrequency(frequency)
+    barostat.setRandomNumberSeed(SEED)  # OpenMM has one generator, and the integrator has this seed
+    return barostat
+
+
+def isotropic(frequency=5, pressure=200.0):
+    return seeded(openmm.MonteCarloBarostat(pressure, 300.0), frequency)
+
+
+BAROSTATS = {
+    "MonteCarloBarostat": lambda: isotropic(),
+    "every step": lambda: isotropic(1),
+    "every 40 steps": lambda: isotropic(40),
+    "never": lambda: isotropic(0),
+    "MonteCarloAnisotropicBarostat": lambda: seeded(
+        openmm.MonteCarloAnisotropicBarostat(openmm.Vec3(100, 200, 300), 300.0, True, False, True),
+        4,
+    ),
+    "MonteCarloAnisotropicBarostat without an axis": lambda: seeded(
+        openmm.MonteCarloAnisotropicBarostat(openmm.Vec3(1, 1, 1), 300.0, False, False, False), 4
+    ),
+    "MonteCarloMembraneBarostat": lambda: seeded(
+        openmm.MonteCarloMembraneBarostat(
+            200.0,
+            10.0,
+            300.0,
+            openmm.MonteCarloMembraneBarostat.XYAnisotropic,
+            openmm.MonteCarloMembraneBarostat.ZFree,
+        ),
+        6,
+    ),
+    "MonteCarloFlexibleBarostat": lambda: seeded(
+        openmm.MonteCarloFlexibleBarostat(200.0, 300.0), 7
+    ),
+}
+
+
+def test_every_barostat_is_tried():
+    barostats = {name for name in dir(openmm) if "Barostat" in name}
+    assert barostats == {*BAROSTATS, "RPMDMonteCarloBarostat"} - {
+        name for name in BAROSTATS if not name.startswith("MonteCarlo") or " " in name
+    }
+
+
+def history(simulation, pattern):
+    """Positions, velocities and box after each entry of ``pattern`` steps."""
+    rows = []
+    for steps in pattern:
+        simulation.step(steps)
+        state = simulation.context.getState(positions=True, velocities=True)
+        rows.append(
+            [
+                state.getPositions(asNumpy=True)._value,
+                state.getVelocities(asNumpy=True)._value,
+                state.getPeriodicBoxVectors(asNumpy=True)._value,
+            ]
+        )
+    return rows
+
+
+@pytest.fixture
+def build_fluid(simulate):
+    def make(barostat, *, plain, box=CUBE, **keywords):
+        draft = fluid(0.8, box=box) if keywords.get("draft") is None else keywords.pop("draft")
+        settings = {"temperature": COLD, "friction": 1e-9, "draft": draft, **keywords}
+        integrator = openmm.VerletIntegrator(0.001) if plain else lsd(**settings)
+        velocities = np.random.default_rng(3).normal(0.0, 0.5, (COUNT, 3))
+        return simulate(fluid(1.0, barostat, box=box), integrator, lattice(), velocities)
+
+    return make
+
+
+PATTERN = [3, 1, 1, 7, 20, 1, 30, 17]
+
+
+def assert_same(ours, plain, tolerance=1e-8):
+    for row, (expected, got) in enumerate(zip(plain, ours, strict=True)):
+        for what, a, b, scale in zip(("x", "v", "box"), expected, got, (1, 1e3, 1), strict=True):
+            difference = np.abs(a - b).max()
+            assert difference < scale * tolerance, f"{what} after {PATTERN[: row + 1]}"
+
+
+@pytest.mark.parametrize("box", [CUBE, TRICLINIC], ids=["rectangular", "triclinic"])
+@pytest.mark.parametrize("name", BAROSTATS)
+def test_moves_are_those_of_a_plain_run(build_fluid, name, box):
+    plain = history(build_fluid(BAROSTATS[name](), plain=True, box=box), PATTERN)
+    simulation = build_fluid(BAROSTATS[name](), plain=False, box=box)
+    ours = history(simulation, PATTERN)
+    assert_same(ours, plain)
+    boxes = {row[2].tobytes() for row in ours}
+    statistics = simulation.integrator.statistics
+    if name == "never" or "without" in name:
+        assert len(boxes) == 1 and statistics.shortened_windows == 0
+    else:
+        assert len(boxes) > 2 and statistics.shortened_windows > 0
+    assert statistics.steps >= sum(PATTERN)
+
+
+def test_planted_bug_is_seen(build_fluid, monkeypatch):
+    """A move that comes a step late."""
+    next_step = BarostatMoves.next_step.fget
+    monkeypatch.setattr(BarostatMoves, "next_step", property(lambda self: next_step(self) + 1))
+    plain = history(build_fluid(isotropic(), plain=True), PATTERN)
+    ours = history(build_fluid(isotropic(), plain=False), PATTERN)
+    with pytest.raises(AssertionError, match="after"):
+        assert_same(ours, plain)
+
+
+def test_draft_that_builds_itself(build_fluid):
+    plain = history(build_fluid(isotropic(), plain=True), PATTERN)
+    ours = history(build_fluid(isotropic(), plain=False, draft="auto"), PATTERN)
+    assert_same(ours, plain)
+
+
+def test_windows_that_tune_themselves(build_fluid):
+    """Plain steps of the Context are among them, which make the moves themselves."""
+    plain = history(build_fluid(isotropic(), plain=True), PATTERN)
+    simulation = build_fluid(isotropic(), plain=False, windowLength="auto")
+    simulation.step(1)
+    simulation.integrator._binding._tuner.window = 1
+    simulation.integrator._binding._tuner._left = 40
+    simulation.step(2)
+    ours = history(simulation, PATTERN[1:])
+    # The plain steps draw noise, which is nothing at this temperature, from the generator of the
+    # moves; these are others then, but come at the same steps.
+    assert simulation.integrator.statistics.steps >= sum(PATTERN)
+    moved = [
+        [(a[2] != b[2]).any() for a, b in itertools.pairwise(run)] for run in (plain[1:], ours)
+    ]
+    assert moved[0] == moved[1]
+
+
+def test_pressure_is_that_of_the_context(build_fluid):
+    """Changed in mid-run: the next move obeys."""
+    runs = []
+    for plain in (True, False):
+        simulation = build_fluid(isotropic(), plain=plain)
+        rows = history(simulation, [13])
+        simulation.context.setParameter(openmm.MonteCarloBarostat.Pressure(), 5000.0)
+        rows += history(simulation, [40])
+        runs.append(rows)
+    assert_same(runs[1], runs[0])
+    volumes = [np.linalg.det(row[2]) for row in runs[0]]
+    assert volumes[0] > 7.97 and volumes[1] < 7.87
+
+
+@pytest.mark.parametrize("at", [5, 12])
+def test_failing_energy_of_a_move(build_fluid, at, monkeypatch):
+    """The box is what it was, and the move is tried once only."""
+    simulation = build_fluid(isotropic(), plain=False)
+    simulation.step(at)
+    before = history(simulation, [0])[0]
+    begin_step = BarostatMoves.apply
+
+    def fails(self, state):
+        raise openmm.OpenMMException("no energy")
+
+    monkeypatch.setattr(BarostatMoves, "apply", fails)
+    with pytest.raises(openmm.OpenMMException, match="no energy"):
+        simulation.step(10)
+    monkeypatch.setattr(BarostatMoves, "apply", begin_step)
+    after = history(simulation, [0])[0]
+    assert (after[2] == before[2]).all()
+    count = simulation.context.getStepCount()
+    assert count == {5: 9, 12: 14}[at]  # the fifth step begins with a move, the tenth...
+
+
+def test_interrupted_run_continues_as_if_it_had_not_been(build_fluid):
+    """The steps one by one, with looks at the energy: the same run."""
+    runs = []
+    for pattern in ([63], [1] * 63):
+        simulation = build_fluid(isotropic(), plain=False, temperature=300.0)
+        for steps in pattern:
+            simulation.step(steps)
+            simulation.context.getState(energy=True)
+        runs.append(history(simulation, [0]))
+    assert_same(*runs, 1e-12)
+
+
+def test_density_of_an_ideal_gas_of_molecules(simulate):
+    """p(V) = V^N exp(-P V / kT): a Gamma distribution with N + 1 degrees of freedom."""
+
+    def gas(constant, *forces):
+        system = openmm.System()
+        bonds = openmm.HarmonicBondForce()
+        bonds.setUsesPeriodicBoundaryConditions(True)
+        for index in range(80):
+            system.addParticle(12.0)
+            if index % 2:
+                bonds.addBond(index - 1, index, 0.2, constant)
+        system.setDefaultPeriodicBoxVectors(*(3.5 * np.eye(3)))
+        for force in (bonds, *forces):
+            system.addForce(force)
+        return system
+
+    pressure, molecules = 40.0, 40
+    integrator = lsd(300.0, 50.0, draft=gas(3000.0))
+    barostat = isotropic(4, pressure)
+    positions = np.random.default_rng(5).uniform(0, 3.5, (80, 3))
+    positions[1::2] = positions[::2] + np.array([0.2, 0.0, 0.0])
+    simulation = simulate(gas(5000.0, barostat), integrator, positions)
+    simulation.context.setVelocitiesToTemperature(300, 6)
+    simulation.step(2000)
+    volumes = []
+    for _ in range(3000):
+        simulation.step(4)
+        volumes.append(np.linalg.det(simulation.integrator._binding._access.get_box()))
+    kt = (unit.MOLAR_GAS_CONSTANT_R * 300 * unit.kelvin).value_in_unit(unit.kilojoule_per_mole)
+    bar = (1 * unit.bar * unit.nanometer**3 * unit.AVOGADRO_CONSTANT_NA).value_in_unit(
+        unit.kilojoule_per_mole
+    )
+    scaled = np.array(volumes) * pressure * bar / kt
+    blocks = scaled.reshape(30, -1).mean(axis=1)
+    error = blocks.std(ddof=1) / np.sqrt(len(blocks))
+    assert abs(scaled.mean() - (molecules + 1)) < 5 * error < 4.0
