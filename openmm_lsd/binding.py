@@ -90,6 +90,7 @@ class Binding:
             target = PlacedTarget(target, self._system)
         self._given_target = target
         self._target: BatchedTarget | None = target
+        self._own_target: SystemTarget | None = None  # made from the System
         self._validated: BatchedTarget | None = None
         self._scheme_name = scheme_name
         self._tuner = WindowTuner() if window is None else None
@@ -180,8 +181,11 @@ class Binding:
             check_system(self._system, "target")
             fingerprint = _fingerprint(self._system)
             if fingerprint != self._fingerprint:
+                if fingerprint.forces != self._fingerprint.forces or self._own_target is None:
+                    target = self._given_target
+                else:  # a bias grows, a restraint is tightened: may happen often
+                    self._own_target.refresh()
                 self._fingerprint = fingerprint
-                target = self._given_target
                 sampler = None
             if self._access.changed:
                 sampler = None
@@ -220,7 +224,7 @@ class Binding:
         if (
             record["sampler"] is None
             or Settings(*record["settings"]) != settings
-            or record["system"] != self._fingerprint[1]
+            or record["system"] != self._fingerprint.contents
             or record["shown"] != self._shown()
         ):
             return False
@@ -244,7 +248,7 @@ class Binding:
         return {
             "seed": settings.seed % 2**64 or self._fresh_seed,
             "settings": list(settings),
-            "system": self._fingerprint[1],
+            "system": self._fingerprint.contents,
             "shown": self._shown(),
             "draft state": self._draft.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
@@ -319,7 +323,7 @@ class Binding:
         box, parameters = self._box(), self._access.get_parameters()
         try:
             if target is None:
-                target = SystemTarget(
+                target = self._own_target = SystemTarget(
                     self._system,
                     positions,
                     groups=settings.force_groups,
@@ -369,8 +373,15 @@ class Binding:
         return self._access.forces(states, groups)
 
 
-def _fingerprint(system: openmm.System) -> tuple[list[int], str]:
-    """Which forces a System has, by address, and a digest of what is in them.
+class Fingerprint(NamedTuple):
+    """Of a System's forces: their addresses and groups, and a digest of what is in them."""
+
+    forces: list[tuple[int, int]]
+    contents: str
+
+
+def _fingerprint(system: openmm.System) -> Fingerprint:
+    """See Fingerprint.
 
     The code behind a TorchForce or a PythonForce cannot be exchanged, nor always serialised.
     """
@@ -380,7 +391,9 @@ def _fingerprint(system: openmm.System) -> tuple[list[int], str]:
         for force in forces
         if as_torch_force(force) is None and as_python_force(force) is None
     )
-    return [int(force.this) for force in forces], digest_of("".join(contents))
+    return Fingerprint(
+        [(int(force.this), force.getForceGroup()) for force in forces], digest_of("".join(contents))
+    )
 
 
 def _python_system(access: ContextAccess) -> openmm.System:

@@ -76,6 +76,13 @@ class ContextTarget(BatchedTarget):
         self._parameters: dict[str, float] = {}
         self.layout = self._first_that_works()
 
+    def renewed(self, system: openmm.System) -> ContextTarget:
+        """The same for a System whose forces have other parameters."""
+        self.close()
+        result = ContextTarget(system, platforms=self._platforms, contexts=self._contexts)
+        result.layout, result._parameters = self.layout, self._parameters
+        return result
+
     def _first_that_works(self) -> Layout:
         failures = {}
         for layout in self._layouts(1):

@@ -60,6 +60,7 @@ class SystemTarget(BatchedTarget):
         self.python_parts: list[PythonForceTarget] = []
         self.model_parts: list[ModelTarget] = []
         rest: list[openmm.Force] = []
+        self._forces_of_rest = rest
         for force in system.getForces():
             if not groups >> force.getForceGroup() & 1:
                 continue
@@ -87,6 +88,12 @@ class SystemTarget(BatchedTarget):
             platforms = {platform: properties, "Reference": {}}
             self.rest = ContextTarget(_system_with(system, rest), platforms=platforms)
             self.parts.append(self.rest)
+
+    def refresh(self) -> None:
+        """Take over parameters that have changed in the System's own forces, of the same number."""
+        if self.rest is not None:
+            system = _system_with(self._system, self._forces_of_rest)
+            self.rest = self.parts[-1] = self.rest.renewed(system)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; without a box that of the System counts."""
