@@ -143,6 +143,8 @@ class Statistics:
             + (f"learning {share * self.learning_seconds:.1f} %, " if self.learning_seconds else "")
             + f"overhead {share * self.overhead_seconds:.0f} %"
         )
+        if self.shortened_windows:
+            text += f"; {self.shortened_windows} windows that end at a barostat's move"
         if self.failed_sites:
             text += f"; {self.failed_sites} windows cut short where the target failed"
         return text

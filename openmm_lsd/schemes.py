@@ -49,6 +49,7 @@ class Scheme(ABC):
     """
 
     name: ClassVar[str]
+    velocity_offset: ClassVar[float] = 0.0  # steps by which velocities are behind positions
 
     temperature: float
     friction: float
@@ -110,6 +111,7 @@ class Middle(Scheme):
     """
 
     name = "middle"
+    velocity_offset = 0.5  # without friction this is the leapfrog scheme
 
     def site(self, positions: Array, velocities: Array) -> Array:
         return positions

@@ -84,10 +84,10 @@ EDITS = {
     "friction": lambda s: s.integrator.setFriction(20 / unit.picosecond),
     "step size": lambda s: s.integrator.setStepSize(0.5 * unit.femtosecond),
     "force groups": lambda s: s.integrator.setIntegrationForceGroups({0}),
+    "setVelocitiesToTemperature": lambda s: s.context.setVelocitiesToTemperature(400, 5),
     "minimizeEnergy": lambda s: s.minimizeEnergy(maxIterations=3),
 }
-NOISY_EDITS = {  # LangevinMiddleIntegrator shifts these velocities by half a step
-    "setVelocitiesToTemperature": lambda s: s.context.setVelocitiesToTemperature(400, 5),
+NOISY_EDITS = {
     "temperature": lambda s: s.integrator.setTemperature(500),
     "seed": lambda s: s.integrator.setRandomNumberSeed(99),
 }

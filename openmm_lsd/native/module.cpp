@@ -629,21 +629,23 @@ NB_MODULE(_native, m) {
     m.attr("speculative_integrator") = Maker::name;
     m.def(
         "connect",
-        [](uintptr_t address, nb::object save, nb::object load, nb::object parameters,
-           nb::object setParameters, nb::object settings) {
+        [](uintptr_t address, double velocityOffset, nb::object save, nb::object load,
+           nb::object parameters, nb::object setParameters, nb::object settings) {
             auto* integrator = dynamic_cast<SpeculativeIntegrator*>(
                 reinterpret_cast<OpenMM::Integrator*>(address));
             if (integrator == nullptr)
                 throw std::invalid_argument("there is no SpeculativeIntegrator at this address");
+            integrator->velocityOffset = velocityOffset;
             integrator->save = save;
             integrator->load = load;
             integrator->parameters = parameters;
             integrator->setParameters = setParameters;
             integrator->settings = settings;
         },
-        nb::arg("address"), nb::arg("save"), nb::arg("load"), nb::arg("parameters"),
-        nb::arg("set_parameters"), nb::arg("settings"),
-        "Tell the SpeculativeIntegrator at an address what to call: save(bytes before) -> bytes and "
+        nb::arg("address"), nb::arg("velocity_offset"), nb::arg("save"), nb::arg("load"),
+        nb::arg("parameters"), nb::arg("set_parameters"), nb::arg("settings"),
+        "Tell the SpeculativeIntegrator at an address by how many steps velocities are behind "
+        "positions, and what to call: save(bytes before) -> bytes and "
         "load(bytes) for checkpoints, parameters() -> str and set_parameters(str) for States, "
         "settings() -> str for the XML of the integrator.");
     nb::class_<ContextAccess>(m, "ContextAccess",

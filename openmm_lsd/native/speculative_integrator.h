@@ -30,6 +30,10 @@ public:
     // not count, nor do changes of the periodic box, of which OpenMM tells nobody.
     bool touched = true;
 
+    // By how many steps velocities are behind the positions, as OpenMM understands its schemes: those
+    // that setVelocitiesToTemperature() draws are shifted by so much.
+    double velocityOffset = 0.0;
+
     // What connect() in module.cpp says.
     nanobind::object save, load, parameters, setParameters, settings;
 
@@ -77,6 +81,8 @@ protected:
     }
 
     bool kineticEnergyRequiresForce() const override { return false; }
+
+    double getVelocityTimeOffset() const override { return velocityOffset * getStepSize(); }
 
     void createCheckpoint(std::ostream& stream) const override {
         nanobind::gil_scoped_acquire acquire;
