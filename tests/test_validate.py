@@ -196,3 +196,19 @@ def test_particles_that_do_not_move_do_not_count():
 def test_one_state_is_not_enough():
     with pytest.raises(ValueError, match="batch is 1"):
         validate_target(Springs(), POSITIONS, MASSES, batch=1)
+
+
+def test_energy_that_jumps_at_a_cutoff():
+    """Some displacements meet the jump; the force is right where they do not."""
+
+    class Jumps(Springs):
+        met = 0
+
+        def evaluate(self, positions, box=None):
+            energies, forces = super().evaluate(positions, box)
+            beyond = np.abs(positions - POSITIONS).max(axis=(1, 2)) > 4e-4
+            Jumps.met += beyond.any() and not beyond.all()
+            return energies + 5.0 * beyond, forces
+
+    validate_target(Jumps(), POSITIONS, MASSES, rows=False)
+    assert Jumps.met > 2
