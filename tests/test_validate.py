@@ -206,9 +206,10 @@ def test_energy_that_jumps_at_a_cutoff():
 
         def evaluate(self, positions, box=None):
             energies, forces = super().evaluate(positions, box)
-            beyond = np.abs(positions - POSITIONS).max(axis=(1, 2)) > 4e-4
+            beyond = (positions - POSITIONS).reshape(len(positions), -1).max(axis=1) > 2.6e-4
+            beyond &= (positions - POSITIONS).sum(axis=(1, 2)) > 0  # on one side only
             Jumps.met += beyond.any() and not beyond.all()
             return energies + 5.0 * beyond, forces
 
     validate_target(Jumps(), POSITIONS, MASSES, rows=False)
-    assert Jumps.met > 2
+    assert Jumps.met >= 3
