@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
+from timeit import timeit
 from typing import NamedTuple
 
 import numpy as np
@@ -41,6 +42,7 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 CHECKED_STATES = 3
+TIMED_STEPS = 3
 TYPICAL_WINDOW = 16  # that a target is prepared for, where the window is tuned
 
 
@@ -130,7 +132,7 @@ class Binding:
         """
         sampler, target = self._prepared(settings), self._target
         assert target is not None
-        begin, counted = perf_counter(), self._seconds_counted()
+        begin, counted = perf_counter(), self._statistics.seconds
         time, step_count = self._access.get_time()
 
         def plain_steps(state: State, n: int) -> tuple[Array, Array]:
@@ -163,11 +165,8 @@ class Binding:
                 velocities = np.where(self._immobile, self._start_velocities, velocities)
             self._access.set_state(positions, velocities, time, self._step_count)
             self._access.acknowledge()
-            counted = self._seconds_counted() - counted
+            counted = self._statistics.seconds - counted
             self._statistics.overhead_seconds += perf_counter() - begin - counted
-
-    def _seconds_counted(self) -> float:
-        return self._statistics.counted_seconds + self._statistics.overhead_seconds
 
     def _prepared(self, settings: Settings) -> SpeculativeSampler:
         """The sampler, standing where the Context stands; made anew if something has changed."""
@@ -356,6 +355,8 @@ class Binding:
                     rows=new,
                 )
                 self._validated = target
+                if new:
+                    self._time_plain_step(target, positions, settings)
         except TargetMismatchError:
             raise
         except Exception as error:
@@ -366,6 +367,19 @@ class Binding:
         finally:
             self._access.set_state(positions, velocities, time, step_count)
         return target
+
+    def _time_plain_step(self, target: BatchedTarget, positions: Array, settings: Settings) -> None:
+        """Of a plain run the forces take the time; the first evaluations have been done."""
+
+        def evaluate() -> None:
+            if has_forces(self._system):
+                self._context_forces(positions[None], settings)
+            else:
+                target.evaluate(positions[None], self._box())
+
+        with target.single_states():
+            seconds = [timeit(evaluate, number=1) for _ in range(TIMED_STEPS)]
+        self._statistics.plain_step_seconds = min(seconds)
 
     def _context_forces(self, states: Array, settings: Settings) -> Array:
         """The forces (B, N, 3) that the Context's integrator would see."""

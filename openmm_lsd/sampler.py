@@ -96,6 +96,9 @@ class Statistics:
     a plain target step and neither. ``shortened_windows`` counts rounds of fewer than K sites,
     which end where a barostat tries a move. ``noise_shifts`` is the sum of |delta| over the
     accepted and the rejected ones.
+
+    ``window_length`` is K of the last round, and ``plain_step_seconds`` what a force at one state
+    took the Context when the target was new; both zero before the first step.
     """
 
     rounds: int = 0
@@ -105,10 +108,23 @@ class Statistics:
     failed_sites: int = 0
     shortened_windows: int = 0
     noise_shifts: float = 0.0
+    window_length: int = 0
+    plain_step_seconds: float = 0.0
     draft_seconds: float = 0.0
     target_seconds: float = 0.0
     learning_seconds: float = 0.0
     overhead_seconds: float = 0.0
+
+    def since(self, earlier: Statistics) -> Statistics:
+        """What has been added to an earlier copy."""
+        now, before = dataclasses.asdict(self), dataclasses.asdict(earlier)
+        present = ("window_length", "plain_step_seconds")
+        return Statistics(**{k: v if k in present else v - before[k] for k, v in now.items()})
+
+    @property
+    def seconds(self) -> float:
+        """Spent in steps."""
+        return self.counted_seconds + self.overhead_seconds
 
     @property
     def counted_seconds(self) -> float:
@@ -133,7 +149,7 @@ class Statistics:
         return self.noise_shifts / tried if tried else 0.0
 
     def __str__(self) -> str:
-        total = self.counted_seconds + self.overhead_seconds
+        total = self.seconds
         share = 100.0 / total if total > 0 else 0.0
         text = (
             f"{self.steps} steps in {self.rounds} rounds: {self.steps_per_round:.2f} steps per "
@@ -405,6 +421,7 @@ class SpeculativeSampler:
             noise[len(committed) :],
         )
         statistics.rounds += 1
+        statistics.window_length = self.window
         statistics.shortened_windows += length < self.window
         statistics.steps += len(committed)
         if self.tuner is not None and length == self.window:
@@ -429,6 +446,7 @@ class SpeculativeSampler:
         self._front = State(positions, velocities, step)
         self._queue = deque([self._front])
         self._corrections, self._noise = np.zeros_like(self._corrections), []
+        self.statistics.window_length = 1
         self.statistics.rounds += n
         self.statistics.steps += n
         self.statistics.target_seconds += seconds

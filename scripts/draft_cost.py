@@ -1,4 +1,5 @@
-"""Microseconds per drafted step: the valence draft and the system's force field, natively.
+"""Microseconds per drafted step: the valence draft natively, the same in OpenMM's Custom forces,
+and the system's force field.
 
 python scripts/draft_cost.py systems/alanine_dipeptide
 """
@@ -8,12 +9,14 @@ import time
 from pathlib import Path
 
 import numpy as np
+import openmm
 from openmm import unit
 
 from openmm_lsd import systems
 from openmm_lsd.checks import masses_of
 from openmm_lsd.draft import DraftChoice
 from openmm_lsd.schemes import Middle
+from openmm_lsd.valence import ANGLE, DISTANCE, TORSION
 
 
 def microseconds(draft, positions, masses, window):
@@ -26,6 +29,37 @@ def microseconds(draft, positions, masses, window):
         draft.rollout(*arguments, np.zeros(window, dtype=bool))
         times.append(time.perf_counter() - begin)
     return 1e6 * min(times) / window
+
+
+def in_custom_forces(terms):
+    """The terms of a valence draft as CustomCompoundBondForces, one for each kind of product."""
+    forces = {}
+    for factors, parameter in zip(terms.factors, terms.classes, strict=True):
+        used = [q for q in factors if q >= 0]
+        atoms, pieces = [], []
+        for q in used:
+            kind = terms.kinds[q]
+            own = terms.atoms[q][: 2 + kind].tolist()
+            atoms += [atom for atom in own if atom not in atoms]
+            names = [f"p{atoms.index(atom) + 1}" for atom in own]
+            pieces.append(
+                {
+                    DISTANCE: "distance({0},{1})",
+                    ANGLE: "angle({0},{1},{2})",
+                    TORSION: "cos(dihedral({0},{1},{2},{3}))*sin(angle({0},{1},{2}))"
+                    "*sin(angle({1},{2},{3}))",
+                }[kind].format(*names)
+            )
+        key = (len(atoms), *pieces)
+        if key not in forces:
+            product = "*".join(f"({piece}-r{f})" for f, piece in enumerate(pieces))
+            force = openmm.CustomCompoundBondForce(len(atoms), f"theta*{product}")
+            for name in ("theta", *(f"r{f}" for f in range(len(pieces)))):
+                force.addPerBondParameter(name)
+            forces[key] = force
+        references = [float(terms.references[q]) for q in used]
+        forces[key].addBond(atoms, [0.01 * (1 + parameter % 7), *references])
+    return forces.values()
 
 
 def main():
@@ -42,11 +76,19 @@ def main():
         "auto": DraftChoice(None, None, molecule.topology, learning=True),
         "force field": DraftChoice(molecule.draft, None, None, learning=False),
     }
-    for name, choice in choices.items():
+    for name in ("auto", "Custom forces", "force field"):
+        choice = choices[name]
         draft = choice.make(positions, masses, box)
         draft.set_environment(box, {})
         costs = (f"{microseconds(draft, positions, masses, k):.1f} (K = {k})" for k in args.windows)
-        print(f"{name:12s} us per drafted step: {', '.join(costs)}", flush=True)
+        print(f"{name:13s} us per drafted step: {', '.join(costs)}", flush=True)
+        if name == "auto":
+            system = openmm.System()
+            for mass in masses:
+                system.addParticle(mass)
+            for force in in_custom_forces(draft._terms):
+                system.addForce(force)
+            choices["Custom forces"] = DraftChoice(system, None, None, learning=False)
 
 
 if __name__ == "__main__":

@@ -68,6 +68,13 @@ public:
                 slopes[q[0]] += weight * values[q[1]];
                 slopes[q[1]] += weight * values[q[0]];
                 break;
+            case 3: {
+                const double u = values[q[0]], v = values[q[1]], w = weight * values[q[2]];
+                slopes[q[0]] += w * v;
+                slopes[q[1]] += w * u;
+                slopes[q[2]] += weight * u * v;
+                break;
+            }
             default:
                 for (int f = 0; f < term.count; f++)
                     slopes[q[f]] += weight * productOfOthers(term, f);
@@ -104,7 +111,7 @@ private:
     struct Direction {
         int from, to;
         Vector unit;
-        double length;
+        double length, inverse;
     };
     std::vector<Direction> vectors;
     std::map<std::pair<int, int>, int> vectorOf;
@@ -143,7 +150,8 @@ private:
         for (Direction& v : vectors) {
             const Vector d = between(positions, v.from, v.to, box);
             v.length = std::sqrt(d.dot(d));
-            v.unit = d * (1.0 / v.length);
+            v.inverse = 1.0 / v.length;
+            v.unit = d * v.inverse;
         }
         for (size_t q = 0; q < coordinates.size(); q++) {
             const Coordinate& c = coordinates[q];
@@ -163,16 +171,16 @@ private:
                 const double sine = std::sqrt(1.0 - cosine * cosine);
                 value = std::acos(cosine);
                 const double scale = sine < 1e-6 ? 0.0 : 1.0 / sine;
-                g[0] = (e1 * cosine + e2) * (-scale / v[0]->length);
-                g[2] = (e2 * cosine + e1) * (scale / v[1]->length);
+                g[0] = (e1 * cosine + e2) * (-scale * v[0]->inverse);
+                g[2] = (e2 * cosine + e1) * (scale * v[1]->inverse);
                 g[1] = (g[0] + g[2]) * -1.0;
             } else {
                 const Vector e2 = v[1]->unit * c.signs[1], e3 = v[2]->unit * c.signs[2];
                 const double c12 = e1.dot(e2), c23 = e2.dot(e3);
                 value = c12 * c23 - e1.dot(e3);
-                const Vector g1 = normalPart(e2 * c23 - e3, e1) * (1.0 / v[0]->length);
-                const Vector g2 = normalPart(e1 * c23 + e3 * c12, e2) * (1.0 / v[1]->length);
-                const Vector g3 = normalPart(e2 * c12 - e1, e3) * (1.0 / v[2]->length);
+                const Vector g1 = normalPart(e2 * c23 - e3, e1) * v[0]->inverse;
+                const Vector g2 = normalPart(e1 * c23 + e3 * c12, e2) * v[1]->inverse;
+                const Vector g3 = normalPart(e2 * c12 - e1, e3) * v[2]->inverse;
                 g[0] = g1 * -1.0;
                 g[1] = g1 - g2;
                 g[2] = g2 - g3;
