@@ -29,6 +29,7 @@ from .checks import (
 )
 from .draft import DraftChoice
 from .restart import Record, digest_of
+from .rollout import reciprocal
 from .sampler import SpeculativeSampler, State, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
 from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
@@ -135,18 +136,27 @@ class Binding:
         begin, counted = perf_counter(), self._statistics.seconds
         time, step_count = self._access.get_time()
 
-        def plain_steps(state: State, n: int) -> tuple[Array, Array]:
+        def plain_steps(state: State, n: int) -> tuple[Array, Array, int]:
             done = state.step - self.noise_step
             at = time + done * settings.step_size
             self._access.set_state(state.positions, state.velocities, at, step_count + done)
             self._moves.tell(state.step)
             box = self._access.get_box()
-            with target.single_states():
-                plain(n)
-            self._moves.begun += n
+            try:
+                with target.single_states():
+                    plain(n)
+                self._moves.begun += n
+            except Exception as error:
+                count = self._access.get_time()[1]
+                n = count - (step_count + done)
+                self._moves.begun += n + 1
+                if n == 0:
+                    raise TargetError(
+                        f"the target failed at the state before step {count}: {error}", count
+                    ) from error
             if not np.array_equal(self._access.get_box(), box):
                 self._take_box()
-            return self._access.get_state()[:2]
+            return *self._access.get_state()[:2], n
 
         moves = self._moves
         moves.begun = self.noise_step + self._begun
@@ -188,11 +198,15 @@ class Binding:
                 sampler = None
             if self._access.changed:
                 sampler = None
+            # Now, because what follows may fail, and be tried again.
+            self._target, self._sampler = target, sampler
         if sampler is None or target is None or settings != previous:
             scheme = SCHEMES[self._scheme_name](
                 settings.temperature, settings.friction, settings.step_size
             )
+            scheme.check_noise(reciprocal(self._masses))
             if sampler is None or target is None:
+                self._state()
                 self._environment_of_draft()
                 self._target = self._checked_target(target, settings, scheme)
             sampler = self._new_sampler(settings, scheme)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 import math
+import numbers
 import operator
 import sys
 import weakref
@@ -13,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import openmm
 from openmm import app, unit
 
@@ -114,13 +116,15 @@ class LSDIntegrator(openmm.CustomIntegrator):
         )
         self.this = made.this
         system = _draft_system(draft)
-        if system is None and learning is False:
+        if not (learning is None or isinstance(learning, bool | np.bool_)):
+            raise TypeError(f"learning is {learning!r}; it must be True, False or None")
+        if system is None and learning is not None and not learning:
             raise ValueError("draft is 'auto', which must learn; leave learning out")
         if not (topology is None or isinstance(topology, app.Topology)):
             raise TypeError(
                 f"topology is a {type(topology).__name__}; it must be an openmm.app.Topology"
             )
-        if scheme not in SCHEMES:
+        if not isinstance(scheme, str) or scheme not in SCHEMES:
             raise ValueError(f"scheme is {scheme!r}; it must be one of {sorted(SCHEMES)}")
         target = None if target is None else as_target(target)
         if isinstance(draftPlatform, str):
@@ -144,7 +148,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._add_program()
         self.setTemperature(temperature)
         self.setFriction(frictionCoeff)
-        self.setRandomNumberSeed(0 if randomNumberSeed is None else randomNumberSeed)
+        self.setRandomNumberSeed(randomNumberSeed)
 
     def _add_program(self) -> None:
         for name in ("temperature", "friction", "kT", "a", "b", NOISE_STEP):
@@ -363,9 +367,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
         """Set the time step (Quantity, or a number in ps)."""
         super().setStepSize(_positive(size, unit.picosecond, "stepSize"))
 
-    def setRandomNumberSeed(self, seed: int) -> None:  # noqa: N802
-        """Set the seed; with 0 every Context gets a fresh one."""
-        super().setRandomNumberSeed(operator.index(seed))
+    def setRandomNumberSeed(self, seed: int | None) -> None:  # noqa: N802
+        """Set the seed; with 0 or None every Context gets a fresh one."""
+        super().setRandomNumberSeed(_seed(seed))
 
     def _value(self, variable: str) -> float:
         return self.getGlobalVariableByName(variable)
@@ -421,12 +425,35 @@ def _draft_system(draft: Any) -> openmm.System | None:
 
 def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> float:
     """``value`` as a float in ``in_unit``."""
-    value = float(value.value_in_unit(in_unit) if isinstance(value, unit.Quantity) else value)
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(
-            f"{name} is {value} {in_unit.get_symbol()}; it must be positive and finite"
+    number: Any = value
+    if isinstance(value, unit.Quantity):
+        number = value.value_in_unit(in_unit) if value.unit.is_compatible(in_unit) else None
+    if np.ndim(number) > 0 or not isinstance(number, numbers.Real | np.ndarray):
+        raise TypeError(
+            f"{name} is {value!r}; it must be a number in {in_unit.get_name()}, or a Quantity"
         )
-    return value
+    try:
+        number = float(number)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(
+            f"{name} is {number} {in_unit.get_symbol()}; it must be positive and finite"
+        )
+    return number
+
+
+def _seed(value: Any) -> int:
+    """None becomes 0."""
+    if value is None:
+        return 0
+    try:
+        seed = operator.index(value)
+    except TypeError:
+        raise TypeError(f"randomNumberSeed is {value!r}; it must be an integer or None") from None
+    if not -(2**31) <= seed < 2**31:
+        raise ValueError(f"randomNumberSeed is {seed}; it must be from -2^31 to 2^31 - 1")
+    return seed
 
 
 def _window(length: Any) -> int | None:

@@ -174,7 +174,7 @@ class State(NamedTuple):
     step: int
 
 
-PlainSteps = Callable[[State, int], tuple[Array, Array]]
+PlainSteps = Callable[[State, int], tuple[Array, Array, int]]
 
 
 class Intervention(Protocol):
@@ -259,6 +259,7 @@ class SpeculativeSampler:
             raise ValueError("masses must be finite and not negative")
         self._inverse_masses = reciprocal(self._masses)
         self._noise_scale = scheme.noise_scale(self._inverse_masses)
+        scheme.check_noise(self._inverse_masses)
         self._inverse_noise_scale = reciprocal(self._noise_scale)
         self._largest_leap = (
             LARGEST_LEAP * self._masses * scheme.thermal_speed(self._inverse_masses)
@@ -349,9 +350,10 @@ class SpeculativeSampler:
         Parameters
         ----------
         n : int
-        plain : callable, State, steps -> positions, velocities
+        plain : callable, State, steps -> positions, velocities, steps done
             Does plain steps of the same scheme and target from a committed state by other means,
-            with random numbers of its own. Taken where the tuner finds that no window pays.
+            with random numbers of its own; raises TargetError if it cannot do one. Taken where the
+            tuner finds that no window pays.
         """
         state = self.state
         statistics = self.statistics
@@ -433,7 +435,7 @@ class SpeculativeSampler:
         """Steps without a draft; what is known about later ones belongs to other noise."""
         self._learn_last_round()
         begin = perf_counter()
-        positions, velocities = plain(self._front, n)
+        positions, velocities, n = plain(self._front, n)
         seconds = perf_counter() - begin
         step = self._front.step + n
         if not (np.isfinite(positions).all() and np.isfinite(velocities).all()):

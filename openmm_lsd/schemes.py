@@ -28,6 +28,8 @@ BOLTZMANN = 1.380649e-23  # J/K, exact in the SI
 AVOGADRO = 6.02214076e23  # 1/mol, exact in the SI
 MOLAR_GAS_CONSTANT = BOLTZMANN * AVOGADRO / 1000.0  # kJ/mol/K
 
+LEAST = 1e-100  # of noise and step size, so that no square underflows and no quotient overflows
+
 
 @dataclass(frozen=True)
 class Scheme(ABC):
@@ -71,6 +73,16 @@ class Scheme(ABC):
         """Standard deviation sqrt(kT (1 - a^2) / m) of the kick in nm/ps, zero for zero mass."""
         variance = -math.expm1(-2.0 * self.friction * self.step_size)
         return math.sqrt(variance) * self.thermal_speed(inverse_masses)
+
+    def check_noise(self, inverse_masses: Array) -> None:
+        """Raise ValueError if the noise cannot be told from none, or what is measured by it."""
+        scale = self.noise_scale(inverse_masses)[inverse_masses > 0]
+        least = min(self.step_size, scale.min(initial=np.inf))
+        if not (least > LEAST and np.isfinite(scale).all()):
+            raise ValueError(
+                f"temperature, friction or step size is too small or too large in {self}: the "
+                "random displacements of a step cannot be computed"
+            )
 
     def thermal_speed(self, inverse_masses: Array) -> Array:
         """Standard deviation sqrt(kT / m) of a velocity component in nm/ps, zero for zero mass."""

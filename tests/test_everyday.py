@@ -15,10 +15,12 @@ from particles import (
     assert_close,
     copy_state,
     lsd,
+    system_of,
     target_system,
 )
 from restarting import barostat, build, digest
 
+from openmm_lsd.sampler import TargetError
 from openmm_lsd.targets.torchforce import TorchForceTarget
 
 
@@ -126,3 +128,33 @@ def test_positions_are_not_wrapped(simulate, state_of):
         assert wrapped.getPositions(asNumpy=True)._value.max() < 3.0
     assert_close(states[1], states[0], 1e-7)
     assert states[0].positions[:, 0].min() > 2.4
+
+
+@pytest.mark.parametrize("fails_at", [1, 4])
+def test_plain_steps_that_fail(simulate, state_of, fails_at):
+    """What was done before stays; the error says why and where, and the run can go on."""
+    failures = []
+
+    def spring(state):
+        if failures and failures.pop() == "fail":
+            raise ArithmeticError("not converged")
+        displacements = state.getPositions(asNumpy=True)._value - POSITIONS
+        return 250.0 * (displacements**2).sum(), -500.0 * displacements
+
+    system = system_of(openmm.PythonForce(spring))
+    simulation = simulate(system, lsd(windowLength="auto"), POSITIONS, VELOCITIES)
+    simulation.step(30)
+    binding = simulation.integrator._binding
+    while binding._sampler._queue:
+        simulation.step(1)
+    binding._tuner.window, binding._tuner._left = 1, 1000
+    start = simulation.currentStep
+    failures[:] = ["fail"] + (fails_at - 1) * ["pass"]
+    if fails_at == 1:
+        with pytest.raises(TargetError, match=f"before step {start}: .*not converged"):
+            simulation.step(8)
+        assert simulation.currentStep == start
+    simulation.step(8)
+    assert not failures and simulation.currentStep == start + 8
+    assert simulation.context.getTime()._value == pytest.approx(0.001 * (start + 8))
+    assert np.isfinite(state_of(simulation).positions).all()

@@ -205,7 +205,7 @@ class _Examination:
                 continue
             tried = []
             for step in GRADIENT_STEPS:
-                displaced = way * (step / length)
+                displaced = way / length * step
                 error = self._gradient_error(state, force, displaced)
                 # The least noise shift of a force error dF with sum(dF displaced) = error.
                 allowed = max(
@@ -214,7 +214,7 @@ class _Examination:
                     * np.linalg.norm(force[mobile])
                     * np.linalg.norm(displaced[mobile]),
                 )
-                tried.append((error / allowed, error, float(allowed)))
+                tried.append((error - allowed, error, float(allowed)))
                 if error <= allowed:
                     break
             self._note(
