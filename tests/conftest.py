@@ -44,6 +44,11 @@ class ContextState(NamedTuple):
         )
 
 
+def pytest_collection_modifyitems(items):
+    """The longest file first, so that nothing waits for it at the end."""
+    items.sort(key=lambda item: item.path.name != "test_target_ray.py")
+
+
 @pytest.fixture(scope="session")
 def state_of():
     """Function: simulation -> ContextState."""
