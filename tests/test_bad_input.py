@@ -73,7 +73,9 @@ def test_window_must_be_a_positive_integer(value):
 
 
 @pytest.mark.parametrize(
-    "draft", [None, openmm.HarmonicBondForce(), "system.xml", 3, app.Topology()], ids=repr
+    "draft",
+    [None, openmm.HarmonicBondForce(), "system.xml", 3, app.Topology()],
+    ids=lambda draft: type(draft).__name__,
 )
 def test_draft_must_be_a_system(draft):
     with pytest.raises(TypeError, match=f"draft is a {type(draft).__name__}.*openmm.System"):
