@@ -19,10 +19,10 @@ from . import racing
 from ._native import ContextAccess
 from .barostat import BarostatMoves
 from .checks import (
+    barostat_frequency,
     check_pair,
     check_system,
     cm_removal_frequency,
-    has_barostat,
     has_forces,
     masses_of,
     virtual_sites,
@@ -96,7 +96,7 @@ class Binding:
         self._own_target: SystemTarget | None = None  # made from the System
         self._validated: BatchedTarget | None = None
         self._scheme_name = scheme_name
-        self._tuner = WindowTuner() if window is None else None
+        self._tuner = WindowTuner(barostat_frequency(self._system)) if window is None else None
         self._window = TYPICAL_WINDOW if window is None else window
         self._statistics = statistics
         self._fingerprint = _fingerprint(self._system)
@@ -241,7 +241,7 @@ class Binding:
             or record["shown"] != self._shown()
         ):
             return False
-        if self._tuner is not None and record["tuned window"] is not None:
+        if self._tuner is not None and record["tuned window"] in self._tuner.windows:
             self._tuner.window = record["tuned window"]
         sampler.restore(record["sampler"])
         return True
@@ -292,7 +292,7 @@ class Binding:
         )
         sampler.statistics = self._statistics
         sampler.tuner = self._tuner
-        if has_barostat(self._system):
+        if barostat_frequency(self._system) is not None:
             sampler.intervention = self._moves
         return sampler
 

@@ -34,9 +34,10 @@ def has_forces(system: openmm.System) -> bool:
     return any(not changes_state(force) for force in system.getForces())
 
 
-def has_barostat(system: openmm.System) -> bool:
-    """Whether there is a barostat, at whatever frequency."""
-    return any("Barostat" in type(force).__name__ for force in system.getForces())
+def barostat_frequency(system: openmm.System) -> int | None:
+    """Steps between the moves of the barostats; None if there are no moves."""
+    forces = (force for force in system.getForces() if "Barostat" in type(force).__name__)
+    return min((f.getFrequency() for f in forces if f.getFrequency() > 0), default=None)
 
 
 def cm_removal_frequency(system: openmm.System) -> int:

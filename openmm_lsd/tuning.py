@@ -76,10 +76,16 @@ class WindowTuner:
     That with the most steps per second, as far as is known; where nothing is known of the cost of
     a window the best is assumed, so that it is tried. Now and then, ever more rarely, the windows
     beside the best are tried again, and plain dynamics.
+
+    Parameters
+    ----------
+    longest : int, optional
+        No longer window has room, because something comes in between so often.
     """
 
-    def __init__(self) -> None:
-        self.window = FIRST
+    def __init__(self, longest: int | None = None) -> None:
+        self.windows = [w for w in WINDOWS if longest is None or w <= longest]
+        self.window = min(FIRST, self.windows[-1])
         self._acceptance = Acceptance()
         self._seconds: dict[int, deque[float]] = {}
         self._rounds = 0
@@ -116,15 +122,15 @@ class WindowTuner:
             if known and self._rounds >= self._next_probe:
                 self._next_probe += min(self._next_probe, LAST_PROBE)
                 self._say()
-                at = WINDOWS.index(self.window)
-                beside = {1, *WINDOWS[max(0, at - 1) : at + 2]}
+                at = self.windows.index(self.window)
+                beside = {1, *self.windows[max(0, at - 1) : at + 2]}
                 self._probes = sorted(beside - {self.window})
         if self.window != before:
             self._since_change = 0
 
     def _best(self) -> int:
         steps = self._acceptance.steps()
-        rates = {window: steps[window] / self._cost(window) for window in WINDOWS}
+        rates = {window: steps[window] / self._cost(window) for window in self.windows}
         best = max(rates, key=rates.__getitem__)
         if rates[best] < WORTH * rates[self.window]:
             return self.window

@@ -180,6 +180,16 @@ def test_windows_that_tune_themselves(build_fluid):
     assert moved[0] == moved[1]
 
 
+def test_windows_are_tuned_between_moves(build_fluid):
+    """Only windows that fit in between are timed, so no other may be waited for."""
+    simulation = build_fluid(isotropic(3), plain=False, windowLength="auto")
+    windows = set()
+    for _ in range(150):
+        simulation.step(2)
+        windows.add(simulation.integrator.statistics.window_length)
+    assert len(windows) > 1 and max(windows) <= 3
+
+
 def test_pressure_is_that_of_the_context(build_fluid):
     """Changed in mid-run: the next move obeys."""
     runs = []
