@@ -158,11 +158,7 @@ class PlainBeforeFailingSite(NoCorrection):
     """Takes the noise untransported where the next site has failed: a choice made by that noise."""
 
     def _commit(self, window, target_forces, noise, removals):
-        length, self.window = self.window, len(target_forces)
-        try:
-            return super()._commit(window, target_forces, noise, removals)
-        finally:
-            self.window = length
+        return super()._commit(window, target_forces, noise[: len(target_forces)], removals)
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
