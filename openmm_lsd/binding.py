@@ -9,7 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 from timeit import timeit
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
@@ -30,7 +30,7 @@ from .checks import (
 from .draft import DraftChoice
 from .restart import Record, digest_of
 from .rollout import reciprocal
-from .sampler import SpeculativeSampler, State, Statistics, TargetError
+from .sampler import Round, SpeculativeSampler, State, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
 from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
 from .targets.pythonforce import as_python_force
@@ -71,6 +71,8 @@ class Binding:
         ``window`` is None for 'auto'.
     statistics : Statistics
         Counted on.
+    watchers : list of callables
+        As ``SpeculativeSampler.watchers``; what is added later counts too.
     """
 
     def __init__(
@@ -81,6 +83,7 @@ class Binding:
         scheme_name: str,
         window: int | None,
         statistics: Statistics,
+        watchers: list[Callable[[Round], Any]],
     ) -> None:
         self._access = access
         self._system = _python_system(access)
@@ -96,9 +99,9 @@ class Binding:
         self._own_target: SystemTarget | None = None  # made from the System
         self._validated: BatchedTarget | None = None
         self._scheme_name = scheme_name
-        self._tuner = WindowTuner(barostat_frequency(self._system)) if window is None else None
+        self.tuner = WindowTuner(barostat_frequency(self._system)) if window is None else None
         self._window = TYPICAL_WINDOW if window is None else window
-        self._statistics = statistics
+        self._statistics, self._watchers = statistics, watchers
         self._fingerprint = _fingerprint(self._system)
         self._settings: Settings | None = None
         self._sampler: SpeculativeSampler | None = None
@@ -241,8 +244,8 @@ class Binding:
             or record["shown"] != self._shown()
         ):
             return False
-        if self._tuner is not None and record["tuned window"] in self._tuner.windows:
-            self._tuner.window = record["tuned window"]
+        if self.tuner is not None and record["tuned window"] in self.tuner.windows:
+            self.tuner.window = record["tuned window"]
         sampler.restore(record["sampler"])
         return True
 
@@ -265,7 +268,7 @@ class Binding:
             "shown": self._shown(),
             "draft state": self._draft.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
-            "tuned window": None if self._tuner is None else self._tuner.window,
+            "tuned window": None if self.tuner is None else self.tuner.window,
             "barostats": access.get_barostat_memory(),
             "begun": self._begun,
             "decisions": dict(racing.decisions),
@@ -291,7 +294,7 @@ class Binding:
             cm_removal_frequency=cm_removal_frequency(self._system),
         )
         sampler.statistics = self._statistics
-        sampler.tuner = self._tuner
+        sampler.tuner, sampler.watchers = self.tuner, self._watchers
         if barostat_frequency(self._system) is not None:
             sampler.intervention = self._moves
         return sampler

@@ -32,7 +32,7 @@ from .restart import (
     to_checkpoint,
     to_text,
 )
-from .sampler import Statistics
+from .sampler import Round, Statistics
 from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
 from .targets import BatchedTarget, as_target
 from .targets.torchforce import load_plugin
@@ -57,6 +57,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     The CustomIntegrator underneath is the plain dynamics of the target with the same scheme; that
     is what an XML round trip of the integrator gives.
+
+    Every callable in the list ``watchers`` is called after every round with its ``sampler.Round``.
 
     Parameters
     ----------
@@ -140,6 +142,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._target = target
         self._scheme, self._window = scheme, _window(windowLength)
         self._statistics = Statistics()
+        self.watchers: list[Callable[[Round], Any]] = []
         self._binding: Binding | None = None
         self._record: Record | None = None  # to go on from, once there is a binding
         self._connect()
@@ -254,6 +257,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 self._scheme,
                 self._window,
                 self._statistics,
+                self.watchers,
             )
         return self._binding
 

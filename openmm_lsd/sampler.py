@@ -188,6 +188,22 @@ class Intervention(Protocol):
         """Positions and velocities from which that step starts, given those before it."""
 
 
+class Round(NamedTuple):
+    """What became of one window, for ``watchers``.
+
+    ``noise_shifts`` are the |delta| of the committed steps that were accepted or rejected; all but
+    the last of them were accepted, and the last unless ``rejected``.
+    """
+
+    step: int  # index of the first
+    drafted: int  # sites
+    kept: int  # leading ones drafted with a discrepancy of their own, measured a round ago
+    verified: int  # sites whose target forces could be had
+    committed: int
+    rejected: bool  # the last committed step was transported elsewhere
+    noise_shifts: list[float]
+
+
 class _Lesson(NamedTuple):
     """What a round leaves for a draft that learns; arrays as in ``_round``."""
 
@@ -254,6 +270,7 @@ class SpeculativeSampler:
         self.statistics = Statistics()
         self.tuner: WindowTuner | None = None  # if there is one, it chooses ``window``
         self.intervention: Intervention | None = None  # no window goes past the next one
+        self.watchers: list[Callable[[Round], Any]] = []  # called after every round
         self._masses = np.array(masses, dtype=np.float64).reshape(-1, 1)
         if not (np.isfinite(self._masses).all() and (self._masses >= 0).all()):
             raise ValueError("masses must be finite and not negative")
@@ -304,6 +321,7 @@ class SpeculativeSampler:
         self._queue: deque[State] = deque()
         self._step_count_offset = (step if step_count is None else step_count) - step
         self._corrections = np.zeros((self.window, *shape))
+        self._kept = 0  # leading corrections that were measured for their very step
         self._leap_seen = np.inf  # at committed steps, in units of the largest allowed
         self._lesson: _Lesson | None = None
         if self._learns:
@@ -319,6 +337,7 @@ class SpeculativeSampler:
             "step count offset": self._step_count_offset,
             "corrections": self._corrections,
             "leap seen": self._leap_seen,
+            "kept": self._kept,
             "lesson": None if lesson is None else lesson._asdict(),
         }
 
@@ -329,6 +348,7 @@ class SpeculativeSampler:
         self._step_count_offset = record["step count offset"]
         self._corrections, self._noise = record["corrections"], []
         self._leap_seen = record["leap seen"]
+        self._kept = record["kept"]
         lesson = record["lesson"]
         self._lesson = None if lesson is None else _Lesson(**lesson)
         window, self.window = self.window, record["window"]
@@ -412,15 +432,20 @@ class SpeculativeSampler:
         statistics.draft_seconds += drafted - begin
         statistics.target_seconds += verified - drafted
 
-        committed = self._commit(window, target_forces, noise, removals)
+        committed, shifts, accepted = self._commit(window, target_forces, noise, removals)
+        statistics.noise_shifts += sum(shifts)
+        statistics.accepted += len(shifts) - (not accepted)
+        statistics.rejected += not accepted
+        kept = self._kept
         discrepancies = target_forces - window.draft_forces[: len(target_forces)]
         corrections = self._next_corrections(discrepancies, len(committed))
         # All at once: an interrupt must not come between.
-        self._queue, self._front, self._corrections, self._noise = (
+        self._queue, self._front, self._corrections, self._noise, self._kept = (
             deque(committed),
             committed[-1],
             corrections,
             noise[len(committed) :],
+            len(target_forces) - len(committed),
         )
         statistics.rounds += 1
         statistics.window_length = self.window
@@ -430,6 +455,12 @@ class SpeculativeSampler:
             self.tuner.record(len(committed), perf_counter() - begin_round)
         if self._learns:
             self._lesson = _Lesson(step, window.sites, target_forces, discrepancies, len(committed))
+        if self.watchers:
+            drafted, verified = len(window.sites), len(target_forces)
+            kept = min(kept, drafted) if self.correction == "per-step" else 0
+            became = Round(step, drafted, kept, verified, len(committed), not accepted, shifts)
+            for watch in self.watchers:
+                watch(became)
 
     def _plain_round(self, plain: PlainSteps, n: int) -> None:
         """Steps without a draft; what is known about later ones belongs to other noise."""
@@ -448,6 +479,7 @@ class SpeculativeSampler:
         self._front = State(positions, velocities, step)
         self._queue = deque([self._front])
         self._corrections, self._noise = np.zeros_like(self._corrections), []
+        self._kept = 0
         self.statistics.window_length = 1
         self.statistics.rounds += n
         self.statistics.steps += n
@@ -535,8 +567,10 @@ class SpeculativeSampler:
         target_forces: Array,
         noise: list[tuple[Array, float]],
         removals: NDArray[np.bool_],
-    ) -> list[State]:
+    ) -> tuple[list[State], list[float], bool]:
         """Target steps up to the first that leaves the drafted path; at least one.
+
+        Also |delta| of those whose noise was transported, and whether the last was accepted.
 
         Each is the plain scheme with the target's force, driven by transported noise. Only the
         last step of a full window, from which nothing was drafted, takes its noise untransported.
@@ -544,9 +578,10 @@ class SpeculativeSampler:
         fails depends on the noise of the step before it, so the failure must not choose how that
         noise is used.
         """
-        scheme, statistics = self.scheme, self.statistics
+        scheme = self.scheme
         positions, velocities, step = self._front
         committed: list[State] = []
+        shifts: list[float] = []
         for k, target_force in enumerate(target_forces):
             if removals[k]:
                 velocities = remove_cm_motion(velocities, self._masses)
@@ -561,17 +596,15 @@ class SpeculativeSampler:
                     acceleration,
                     draft_force * self._inverse_masses,
                 )
-                statistics.noise_shifts += float(np.linalg.norm(shift))
+                shifts.append(float(np.linalg.norm(shift)))
                 xi, accepted = transport(xi, shift, log_uniform)
-                statistics.accepted += accepted
-                statistics.rejected += not accepted
             positions, velocities = scheme.step(
                 positions, velocities, acceleration, self._noise_scale * xi
             )
             committed.append(State(positions, velocities, step + k + 1))
             if not accepted:
                 break
-        return committed
+        return committed, shifts, accepted
 
     def _leap_allowed(self, committed: Array) -> Array:
         """The largest sound leap (N, 1), by the discrepancies at committed steps (B, N, 3)."""

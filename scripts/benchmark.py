@@ -86,7 +86,7 @@ class Speculative(Plain):
 
     @property
     def settings(self):
-        tuner = self.integrator._binding and self.integrator._binding._tuner
+        tuner = self.integrator._binding and self.integrator._binding.tuner
         return f"K = {tuner.window} now" if tuner else self._settings
 
     @property

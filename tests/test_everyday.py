@@ -147,7 +147,7 @@ def test_plain_steps_that_fail(simulate, state_of, fails_at):
     binding = simulation.integrator._binding
     while binding._sampler._queue:
         simulation.step(1)
-    binding._tuner.window, binding._tuner._left = 1, 1000
+    binding.tuner.window, binding.tuner._left = 1, 1000
     start = simulation.currentStep
     failures[:] = ["fail"] + (fails_at - 1) * ["pass"]
     if fails_at == 1:

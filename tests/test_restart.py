@@ -176,12 +176,12 @@ def test_no_seed_given(tmp_path, how):
 def test_tuned_windows_go_on(tmp_path, tuned):
     simulation = build("auto", window="auto")
     simulation.step(300)
-    simulation.integrator._binding._tuner.window = tuned
+    simulation.integrator._binding.tuner.window = tuned
     simulation.saveCheckpoint(str(tmp_path / "saved"))
     other = build("auto", window="auto")
     other.loadCheckpoint(str(tmp_path / "saved"))
     other.step(1)
-    assert other.integrator._binding._tuner.window == tuned
+    assert other.integrator._binding.tuner.window == tuned
     other.step(100)
     assert other.currentStep == 401
 

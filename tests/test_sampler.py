@@ -1,5 +1,7 @@
 """The sampler on plain arrays: limits, bookkeeping, reproducibility, faults."""
 
+import itertools
+
 import numpy as np
 import pytest
 from law import TEMPERATURE, TodaMolecule
@@ -198,6 +200,26 @@ def test_better_corrections_commit_more(correction):
         sampler.advance(300)
         rates[name] = sampler.statistics.steps_per_round
     assert correction == "none" or rates[correction] > 1.3 * rates["none"]
+
+
+def test_watchers_see_every_round():
+    sampler, rounds = make_sampler(), []
+    sampler.watchers.append(rounds.append)
+    sampler.advance(200)
+    statistics = sampler.statistics
+    assert len(rounds) == statistics.rounds
+    assert sum(each.committed for each in rounds) == statistics.steps
+    assert sum(each.rejected for each in rounds) == statistics.rejected
+    shifts = [shift for each in rounds for shift in each.noise_shifts]
+    assert len(shifts) == statistics.accepted + statistics.rejected
+    assert sum(shifts) == pytest.approx(statistics.noise_shifts)
+    assert rounds[0].kept == 0
+    for before, each in itertools.pairwise(rounds):
+        assert each.step == before.step + before.committed
+        assert each.kept == before.verified - before.committed
+        assert each.drafted == each.verified == 6
+        assert len(each.noise_shifts) == each.committed - (each.committed == 6)
+        assert each.rejected or each.committed == 6
 
 
 def test_speculative_evaluations_do_not_touch_what_was_handed_out():

@@ -166,8 +166,8 @@ class Always:
 def always(integrator, window):
     """The tuner of the integrator from now on."""
     binding = integrator._binding
-    binding._tuner = binding._sampler.tuner = Always(window)
-    return binding._tuner
+    binding.tuner = binding._sampler.tuner = Always(window)
+    return binding.tuner
 
 
 @pytest.mark.parametrize("scheme", ["middle", "aboba"])
@@ -236,6 +236,6 @@ def test_through_the_integrator():
     context.setVelocitiesToTemperature(300, 1)
     integrator.step(800)
     assert context.getState().getStepCount() == 800
-    assert integrator._binding._tuner.window in WINDOWS
+    assert integrator._binding.tuner.window in WINDOWS
     with pytest.raises(TypeError, match="positive integer or 'auto'"):
         LSDIntegrator(300, 1, 0.001, "auto", windowLength="long")
