@@ -33,6 +33,7 @@ from .rollout import reciprocal
 from .sampler import Round, SpeculativeSampler, State, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
 from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
+from .targets.base import Evaluation
 from .targets.pythonforce import as_python_force
 from .targets.torchforce import as_torch_force
 from .targets.virtualsites import PlacedTarget
@@ -111,6 +112,7 @@ class Binding:
         self._begun = 0  # steps beyond the committed ones that the barostats have begun: 0 or 1
         self._record: Record | None = None  # to go on from
         self._fresh_seed = secrets.randbits(63)
+        self.correction = "per-step"  # before the first step; see SpeculativeSampler
         if target is not None and not has_forces(self._system):
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
@@ -180,6 +182,28 @@ class Binding:
             self._access.acknowledge()
             counted = self._statistics.seconds - counted
             self._statistics.overhead_seconds += perf_counter() - begin - counted
+
+    def take_tuner(self, tuner: WindowTuner | None) -> None:
+        """Let another object of that kind choose the windows from now on."""
+        self.tuner = tuner
+        if self._sampler is not None:
+            self._sampler.tuner = tuner
+
+    @property
+    def sampler(self) -> SpeculativeSampler:
+        """Made in the first step."""
+        assert self._sampler is not None
+        return self._sampler
+
+    def evaluate(self, positions: Array) -> Evaluation:
+        """Energies (B,) and forces (B, N, 3) of the target, after the first step."""
+        assert self._target is not None
+        return self._target.evaluate(positions, self._box_of_target)
+
+    def discrepancies(self, positions: Array) -> Array:
+        """Target force minus draft force at positions (B, N, 3), after the first step."""
+        draft_forces = np.stack([self._draft(each) for each in positions])
+        return self.evaluate(positions)[1] - draft_forces
 
     def _prepared(self, settings: Settings) -> SpeculativeSampler:
         """The sampler, standing where the Context stands; made anew if something has changed."""
@@ -288,9 +312,10 @@ class Binding:
             scheme,
             self._masses,
             self._draft,
-            lambda positions: target.evaluate(positions, self._box_of_target)[1],
+            lambda positions: self.evaluate(positions)[1],
             self._window,
             settings.seed % 2**64 or self._fresh_seed,
+            correction=self.correction,
             cm_removal_frequency=cm_removal_frequency(self._system),
         )
         sampler.statistics = self._statistics

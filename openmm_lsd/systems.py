@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import openmm
 from openmm import app, unit
 
 from .contexts import is_empty
+from .targets import BatchedTarget, batched
+from .targets.base import Array, Evaluation
 from .targets.torchforce import import_openmmtorch
 
 
@@ -92,6 +95,54 @@ def with_torch_force(
     openmmtorch = import_openmmtorch()
     if not Path(module_file).is_file():
         raise FileNotFoundError(f"there is no TorchScript file {module_file}")
+    system = _particles_of(particles)
+    system.addForce(openmmtorch.TorchForce(str(module_file)))
+    system.addForce(openmm.CMMotionRemover())
+    return system
+
+
+def with_target(particles: openmm.System | app.Topology, target: BatchedTarget) -> openmm.System:
+    """A System whose potential is a target of ``openmm_lsd.targets``, as a PythonForce.
+
+    OpenMM can then do all that it does with any force (plain dynamics, minimisation, energies in
+    reports), and LSDIntegrator evaluates windows in one call.
+
+    Parameters
+    ----------
+    particles : openmm.System or openmm.app.Topology
+        Gives masses and box.
+    target : targets.BatchedTarget
+
+    Raises
+    ------
+    ValueError
+        If the target gives no energies.
+    """
+    if not target.gives_energies:
+        raise ValueError(
+            f"a {type(target).__name__} gives forces only; a force of OpenMM needs energies too"
+        )
+
+    @batched
+    def evaluate(
+        positions: Array, box: Array | None, parameters: Mapping[str, float]
+    ) -> Evaluation:
+        return target.evaluate(positions, box)
+
+    system = _particles_of(particles)
+    force = openmm.PythonForce(evaluate)
+    if isinstance(particles, openmm.System):
+        periodic = particles.usesPeriodicBoundaryConditions()
+    else:
+        periodic = particles.getPeriodicBoxVectors() is not None
+    force.setUsesPeriodicBoundaryConditions(periodic)
+    system.addForce(force)
+    system.addForce(openmm.CMMotionRemover())
+    return system
+
+
+def _particles_of(particles: openmm.System | app.Topology) -> openmm.System:
+    """A System without forces."""
     system = openmm.System()
     if isinstance(particles, openmm.System):
         for index in range(particles.getNumParticles()):
@@ -103,6 +154,4 @@ def with_torch_force(
         box = particles.getPeriodicBoxVectors()
     if box is not None:
         system.setDefaultPeriodicBoxVectors(*box)
-    system.addForce(openmmtorch.TorchForce(str(module_file)))
-    system.addForce(openmm.CMMotionRemover())
     return system

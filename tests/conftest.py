@@ -3,6 +3,7 @@
 import torch  # before openmm, which cannot load the TorchForce plugin without torch's libraries
 
 # isort: split
+import signal
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,10 @@ from particles import (
 
 # Which plan wins for modules this small is a matter of luck; one thread leaves fewer to try.
 torch.set_num_threads(1)
+
+
+# A shell makes what it starts in the background deaf to Ctrl-C, which some tests are about.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class ContextState(NamedTuple):

@@ -1,0 +1,322 @@
+"""Plain dynamics against LSD on the same System, in one process, in alternating blocks."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import os
+import platform
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import openmm
+
+from ..binding import Binding
+from ..contexts import fastest_context
+from ..integrator import LSDIntegrator
+from ..sampler import Statistics
+from ..systems import with_target
+from ..targets import SystemTarget
+from ..targets.base import Array, BatchedTarget, Evaluation
+from .case import Case, Notice, Run
+from .estimate import Estimate, estimate
+from .timing import fastest, fastest_plain, seconds_per_step, settings_of
+
+SECONDS_PER_DAY = 86400.0
+LEAST_BLOCKS = 5
+OFFSET_WINDOW = 8  # of the published rule, where LSD's own is tuned down to plain steps
+
+
+@dataclasses.dataclass
+class Row:
+    """One way to run; ``seconds`` per step of each block, in the order of the blocks."""
+
+    name: str
+    settings: str
+    seconds: list[float]
+    temperatures: list[float]
+    spent: Statistics | None = None
+
+    def against(self, plain: Row, step_size: float) -> dict[str, Any]:
+        """Numbers of the table; plain dynamics is the measure."""
+        ratios = np.array(plain.seconds) / np.array(self.seconds)
+        temperatures = np.array(self.temperatures)
+        result: dict[str, Any] = {
+            "run": self.name,
+            "settings": self.settings,
+            "ns/day": 1e-3 * step_size * SECONDS_PER_DAY / float(np.median(self.seconds)),
+            "ms per step": 1e3 * float(np.median(self.seconds)),
+            "ratio": float(np.median(ratios)),
+            "ratio quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
+            "blocks": len(self.seconds),
+            "temperature, K": float(temperatures.mean()),
+            "its error, K": float(temperatures.std(ddof=1) / np.sqrt(len(temperatures))),
+        }
+        if self.spent is not None:
+            spent = self.spent
+            result |= {
+                "steps per round": spent.steps_per_round,
+                "acceptance rate": spent.acceptance_rate,
+                "window": spent.window_length,
+                "target share": spent.target_seconds / spent.seconds,
+                "draft share": spent.draft_seconds / spent.seconds,
+                "learning share": spent.learning_seconds / spent.seconds,
+                "overhead share": spent.overhead_seconds / spent.seconds,
+            }
+        return result
+
+
+@dataclasses.dataclass
+class Benchmark:
+    """What ``benchmark`` measured: the first row is plain dynamics, the second LSD."""
+
+    case: Case
+    rows: list[dict[str, Any]]
+    estimate: Estimate | None = None
+
+    @property
+    def speed_up(self) -> float:
+        """Wall time of plain dynamics over that of LSD, median of the blocks."""
+        return self.rows[1]["ratio"]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        case = self.case
+        return {
+            "system": case.name,
+            "atoms": case.atoms,
+            "temperature, K": case.temperature,
+            "friction, 1/ps": case.friction,
+            "timestep, fs": 1e3 * case.step_size,
+            "scheme": case.scheme,
+            "rows": self.rows,
+            "estimate": None if self.estimate is None else self.estimate.as_dict(),
+        }
+
+    def time_breakdown(self) -> dict[str, dict[str, float]]:
+        """Milliseconds per step of every row, by what they were spent on."""
+        return {
+            row["run"]: {
+                part: row["ms per step"] * row.get(f"{part} share", float(part == "target"))
+                for part in ("target", "draft", "learning", "overhead")
+            }
+            for row in self.rows
+        }
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'':20s}{'settings':28s}{'ns/day':>8s}{'ms/step':>9s}{'speed-up':>10s}"
+            f"{'quartiles':>14s}{'T, K':>10s}{'steps/round':>13s}  target/draft/learning/other"
+        ]
+        for row in self.rows:
+            quartiles = "{:.2f} to {:.2f}".format(*row["ratio quartiles"])
+            temperature = f"{row['temperature, K']:.0f}({row['its error, K']:.0f})"
+            line = (
+                f"{row['run']:20s}{row['settings']:28s}{row['ns/day']:8.2f}"
+                f"{row['ms per step']:9.2f}{row['ratio']:10.2f}{quartiles:>14s}{temperature:>10s}"
+            )
+            if "steps per round" in row:
+                names = ("target", "draft", "learning", "overhead")
+                shares = " / ".join(f"{100 * row[name + ' share']:.0f}" for name in names)
+                line += f"{row['steps per round']:13.2f}  {shares} %"
+            lines.append(line)
+        lines += ["", self.verdict()]
+        if self.estimate is not None:
+            predicted = self.estimate.best.speed_up
+            lines.append(
+                f"Predicted from {self.estimate.steps} steps: {predicted:.2f}, "
+                f"{100 * (predicted / self.speed_up - 1):+.0f} % off."
+            )
+        return "\n".join(lines)
+
+    def verdict(self) -> str:
+        """In one sentence."""
+        plain, speculative = self.rows[:2]
+        ratio, committed = speculative["ratio"], speculative["steps per round"]
+        cost = speculative["ms per step"] * committed * speculative["target share"]
+        slower = "" if ratio >= 1 else " (slower)"
+        return (
+            f"LSD is {ratio:.2f} times as fast as plain dynamics here{slower}: each batch gives "
+            f"{committed:.2f} exact steps and costs what {cost / plain['ms per step']:.2f} plain "
+            "steps cost."
+        )
+
+
+def benchmark(
+    case: Case,
+    *,
+    seconds: float = 60.0,
+    block: int = 100,
+    warm_up: int = 1000,
+    windows: Sequence[int] = (),
+    also_auto: bool = False,
+    predict: bool = False,
+    notice: Notice = lambda line: None,
+) -> Benchmark:
+    """Time plain dynamics, LSD, the published rule, and multiple time steps.
+
+    Each in its fastest form: plain dynamics on the platform and with the number of threads that
+    are fastest, LSD with the window that its tuner finds, or the best of ``windows``. The
+    published rule (one constant offset for the whole window) and OpenMM's MTSLangevinIntegrator
+    (draft as the inner force, target minus draft as the outer one: not exact) need a draft System.
+
+    Parameters
+    ----------
+    case : Case
+    seconds : float
+        Of measurement; at least five blocks.
+    block : int
+        Steps.
+    warm_up : int
+        Steps of LSD before, in which a draft learns and the window is found.
+    windows : sequence of int
+        Fixed windows to choose from, instead of 'auto'.
+    also_auto : bool
+        A row with the draft 'auto' and window 'auto', besides that of the draft System.
+    predict : bool
+        Whether to ``estimate`` after the warm-up.
+    notice : callable, optional
+    """
+    first = case.lsd(windows[0] if windows else "auto")
+    notice(f"{first.platform}: minimising, and {warm_up} steps of LSD")
+    first.equilibrate(case, warm_up)
+    state = first.state
+    predicted = None
+    if predict:
+        warm = None if windows else first
+        predicted = estimate(case, warm_up=warm_up, run=warm, notice=notice)
+    plain = fastest_plain(case, state, max(10, block // 2), notice)
+    speculative = first
+    if len(windows) > 1:
+        notice("LSD, the fastest window of:")
+        others = [case.lsd(window) for window in windows[1:]]
+        speculative = fastest([first, *others], state, block, notice)
+    runs: dict[str, Run] = {"plain": plain, "LSD": speculative}
+    if also_auto and case.draft != "auto":
+        notice(f"{warm_up} steps of LSD with draft='auto'")
+        runs["LSD, auto draft"] = automatic = case.lsd("auto", "auto")
+        automatic.state = state
+        automatic.step(warm_up)
+    if isinstance(case.draft, openmm.System):
+        window = speculative.integrator.statistics.window_length
+        rule = case.integrator(window if window > 1 else OFFSET_WINDOW, kind=ConstantOffset)
+        runs["constant offset"] = Run(case, rule, case.platform)
+        for ratio in (2, 4):
+            runs[f"MTS, {ratio} steps"] = MultipleTimeSteps(case, ratio, state[0])
+    rows = _measured(case, runs, state, seconds, block, notice)
+    return Benchmark(case, rows, predicted)
+
+
+def _measured(
+    case: Case,
+    runs: dict[str, Run],
+    state: tuple[Array, Array],
+    seconds: float,
+    block: int,
+    notice: Notice,
+) -> list[dict[str, Any]]:
+    notice(f"{', '.join(runs)} in turns, for {seconds:g} s")
+    for run in runs.values():
+        run.state = state
+        run.step(max(8, block // 4 // 8 * 8))
+    rows = {name: Row(name, "", [], []) for name in runs}
+    before = {name: run.integrator.statistics for name, run in runs.items() if _is_lsd(run)}
+    begin = perf_counter()
+    while perf_counter() - begin < seconds or len(rows["plain"].seconds) < LEAST_BLOCKS:
+        for name, run in runs.items():
+            # The published rule needs about as many rounds as steps; a shorter block will do.
+            steps = max(8, block // 5) if name == "constant offset" else block
+            rows[name].seconds.append(seconds_per_step(run, steps))
+            rows[name].temperatures.append(case.temperature_of(run.state[1]))
+    for name, run in runs.items():
+        rows[name].settings = settings_of(run)
+        if name in before:
+            spent = rows[name].spent = run.integrator.statistics.since(before[name])
+            rows[name].settings = f"{run.platform}, K = {spent.window_length}"
+    return [row.against(rows["plain"], case.step_size) for row in rows.values()]
+
+
+def _is_lsd(run: Run) -> bool:
+    return hasattr(run.integrator, "watchers")
+
+
+class ConstantOffset(LSDIntegrator):
+    """The published rule: one offset, the discrepancy of the last committed step."""
+
+    def _bound(self) -> Binding:
+        binding = super()._bound()
+        binding.correction = "constant"
+        return binding
+
+
+class MultipleTimeSteps(Run):
+    """MTSLangevinIntegrator: ``ratio`` steps of the draft for each of target minus draft."""
+
+    def __init__(self, case: Case, ratio: int, positions: Array) -> None:
+        assert isinstance(case.draft, openmm.System)
+        self._ratio = ratio
+        platform = openmm.Platform.getPlatform(case.platform or "Reference")
+        target = SystemTarget(case.target, positions, platform=platform.getName())
+        target.prepare(positions, 1)
+        system = with_target(case.draft, Difference(target, case.draft, positions))
+        outer = system.getForce(0)
+        outer.setForceGroup(1)
+        for force in case.draft.getForces():
+            if not isinstance(force, openmm.CMMotionRemover):
+                inner = copy.deepcopy(force)
+                inner.setForceGroup(0)
+                system.addForce(inner)
+        integrator = openmm.MTSLangevinIntegrator(
+            case.temperature, case.friction, ratio * case.step_size, [(1, 1), (0, ratio)]
+        )
+        integrator.setRandomNumberSeed(case.seed)
+        super().__init__(dataclasses.replace(case, target=system), integrator, platform.getName())
+
+    def step(self, steps: int) -> None:
+        """So many of the draft's steps, rounded down to whole ones of the target."""
+        super().step(steps // self._ratio)
+
+
+class Difference(BatchedTarget):
+    """Target minus draft."""
+
+    def __init__(self, target: BatchedTarget, draft: openmm.System, positions: Array) -> None:
+        self._target, self._draft = target, fastest_context(draft, positions)
+
+    def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """See BatchedTarget."""
+        energies, forces = self._target.evaluate(positions, box)
+        self._draft.set_environment(box, {})
+        draft_energies, draft_forces = self._draft.evaluate(positions)
+        return energies - draft_energies, forces - draft_forces
+
+
+def machine() -> dict[str, Any]:
+    """Processor, GPU and versions."""
+    model = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        model = names[0].split(":")[1].strip() if names else model
+    about: dict[str, Any] = {
+        "processor": model,
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "openmm": openmm.version.short_version,
+    }
+    for package in ("torch", "openmm-lsd"):
+        try:
+            about[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    try:
+        import torch
+    except ImportError:
+        return about
+    if torch.cuda.is_available():
+        about["GPU"] = torch.cuda.get_device_name()
+    return about

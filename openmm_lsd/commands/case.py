@@ -1,0 +1,178 @@
+"""What is simulated, and the Simulations of it: LSD and plain dynamics on the same System."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+from openmm import app, unit
+
+from ..checks import cm_removal_frequency, masses_of
+from ..integrator import LSDIntegrator
+from ..schemes import MOLAR_GAS_CONSTANT
+from ..systems import MolecularSystem
+
+Array = NDArray[np.float64]
+Notice = Callable[[str], Any]
+
+
+@dataclasses.dataclass
+class Case:
+    """A molecule, its two potentials, and the conditions.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+    positions : Quantity, (N, 3)
+    draft : openmm.System or 'auto'
+    target : openmm.System
+    temperature, friction, step_size : float
+        kelvin, 1/ps, ps.
+    scheme : 'middle' or 'aboba'
+    platform : str, optional
+        Of the target's Context; default OpenMM's choice.
+    seed : int
+        0: fresh ones.
+    name : str
+    """
+
+    topology: app.Topology
+    positions: unit.Quantity
+    draft: openmm.System | str
+    target: openmm.System
+    temperature: float = 300.0
+    friction: float = 1.0
+    step_size: float = 0.001
+    scheme: str = "middle"
+    platform: str | None = None
+    seed: int = 0
+    name: str = ""
+
+    @classmethod
+    def of(cls, molecule: MolecularSystem, **conditions: Any) -> Case:
+        """What ``systems.load`` gives, under conditions."""
+        draft = conditions.pop("draft", molecule.draft)
+        return cls(molecule.topology, molecule.positions, draft, molecule.target, **conditions)
+
+    @property
+    def atoms(self) -> int:
+        """Number of particles."""
+        return self.target.getNumParticles()
+
+    def lsd(self, window: int | str = "auto", draft: openmm.System | str | None = None) -> Run:
+        """LSDIntegrator."""
+        return Run(self, self.integrator(window, draft), self.platform)
+
+    def integrator(
+        self,
+        window: int | str = "auto",
+        draft: openmm.System | str | None = None,
+        kind: type[LSDIntegrator] = LSDIntegrator,
+    ) -> LSDIntegrator:
+        """A new LSDIntegrator under these conditions."""
+        return kind(
+            self.temperature,
+            self.friction,
+            self.step_size,
+            self.draft if draft is None else draft,
+            windowLength=window,
+            scheme=self.scheme,
+            randomNumberSeed=self.seed,
+            topology=self.topology,
+        )
+
+    def plain(self, platform: str | None = None) -> Run:
+        """LangevinMiddleIntegrator; with ABOBA the CustomIntegrator of the same scheme."""
+        if self.scheme == "middle":
+            plain = openmm.LangevinMiddleIntegrator(self.temperature, self.friction, self.step_size)
+            plain.setRandomNumberSeed(self.seed)
+        else:
+            xml = openmm.XmlSerializer.serialize(self.integrator(1))
+            plain = openmm.XmlSerializer.deserialize(xml)
+        return Run(self, plain, platform or self.platform)
+
+    def temperature_of(self, velocities: Array) -> float:
+        """Kinetic temperature in kelvin of velocities (N, 3) in nm/ps, as they are stored."""
+        masses = masses_of(self.target)
+        kinetic = 0.5 * float((masses[:, None] * velocities**2).sum())
+        return 2.0 * kinetic / (self.degrees_of_freedom * MOLAR_GAS_CONSTANT)
+
+    @property
+    def degrees_of_freedom(self) -> int:
+        """Of the kinetic energy."""
+        moving = int((masses_of(self.target) > 0).sum())
+        return 3 * moving - 3 * bool(cm_removal_frequency(self.target))
+
+    def conditions(self) -> str:
+        """In words."""
+        return (
+            f"{self.atoms} atoms, {self.temperature:g} K, friction {self.friction:g}/ps, "
+            f"time step {1e3 * self.step_size:g} fs, scheme {self.scheme}"
+        )
+
+
+class Run:
+    """A Simulation, stepped with a number of torch threads of its own."""
+
+    def __init__(
+        self, case: Case, integrator: openmm.Integrator, platform: str | None = None
+    ) -> None:
+        chosen = () if platform is None else (openmm.Platform.getPlatform(platform),)
+        self.simulation = app.Simulation(case.topology, case.target, integrator, *chosen)
+        self.simulation.context.setPositions(case.positions)
+        self.integrator: Any = integrator
+        self.threads: int | None = None
+
+    @property
+    def platform(self) -> str:
+        """Name of the Context's platform."""
+        return self.simulation.context.getPlatform().getName()
+
+    def step(self, steps: int) -> None:
+        """As ``Simulation.step``."""
+        with torch_threads(self.threads):
+            self.simulation.step(steps)
+
+    @property
+    def state(self) -> tuple[Array, Array]:
+        """Positions and velocities (N, 3) in nm and nm/ps."""
+        state = self.simulation.context.getState(positions=True, velocities=True)
+        positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
+        velocities = state.getVelocities(asNumpy=True)
+        return positions, velocities.value_in_unit(unit.nanometer / unit.picosecond)
+
+    @state.setter
+    def state(self, state: tuple[Array, Array]) -> None:
+        self.simulation.context.setPositions(state[0])
+        self.simulation.context.setVelocities(state[1])
+
+    def equilibrate(self, case: Case, steps: int, iterations: int = 200) -> None:
+        """Minimise the energy, draw velocities, and go some steps.
+
+        Half of the kinetic energy turns into potential energy at once, so twice as much is drawn.
+        """
+        self.simulation.minimizeEnergy(maxIterations=iterations)
+        seed = (case.seed,) if case.seed else ()
+        self.simulation.context.setVelocitiesToTemperature(2.0 * case.temperature, *seed)
+        self.step(steps)
+
+
+@contextmanager
+def torch_threads(threads: int | None) -> Iterator[None]:
+    """torch computes with so many threads; None: as it does."""
+    if threads is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,237 @@
+"""Does LSD pay here, and with which window? From some 200 steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+
+from .. import theory
+from ..checks import masses_of
+from ..sampler import Round
+from ..schemes import SCHEMES
+from .case import Array, Case, Notice, Run
+from .timing import fastest_plain, seconds_per_step, settings_of
+
+WINDOWS = (4, 8, 12, 16, 24)
+ROUNDS = 6  # of a window, before the next one has its turn
+UNCOUNTED = 2  # after a change of the window: corrections and code are of another length
+PLAIN_STEPS = 10
+PASSES = 2  # at least
+OFFSET_STEPS = 40  # on which the discrepancy's rate of change is measured
+
+
+@dataclasses.dataclass
+class WindowEstimate:
+    """Of one window; times in seconds per round."""
+
+    window: int
+    steps_per_round: float
+    target_seconds: float
+    draft_seconds: float
+    overhead_seconds: float
+    speed_up: float
+
+
+@dataclasses.dataclass
+class Estimate:
+    """What ``estimate`` found."""
+
+    plain: str
+    plain_seconds: float  # per step
+    windows: list[WindowEstimate]
+    constant_offset_steps: float  # per round, of the published rule in the longest window: theory
+    steps: int
+    seconds: float
+
+    @property
+    def best(self) -> WindowEstimate:
+        """The window with the greatest speed-up."""
+        return max(self.windows, key=lambda each: each.speed_up)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**dataclasses.asdict(self), "best window": self.best.window}
+
+    def __str__(self) -> str:
+        lines = [
+            f"plain step, t_target(1): {1e3 * self.plain_seconds:.2f} ms ({self.plain})",
+            "",
+            f"{'K':>4s}{'t_target(K)':>13s}{'K t_draft':>11s}{'other':>8s}"
+            f"{'steps/round':>13s}{'speed-up':>10s}",
+        ]
+        for each in self.windows:
+            times = (each.target_seconds, each.draft_seconds, each.overhead_seconds)
+            target, draft, other = (1e3 * seconds for seconds in times)
+            lines.append(
+                f"{each.window:4d}{target:10.2f} ms{draft:8.2f} ms{other:5.2f} ms"
+                f"{each.steps_per_round:13.2f}{each.speed_up:10.2f}"
+            )
+        best = self.best
+        lines += ["", self.verdict()]
+        if best.speed_up > 1:
+            lines.append(
+                f"windowLength='auto' finds it by itself; the published rule (one constant offset) "
+                f"would commit {self.constant_offset_steps:.2f} steps per round here."
+            )
+        return "\n".join(lines)
+
+    def verdict(self) -> str:
+        """In one sentence."""
+        best = self.best
+        if best.speed_up > 1:
+            return (
+                f"LSD pays here: about {best.speed_up:.2f} times as fast as plain dynamics, with "
+                f"K = {best.window}."
+            )
+        cheapest = best.target_seconds / self.plain_seconds
+        return (
+            f"LSD does not pay here: a batch of {best.window} costs what {cheapest:.1f} plain "
+            f"steps cost, and {best.steps_per_round:.1f} of its steps are committed. "
+            "windowLength='auto' would do plain steps."
+        )
+
+
+def estimate(
+    case: Case,
+    *,
+    steps: int = 200,
+    warm_up: int = 100,
+    windows: Sequence[int] = WINDOWS,
+    run: Run | None = None,
+    notice: Notice = lambda line: None,
+) -> Estimate:
+    """Predict the speed-up over plain dynamics for several windows.
+
+    Windows take turns with each other and with plain steps. Steps per round come from the noise
+    shifts at all sites that were reached (``theory.reach``), times from the clock.
+
+    Parameters
+    ----------
+    case : Case
+    steps : int
+        LSD steps to measure on, at least; every window has its turn twice.
+    warm_up : int
+        LSD steps before; a draft that learns needs thousands until it is at its best.
+    windows : sequence of int
+    run : Run, optional
+        An LSD run of the case with windowLength='auto' that is warm already.
+    notice : callable, optional
+        Gets lines about the progress.
+    """
+    begin = perf_counter()
+    if run is None:
+        run = case.lsd("auto")
+        notice(f"minimising, and {warm_up} steps of LSD")
+        run.equilibrate(case, warm_up)
+    plain = fastest_plain(case, run.state, 2 * PLAIN_STEPS, notice)
+    plain.state = run.state
+    plain.step(PLAIN_STEPS)
+    notice(f"windows {', '.join(map(str, windows))} in turns")
+    turns = _Turns(run)
+    plain_seconds: list[float] = []
+    passes = 0
+    while passes < PASSES or turns.steps < steps:
+        for window in windows:
+            turns.take(window)
+        plain_seconds.append(seconds_per_step(plain, PLAIN_STEPS))
+        passes += 1
+    offset_steps = _constant_offset_steps(case, run, max(windows))
+    turns.end()
+    plain_step = float(np.median(plain_seconds))
+    return Estimate(
+        settings_of(plain),
+        plain_step,
+        [turns.estimate(window, plain_step) for window in windows],
+        offset_steps,
+        turns.steps,
+        perf_counter() - begin,
+    )
+
+
+class _Turns:
+    """Takes the place of the run's WindowTuner, and keeps what each round did and took."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        run.step(1)  # binds integrator and Context
+        self._binding = run.integrator._binding
+        self._tuner = self._binding.tuner
+        self.window = 0
+        self.steps = 0
+        self._since_change = 0
+        self._rounds: dict[int, list[Round]] = {}
+        self._times: dict[int, list[tuple[float, float, float]]] = {}  # all, target, draft
+        self._in_rounds = self._between_rounds = 0.0  # seconds
+        self._spent = self._statistics()
+        self._last: Round | None = None
+        run.integrator.watchers.append(self._watch)
+        self._binding.take_tuner(self)
+
+    def end(self) -> None:
+        """Give the window back to the tuner."""
+        self._run.integrator.watchers.remove(self._watch)
+        self._binding.take_tuner(self._tuner)
+
+    def take(self, window: int) -> None:
+        """So many rounds of this window."""
+        self.window, self._since_change = window, 0
+        before, begin = self._run.integrator.statistics.steps, perf_counter()
+        in_rounds = self._in_rounds
+        while self._since_change < ROUNDS + UNCOUNTED:
+            self._run.step(PLAIN_STEPS)
+        done = self._run.integrator.statistics.steps - before
+        self.steps += done
+        self._between_rounds += perf_counter() - begin - (self._in_rounds - in_rounds)
+
+    def record(self, committed: int, seconds: float, rounds: int = 1) -> None:
+        """As WindowTuner; called after every round, before the watchers."""
+        self._since_change += 1
+        self._in_rounds += seconds
+        before, self._spent = self._spent, self._statistics()
+        if self._since_change > UNCOUNTED:
+            target, draft = (now - then for now, then in zip(self._spent, before, strict=True))
+            self._times.setdefault(self.window, []).append((seconds, target, draft))
+
+    def _statistics(self) -> tuple[float, float]:
+        statistics = self._run.integrator._statistics
+        return statistics.target_seconds, statistics.draft_seconds
+
+    def _watch(self, became: Round) -> None:
+        if self._since_change > UNCOUNTED:
+            self._rounds.setdefault(self.window, []).append(became)
+
+    def estimate(self, window: int, plain_seconds: float) -> WindowEstimate:
+        """From the rounds and times of this window, after ``end``."""
+        # In others the same site has been drafted more often, or less.
+        rejections = theory.reach(self._rounds[window])
+        missing = max(0, window - 1 - len(rejections))
+        rejections = np.append(rejections, np.full(missing, rejections[-1]))
+        steps = float(theory.expected_steps(rejections, window))
+        seconds, target, draft = np.median(self._times[window], axis=0)
+        other = seconds - target - draft + steps * self._between_rounds / self.steps
+        return WindowEstimate(
+            window,
+            steps,
+            float(target),
+            float(draft),
+            float(other),
+            theory.speed_up(steps, plain_seconds, target, draft + other),
+        )
+
+
+def _constant_offset_steps(case: Case, run: Run, window: int) -> float:
+    """Of the published rule, from the discrepancies along a piece of the run."""
+    binding = run.integrator._binding
+    sites = []
+    scheme = SCHEMES[case.scheme](case.temperature, case.friction, case.step_size)
+    for _ in range(window + OFFSET_STEPS):
+        run.step(1)
+        sites.append(scheme.site(*run.state))
+    positions: Array = np.stack(sites)
+    discrepancies = binding.discrepancies(positions)
+    structure = theory.structure_function(discrepancies, masses_of(case.target), window)
+    return theory.constant_offset_steps(structure, scheme, window)

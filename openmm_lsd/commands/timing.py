@@ -1,0 +1,74 @@
+"""Seconds per step, measured in turns: what disturbs a shared machine disturbs all alike."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from time import perf_counter
+
+import numpy as np
+import openmm
+
+from ..targets.torchforce import as_torch_force
+from .case import Array, Case, Notice, Run
+
+TRIALS = 5
+
+
+def seconds_per_step(run: Run, steps: int) -> float:
+    """Of one block."""
+    begin = perf_counter()
+    run.step(steps)
+    return (perf_counter() - begin) / steps
+
+
+def fastest(
+    candidates: Sequence[Run], state: tuple[Array, Array], steps: int, notice: Notice
+) -> Run:
+    """The run with the shortest median time per step; one candidate is not timed."""
+    if len(candidates) == 1:
+        return candidates[0]
+    for run in candidates:
+        run.state = state
+        run.step(steps)
+    times = [[seconds_per_step(run, steps) for run in candidates] for _ in range(TRIALS)]
+    medians = np.median(times, axis=0)
+    for run, seconds in zip(candidates, medians, strict=True):
+        notice(f"  {settings_of(run)}: {1e3 * seconds:.2f} ms per step")
+    return candidates[int(np.argmin(medians))]
+
+
+def fastest_plain(case: Case, state: tuple[Array, Array], steps: int, notice: Notice) -> Run:
+    """Plain dynamics on the platform and with the number of torch threads that are fastest."""
+    platforms = [case.platform] if case.platform else _platforms()
+    uses_torch = any(as_torch_force(force) is not None for force in case.target.getForces())
+    threads = sorted({1, _cores()}) if uses_torch else [None]
+    candidates = []
+    for platform in platforms:
+        for count in threads:
+            run = case.plain(platform)
+            run.threads = count
+            candidates.append(run)
+    notice("plain dynamics, the fastest of:")
+    return fastest(candidates, state, steps, notice)
+
+
+def settings_of(run: Run) -> str:
+    """Platform, and threads where they were chosen."""
+    return run.platform + (f", {run.threads} torch threads" if run.threads else "")
+
+
+def _platforms() -> list[str]:
+    """A GPU's if there is one, else both of the CPU's: small systems are faster on Reference."""
+    names = [
+        openmm.Platform.getPlatform(index).getName()
+        for index in range(openmm.Platform.getNumPlatforms())
+    ]
+    on_gpu = [name for name in ("CUDA", "HIP") if name in names]
+    return on_gpu or ["Reference", "CPU"]
+
+
+def _cores() -> int:
+    import torch
+
+    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
