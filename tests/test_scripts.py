@@ -179,3 +179,11 @@ def test_learning_curve_and_draft_cost(tmp_path):
     run_script("learning_curve.py", outfile, "--figure", picture)
     assert picture.stat().st_size > 5000
     assert "force field" in run_script("draft_cost.py", ALANINE, "--windows", 8)
+
+
+def test_make_figures(tmp_path):
+    pytest.importorskip("matplotlib")
+    output = run_script("make_figures.py", "--steps", 60, "--output", tmp_path)
+    assert "steps per round" in output
+    names = {"timeline.png", "steps_per_round.png", "noise_shifts.png"}
+    assert {file.name for file in tmp_path.iterdir() if file.stat().st_size > 5000} == names
