@@ -1,6 +1,6 @@
 """Ridge regression of a draft's parameters on the forces of the target, while the run goes on.
 
-Measurability (DESIGN section 3): only committed steps are learned from. Then the parameters do not
+Measurability (docs/theory.md): only committed steps are learned from. Then the parameters do not
 depend on the noise of any step to come, and may be used at once.
 """
 

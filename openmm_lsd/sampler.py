@@ -195,12 +195,12 @@ class Round(NamedTuple):
     the last of them were accepted, and the last unless ``rejected``.
     """
 
-    step: int  # index of the first
-    drafted: int  # sites
-    kept: int  # leading ones drafted with a discrepancy of their own, measured a round ago
-    verified: int  # sites whose target forces could be had
+    step: int  #: index of the first
+    drafted: int  #: sites
+    kept: int  #: leading ones drafted with a discrepancy of their own, measured a round ago
+    verified: int  #: sites whose target forces could be had
     committed: int
-    rejected: bool  # the last committed step was transported elsewhere
+    rejected: bool  #: the last committed step was transported elsewhere
     noise_shifts: list[float]
 
 

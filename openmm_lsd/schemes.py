@@ -149,7 +149,8 @@ class Middle(Scheme):
 
 
 class ABOBA(Scheme):
-    """Drift, kick, bath, kick, drift (Leimkuhler and Matthews, J. Chem. Phys. 138, 174102 (2013)).
+    """Drift, kick, bath, kick, drift, with one force (Leimkuhler and Matthews, J. Chem. Phys. 138,
+    174102 (2013)).
 
     q  = x + (h/2) v
     v' = a v + (1 + a)/2 h F(q)/m + kick

@@ -1,6 +1,6 @@
 """Transport of the noise of a drafted step onto the target step (reflection maximal coupling).
 
-Source: DESIGN section 3; Eberle, Probab. Theory Relat. Fields 166, 851 (2016); Bou-Rabee, Eberle
+Proof in docs/theory.md. Eberle, Probab. Theory Relat. Fields 166, 851 (2016); Bou-Rabee, Eberle
 and Zimmer, Ann. Appl. Probab. 30, 1209 (2020).
 """
 

@@ -27,6 +27,9 @@ class ASETarget(BatchedTarget):
     Calculators take one state at a time: a batch costs as much as its states. ``RayTarget`` runs
     several calculators side by side.
 
+    The first state that the calculator refuses (an exception, or values that are not finite) ends
+    the batch: the rows after it are NaN. If that is the first row the exception is raised.
+
     Parameters
     ----------
     calculator : ase.calculators.calculator.Calculator
@@ -48,9 +51,6 @@ class ASETarget(BatchedTarget):
         If ASE is not installed.
     TypeError, ValueError
         If the calculator or the atomic numbers are not as above.
-
-    The first state that the calculator refuses (an exception, or values that are not finite) ends
-    the batch: the rows after it are NaN. If that is the first row the exception is raised.
     """
 
     def __init__(

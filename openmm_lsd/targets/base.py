@@ -42,14 +42,14 @@ class BatchedTarget(ABC):
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """Energies (B,) in kJ/mol and forces (B, N, 3) in kJ/mol/nm.
 
+        A state that cannot be evaluated may raise, or leave NaN in its row.
+
         Parameters
         ----------
         positions : (B, N, 3) nm
             Must not be changed. Row i of the results depends on row i alone.
         box : (3, 3) nm or None
             Periodic box vectors as rows, OpenMM's reduced form; None: not periodic.
-
-        A state that cannot be evaluated may raise, or leave NaN in its row.
         """
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:  # noqa: B027
