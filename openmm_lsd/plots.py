@@ -430,8 +430,9 @@ def dihedrals(
     Parameters
     ----------
     lsd, plain : (T, n) radians
-        n at most 12. The two may have different lengths, at least ``blocks``.
+        The two may have different lengths, at least ``blocks``.
     names : n names
+        The first 12 are drawn; if there are more, the picture says so.
 
     Raises
     ------
@@ -442,18 +443,18 @@ def dihedrals(
         (np.degrees(_array(name, angles, (None, None))) + 180) % 360 - 180
         for name, angles in (("lsd", lsd), ("plain", plain))
     )
-    count = len(names)
-    if not 1 <= count <= MOST_DIHEDRALS:
-        raise ValueError(f"{count} dihedrals; a picture has 1 to {MOST_DIHEDRALS}")
     for name, angles in zip(("lsd", "plain"), (lsd, plain), strict=True):
-        if angles.shape[1] != count:
-            raise ValueError(f"{name} has {angles.shape[1]} dihedrals, and there are {count} names")
+        if angles.shape[1] != len(names):
+            raise ValueError(
+                f"{name} has {angles.shape[1]} dihedrals, and there are {len(names)} names"
+            )
+    count = min(len(names), MOST_DIHEDRALS)
     columns = min(count, 3)
     lines = -(-count // columns)
     figure = _figure(0.9 + 1.65 * lines)
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True).ravel()
     edges = np.linspace(-180, 180, bins + 1)
-    for n, (axes, name) in enumerate(zip(panels, names, strict=False)):
+    for n, (axes, name) in enumerate(zip(panels, names[:count], strict=False)):
         for degrees, colour, label, shift in (
             (plain, PLAIN, "plain", -0.12),
             (lsd, LSD, "LSD", 0.12),
@@ -476,6 +477,8 @@ def dihedrals(
     for axes in panels[max(0, count - columns) : count]:
         axes.tick_params(labelbottom=True)
         axes.set_xlabel("degrees")
+    if count < len(names):
+        figure.suptitle(f"the first {count} of {len(names)}", fontsize=10)
     figure.supylabel("density, % per degree", fontsize=10)
     _legend_below(figure)
     return figure
@@ -503,7 +506,7 @@ def autocorrelation(
 
     Parameters
     ----------
-    times : (n,) ps
+    times : (n,) fs
     lsd, plain : (n,), of any one unit
     lsd_error, plain_error : (n,), optional
         Standard errors.
@@ -523,13 +526,13 @@ def autocorrelation(
         ("LSD", lsd, lsd_error, LSD, (0, (4, 2))),
     ):
         curve = _array(name.lower(), values, times.shape)
-        axes.plot(1e3 * times, curve, color=colour, linestyle=style, linewidth=1.8, label=name)
+        axes.plot(times, curve, color=colour, linestyle=style, linewidth=1.8, label=name)
         if error is not None:
             band = _array(f"{name.lower()}_error", error, times.shape)
             axes.fill_between(
-                1e3 * times, curve - band, curve + band, color=colour, alpha=0.25, linewidth=0
+                times, curve - band, curve + band, color=colour, alpha=0.25, linewidth=0
             )
-    axes.set_xlim(1e3 * times[0], 1e3 * times[-1])
+    axes.set_xlim(times[0], times[-1])
     axes.set_xlabel("time, fs")
     axes.set_ylabel(label)
     axes.legend(frameon=False)

@@ -189,8 +189,14 @@ def test_dihedrals(random):
     assert np.sqrt(np.mean(error**2)) == pytest.approx(expected, rel=0.2)
 
 
+def test_of_many_dihedrals_the_first_are_drawn():
+    figure = plots.dihedrals(*np.zeros((2, 20, 14)), [str(n) for n in range(14)])
+    assert [axes.get_title() for axes in drawn(figure)] == [str(n) for n in range(12)]
+    assert figure.get_suptitle() == "the first 12 of 14"
+
+
 def test_autocorrelation():
-    times = np.array([0.0, 0.001, 0.002])
+    times = np.array([0.0, 1.0, 2.0])
     (axes,) = drawn(plots.autocorrelation(times, [1, 0.5, 0], [1, 0.4, 0], None, [0.1] * 3, "C"))
     _, plain, lsd = axes.lines
     assert np.allclose(lsd.get_xydata(), [[0, 1], [1, 0.5], [2, 0]])
@@ -246,7 +252,7 @@ ANGLES = np.zeros((20, 2))
         (lambda: plots.ramachandran(ANGLES, ANGLES * np.nan), "40 numbers that are not finite"),
         (lambda: plots.dihedrals(ANGLES, ANGLES, ["phi"]), "2 dihedrals, and there are 1 names"),
         (lambda: plots.dihedrals(ANGLES[:5], ANGLES, ["a", "b"]), "5 frames cannot make 10 blocks"),
-        (lambda: plots.dihedrals(*np.zeros((2, 20, 13)), ["a"] * 13), "1 to 12"),
+        (lambda: plots.dihedrals(*np.zeros((2, 20, 0)), []), "lsd is empty"),
         (lambda: plots.autocorrelation([0, 1], [1, 0], [1, 0, 0]), "plain has shape"),
         (lambda: plots.autocorrelation([], [], []), "times is empty"),
         (lambda: plots.kinetic_energy(np.ones(20), [], 3, 300), "plain is empty"),
