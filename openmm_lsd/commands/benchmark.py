@@ -28,6 +28,7 @@ from .timing import fastest, fastest_plain, seconds_per_step, settings_of
 
 SECONDS_PER_DAY = 86400.0
 LEAST_BLOCKS = 5
+UNSOUND = 10.0  # times the bath's temperature
 OFFSET_WINDOW = 8  # of the published rule, where LSD's own is tuned down to plain steps
 
 
@@ -114,7 +115,9 @@ class Benchmark:
         ]
         for row in self.rows:
             quartiles = "{:.2f} to {:.2f}".format(*row["ratio quartiles"])
-            temperature = f"{row['temperature, K']:.0f}({row['its error, K']:.0f})"
+            kelvin, error = row["temperature, K"], row["its error, K"]
+            sound = kelvin < UNSOUND * self.case.temperature
+            temperature = f"{kelvin:.0f}({error:.0f})" if sound else "blew up"
             line = (
                 f"{row['run']:20s}{row['settings']:28s}{row['ns/day']:8.2f}"
                 f"{row['ms per step']:9.2f}{row['ratio']:10.2f}{quartiles:>14s}{temperature:>10s}"
@@ -189,6 +192,7 @@ def benchmark(
     if predict:
         warm = None if windows else first
         predicted = estimate(case, warm_up=warm_up, run=warm, notice=notice)
+        notice(f"{predicted}\n")
     plain = fastest_plain(case, state, max(10, block // 2), notice)
     speculative = first
     if len(windows) > 1:

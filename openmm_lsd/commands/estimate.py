@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
+from scipy.optimize import least_squares
 
 from .. import theory
 from ..checks import masses_of
@@ -107,7 +108,8 @@ def estimate(
     """Predict the speed-up over plain dynamics for several windows.
 
     Windows take turns with each other and with plain steps. Steps per round come from the noise
-    shifts at all sites that were reached (``theory.reach``), times from the clock.
+    shifts at all sites that were reached (``theory.reach``) and are ``smoothed``, times come from
+    the clock.
 
     Parameters
     ----------
@@ -142,10 +144,14 @@ def estimate(
     offset_steps = _constant_offset_steps(case, run, max(windows))
     turns.end()
     plain_step = float(np.median(plain_seconds))
+    measured = [turns.steps_per_round(window) for window in windows]
     return Estimate(
         settings_of(plain),
         plain_step,
-        [turns.estimate(window, plain_step) for window in windows],
+        [
+            turns.estimate(window, plain_step, steps)
+            for window, steps in zip(windows, smoothed(windows, measured), strict=True)
+        ],
         offset_steps,
         turns.steps,
         perf_counter() - begin,
@@ -204,13 +210,16 @@ class _Turns:
         if self._since_change > UNCOUNTED:
             self._rounds.setdefault(self.window, []).append(became)
 
-    def estimate(self, window: int, plain_seconds: float) -> WindowEstimate:
-        """From the rounds and times of this window, after ``end``."""
+    def steps_per_round(self, window: int) -> float:
+        """Expected, from the noise shifts in the rounds of this window."""
         # In others the same site has been drafted more often, or less.
         rejections = theory.reach(self._rounds[window])
         missing = max(0, window - 1 - len(rejections))
-        rejections = np.append(rejections, np.full(missing, rejections[-1]))
-        steps = float(theory.expected_steps(rejections, window))
+        rejections = np.append(rejections, np.full(missing, rejections[-1:].sum()))
+        return float(theory.expected_steps(rejections, window))
+
+    def estimate(self, window: int, plain_seconds: float, steps: float) -> WindowEstimate:
+        """With the times of this window's rounds."""
         seconds, target, draft = np.median(self._times[window], axis=0)
         other = seconds - target - draft + steps * self._between_rounds / self.steps
         return WindowEstimate(
@@ -221,6 +230,27 @@ class _Turns:
             float(other),
             theory.speed_up(steps, plain_seconds, target, draft + other),
         )
+
+
+def smoothed(windows: Sequence[int], steps: Sequence[float]) -> list[float]:
+    """Steps per round on the curve 1 + A (1 - exp(-(K - 1) / B)) that is closest to them.
+
+    A few rounds of each window tell little about that window, but together enough.
+    """
+    if len(windows) < 3:
+        return list(steps)
+    beyond, measured = np.array(windows) - 1.0, np.array(steps)
+
+    def curve(parameters: Array) -> Array:
+        rise, range_ = np.exp(parameters)
+        return 1.0 - rise * np.expm1(-beyond / range_)
+
+    fit = least_squares(
+        lambda parameters: curve(parameters) / measured - 1.0,
+        np.log([measured.max(), np.median(beyond) + 1.0]),
+        bounds=(-20.0, 10.0),
+    )
+    return [float(value) for value in curve(fit.x)]
 
 
 def _constant_offset_steps(case: Case, run: Run, window: int) -> float:
