@@ -90,25 +90,3 @@ assert len(names) == len(set(names)), names
 def test_openmm_may_be_imported_before_torch():
     result = run_python(OPENMM_BEFORE_TORCH)
     assert result.returncode == 0, result.stderr
-
-
-@pytest.mark.parametrize("draft", ["force field", "auto"])
-def test_example_of_the_readme_runs_as_printed(tmp_path, draft):
-    """With fewer steps, and its output elsewhere; and with the other integrator that it shows."""
-    blocks = (ROOT / "README.md").read_text().split("```python\n")[1:]
-    code, automatic = (block.split("```")[0] for block in blocks)
-    if draft == "auto":
-        begin = code.index("integrator = LSDIntegrator(")
-        end = code.index("simulation = app.Simulation")
-        code = code[:begin] + automatic + code[end:]
-    for printed, tested in (
-        ("step(10_000)", "step(200)"),
-        ('"out.dcd"', repr(str(tmp_path / "out.dcd"))),
-    ):
-        assert printed in code
-        code = code.replace(printed, tested)
-    result = run_python(code)
-    assert result.returncode == 0, result.stderr
-    assert "steps per round" in result.stdout
-    assert ("learning" in result.stdout) == (draft == "auto")
-    assert (tmp_path / "out.dcd").stat().st_size > 2 * 22 * 12

@@ -1,0 +1,75 @@
+"""The examples of docs/examples run, with few steps, and write what they say."""
+
+import runpy
+import sys
+
+import mdtraj
+import numpy as np
+import pytest
+from openmm import app
+from pages import ROOT
+
+EXAMPLES = ROOT / "docs" / "examples"
+SYSTEMS = ROOT / "systems"
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Function: name, arguments -> what the example prints; in a temporary directory."""
+    minimize = app.Simulation.minimizeEnergy
+    monkeypatch.setattr(
+        app.Simulation, "minimizeEnergy", lambda self, **_: minimize(self, maxIterations=10)
+    )
+    monkeypatch.chdir(tmp_path)
+
+    def call(name, *arguments):
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+        return capsys.readouterr().out
+
+    return call
+
+
+def frames(file, molecule="alanine_dipeptide"):
+    return mdtraj.load(file, top=str(SYSTEMS / molecule / f"{molecule}.pdb"))
+
+
+def lines(file):
+    with open(file) as rows:
+        return len(rows.readlines())
+
+
+def test_peptide(run):
+    assert "steps per round" in run("peptide.py", "--steps", 30)
+    assert len(frames("peptide.dcd")) == 30
+    assert lines("peptide.csv") == lines("lsd.csv") == 31
+
+
+def test_ligand(run):
+    assert "learning" in run("ligand_prmtop.py", "--steps", 20, "--learning")
+    assert len(frames("ligand.dcd", "ibuprofen")) == 20
+    assert mdtraj.load("final.pdb").n_atoms == 33
+
+
+def test_gfn2(run):
+    pytest.importorskip("tblite")
+    assert "steps per round" in run("gfn2_ase.py", "--steps", 16)
+    assert len(frames("gfn2.dcd")) == 16 and lines("gfn2.csv") == 17
+
+
+def test_torch_module(run):
+    assert "cos(phi - phi0)" in run("torch_module.py", "--steps", 20)
+    bonds = mdtraj.compute_distances(frames("biased.dcd"), [[4, 6]])
+    assert bonds.shape == (20, 1) and np.all(np.abs(bonds - 0.134) < 0.02)
+
+
+def test_restart_goes_on_to_the_last_bit(run, tmp_path, monkeypatch):
+    assert "stopped at step 20" in run("restart.py", "--steps", 20)
+    assert "going on from step 20" in run("restart.py", "--steps", 20)
+    parts = frames("run.dcd")
+    (tmp_path / "whole").mkdir()
+    monkeypatch.chdir(tmp_path / "whole")
+    assert "stopped at step 40" in run("restart.py", "--steps", 40)
+    whole = frames("run.dcd")
+    assert len(parts) == len(whole) == 4
+    np.testing.assert_array_equal(parts.xyz, whole.xyz)
