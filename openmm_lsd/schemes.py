@@ -90,13 +90,22 @@ class Scheme(ABC):
 
     @abstractmethod
     def site(self, positions: Array, velocities: Array) -> Array:
-        """Positions at which the step evaluates its force."""
+        """Positions (N, 3) in nm at which the step evaluates its force."""
 
     @abstractmethod
     def step(
         self, positions: Array, velocities: Array, acceleration: Array, kick: Array
     ) -> tuple[Array, Array]:
-        """Positions and velocities after one step."""
+        """Positions and velocities after one step.
+
+        Parameters
+        ----------
+        positions, velocities : (N, 3) nm, nm/ps
+        acceleration : (N, 3) nm/ps^2
+            Force at ``site(positions, velocities)`` over mass.
+        kick : (N, 3) nm/ps
+            ``noise_scale`` times noise.
+        """
 
     @abstractmethod
     def kick_shift(
@@ -106,10 +115,11 @@ class Scheme(ABC):
         target_acceleration: Array,
         draft_acceleration: Array,
     ) -> Array:
-        """Mean of the target step minus mean of the draft step, as a kick.
+        """Mean of the target step minus mean of the draft step, as a kick (N, 3) in nm/ps.
 
-        Both steps start from the same positions. The velocities may differ: after an accepted
-        step of the Middle scheme draft and target stand at the same place with different ones.
+        Both steps start from the same positions. The velocities (N, 3), nm/ps, may differ: after an
+        accepted step of the Middle scheme draft and target stand at the same place with different
+        ones. Accelerations in nm/ps^2. Divided by ``noise_scale`` it is the noise shift.
         """
 
 

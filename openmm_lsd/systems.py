@@ -18,7 +18,8 @@ from .targets.torchforce import import_openmmtorch
 
 @dataclasses.dataclass(frozen=True)
 class MolecularSystem:
-    """What a Simulation with an LSDIntegrator is made of."""
+    """What a Simulation with an LSDIntegrator is made of: ``topology``, ``positions`` (N, 3) as a
+    Quantity, and the Systems ``draft`` and ``target`` of the same particles."""
 
     topology: app.Topology
     positions: unit.Quantity
@@ -33,10 +34,16 @@ def load(directory: str | Path) -> MolecularSystem:
     one PDB file of a periodic box and ``forcefields.json``, which names OpenMM's force field files
     for the draft and for the target, and their cutoff.
 
+    Parameters
+    ----------
+    directory : path
+
     Raises
     ------
     FileNotFoundError
         If one of these is missing.
+    ImportError
+        If there is a TorchScript file and openmmtorch is not installed.
     """
     if (Path(directory) / "forcefields.json").exists():
         return _from_force_fields(Path(directory))
@@ -91,6 +98,13 @@ def with_torch_force(
     module_file : path
         TorchScript module: positions (N, 3) in nm -> energy in kJ/mol; if it also takes
         (B, N, 3) and gives (B,), a batch is one call.
+
+    Raises
+    ------
+    ImportError
+        If openmmtorch is not installed.
+    FileNotFoundError
+        If there is no such file.
     """
     openmmtorch = import_openmmtorch()
     if not Path(module_file).is_file():

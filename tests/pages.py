@@ -80,7 +80,7 @@ def run_page(page, steps=STEPS):
         mock.patch.object(
             app.Simulation,
             "minimizeEnergy",
-            lambda self: minimize(self, maxIterations=ITERATIONS),
+            lambda self, **_: minimize(self, maxIterations=ITERATIONS),
         ),
     ):
         os.chdir(directory)
