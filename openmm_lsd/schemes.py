@@ -162,9 +162,9 @@ class ABOBA(Scheme):
     """Drift, kick, bath, kick, drift, with one force (Leimkuhler and Matthews, J. Chem. Phys. 138,
     174102 (2013)).
 
-    q  = x + (h/2) v
-    v' = a v + (1 + a)/2 h F(q)/m + kick
-    x' = q + (h/2) v'
+        q  = x + (h/2) v
+        v' = a v + (1 + a)/2 h F(q)/m + kick
+        x' = q + (h/2) v'
     """
 
     name = "aboba"
