@@ -154,9 +154,9 @@ def _validate_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("validate")
     group.add_argument("--window", type=_count, default=8, metavar="K")
     group.add_argument("--runs", type=_count, default=1000, help="short LSD runs")
-    group.add_argument("--path-steps", type=_count, default=500, help="whose noise is checked")
+    group.add_argument("--path-steps", type=_count, default=1000, help="whose noise is checked")
     group.add_argument("--long-steps", type=_count, default=20_000, help="of either long run")
-    group.add_argument("--equilibration", type=_whole, default=1000, help="steps before")
+    group.add_argument("--equilibration", type=_whole, default=5000, help="steps before")
     group.add_argument("--report", type=Path, metavar="FILE", help=".html, with pictures")
     group.add_argument("--outfile", type=Path, metavar="FILE", help="results as JSON")
     group.add_argument(

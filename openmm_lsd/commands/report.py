@@ -31,13 +31,13 @@ def figures(result: Validation) -> dict[str, Any]:
     drawn: dict[str, Any] = {}
     if result.dihedral_names:
         drawn["Dihedral angles, LSD over plain dynamics"] = plots.dihedrals(
-            lsd.dihedrals, plain.dihedrals, result.dihedral_names
+            _in_a_row(lsd), _in_a_row(plain), result.dihedral_names, blocks=BLOCKS
         )
     pair = _phi_and_psi(result.dihedral_names)
     if pair is not None:
         columns = [pair[name] for name in ("phi", "psi")]
         drawn["Ramachandran plot, LSD over plain dynamics"] = plots.ramachandran(
-            lsd.dihedrals[:, columns], plain.dihedrals[:, columns]
+            _in_a_row(lsd)[:, columns], _in_a_row(plain)[:, columns]
         )
     means, errors = zip(*map(_mean_and_error, (lsd, plain)), strict=True)
     known = np.isfinite(means).all(axis=0)
@@ -47,14 +47,20 @@ def figures(result: Validation) -> dict[str, Any]:
         )
     )
     drawn["Kinetic energy against its exact law"] = plots.kinetic_energy(
-        lsd.kinetic_energies,
-        plain.kinetic_energies,
+        lsd.kinetic_energies.ravel(),
+        plain.kinetic_energies.ravel(),
         result.case.degrees_of_freedom,
         result.case.temperature,
+        blocks=BLOCKS,
     )
     drawn["Committed steps per round"] = plots.steps_per_round(result.rounds)
     drawn["Noise shifts and rejections"] = plots.noise_shifts(result.rounds)
     return drawn
+
+
+def _in_a_row(run: LongRun) -> Array:
+    """Dihedral angles (T, n) of all blocks."""
+    return run.dihedrals.reshape(-1, run.dihedrals.shape[-1])
 
 
 def _mean_and_error(run: LongRun) -> tuple[Array, Array]:
@@ -64,7 +70,7 @@ def _mean_and_error(run: LongRun) -> tuple[Array, Array]:
 
 def _phi_and_psi(names: list[str]) -> dict[str, int] | None:
     """Columns of the first backbone dihedrals, if there are both."""
-    backbone = {"phi": ("C-N-CA-C", "C-CA-N-C"), "psi": ("N-CA-C-N",)}
+    backbone = {"phi": ("C-N-CA-C", "C-CA-N-C"), "psi": ("N-CA-C-N", "N-C-CA-N")}
     found = {
         angle: next((names.index(name) for name in spelled if name in names), None)
         for angle, spelled in backbone.items()

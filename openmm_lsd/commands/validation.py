@@ -3,7 +3,8 @@
 Short: thousands of runs of a few steps from one state, against the plain scheme, by two-sample
 tests. Exact: the noise that drove every committed step is worked out from the path and must be
 N(0, I), and the kinetic energy must follow its law. Long: dihedral distributions and velocity
-autocorrelation functions against plain dynamics by OpenMM.
+autocorrelation functions against plain dynamics by OpenMM, in pairs of runs from the same states,
+so that no run has to be longer than the slowest motion.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ..checks import barostat_frequency, cm_removal_frequency, masses_of
 from ..rollout import reciprocal, remove_cm_motion
 from ..sampler import Round
 from ..schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme
+from ..theory import rejection_probability
 from .case import Array, Case, Notice, Run
 
 FAMILY_WISE = 1e-3  # chance that a right sampler fails anywhere
@@ -30,7 +32,7 @@ SHORT_STEPS = (1, 3, 8)
 PLAIN_PER_RUN = 2  # plain runs for each of LSD's
 CHUNK = 64  # plain runs side by side
 PROJECTIONS = 24
-BLOCKS = 12
+BLOCKS = 16  # pairs of long runs
 BINS = 12
 EVERY = 2  # steps between recorded states of a long run
 LAGS = 100  # recorded states
@@ -69,7 +71,9 @@ class Check:
 
 @dataclasses.dataclass
 class LongRun:
-    """States of a long run: dihedral angles (T, n) in radians, autocorrelation (blocks, lags)."""
+    """Of every block: dihedral angles (blocks, T, n) in radians, velocity autocorrelation (blocks,
+    lags) over 3 N kT, and kinetic energies (blocks, T) in kJ/mol.
+    """
 
     dihedrals: Array
     autocorrelation: Array
@@ -122,9 +126,9 @@ def validate(
     window: int = 8,
     runs: int = 1000,
     short_steps: Sequence[int] = SHORT_STEPS,
-    path_steps: int = 500,
+    path_steps: int = 1000,
     long_steps: int = 20_000,
-    equilibration: int = 1000,
+    equilibration: int = 5000,
     notice: Notice = lambda line: None,
 ) -> Validation:
     """Test the law of LSD on a case.
@@ -140,7 +144,7 @@ def validate(
     path_steps : int
         Steps whose noise is worked out.
     long_steps : int
-        Of either long run.
+        Of LSD and of plain dynamics, in all blocks together.
     equilibration : int
         Steps of LSD before.
     notice : callable, optional
@@ -163,14 +167,9 @@ def validate(
         return Validation(case, [short, noise], [], names, None, None, times)
     rounds: list[Round] = []
     run.integrator.watchers.append(rounds.append)
-    notice(f"{long_steps} steps of LSD")
-    lsd = _long_run(case, run, long_steps, quadruples)
+    notice(f"{long_steps} steps of LSD and as many plain ones, in {BLOCKS} pairs")
+    lsd, plain = _long_runs(case, run, case.plain(), long_steps, quadruples, seed)
     run.integrator.watchers.remove(rounds.append)
-    notice(f"{long_steps} plain steps")
-    plain_run = case.plain()
-    plain_run.state = run.state
-    plain_run.step(EVERY)
-    plain = _long_run(case, plain_run, long_steps, quadruples)
     checks = [
         short,
         noise,
@@ -325,11 +324,14 @@ def _noise_of_path(case: Case, run: Run, steps: int, level: float) -> Check:
     masses = masses_of(case.target)[:, None]
     inverse_masses = reciprocal(masses)
     removal = cm_removal_frequency(case.target)
+    run.step(1)  # whatever was set before is taken up
     states = [run.state]
     first = run.simulation.currentStep
-    for _ in range(steps):
-        run.step(1)
-        states.append(run.state)
+    with _recorded_shifts(run) as shift_of:
+        begin = run.integrator._binding.sampler.state.step
+        for _ in range(steps):
+            run.step(1)
+            states.append(run.state)
     starts = [
         (x, remove_cm_motion(v, masses) if removal and (first + k) % removal == 0 else v)
         for k, (x, v) in enumerate(states[:-1])
@@ -350,7 +352,17 @@ def _noise_of_path(case: Case, run: Run, steps: int, level: float) -> Check:
     draft_error = run.integrator._binding.discrepancies(sites)[:, moving]
     astray = draft_error / np.linalg.norm(draft_error, axis=(1, 2), keepdims=True)
     lagged = (eta[1:] * eta[:-1]).sum(axis=(1, 2)) / np.sqrt(eta[0].size)
+    shifted = [
+        (n, shift[moving], norm)
+        for n, shift in ((n, shift_of.get(begin + n)) for n in range(steps))
+        if shift is not None and (norm := float(np.linalg.norm(shift))) > 0
+    ]
+    along_shift = np.array([float((eta[n] * shift).sum()) / norm for n, shift, norm in shifted])
+    # By this much a sampler that only accepts would be off, or one that never reflects.
+    norms_of_shifts = np.array([norm for _, _, norm in shifted])
+    weights = norms_of_shifts * (1.0 - rejection_probability(norms_of_shifts))
     normal = {
+        "noise along the noise shift": along_shift,
         "noise along the force": (eta * along).sum(axis=(1, 2)),
         "noise along the discrepancy": (eta * astray).sum(axis=(1, 2)),
         "noise of consecutive steps": lagged,
@@ -360,11 +372,40 @@ def _noise_of_path(case: Case, run: Run, steps: int, level: float) -> Check:
         (float(stats.kstest(norms, stats.chi2(eta[0].size).cdf).pvalue), "length"),
     ]
     for name, column in normal.items():
+        if not len(column):  # a draft without any discrepancy
+            continue
+        if column is along_shift and weights.any():
+            z = (weights * column).sum() / np.sqrt((weights**2).sum())
+            results.append((float(2.0 * stats.norm.sf(abs(z))), f"{name}, weighted mean"))
         z = column.sum() / np.sqrt(len(column))  # of unit variance
         results.append((float(2.0 * stats.norm.sf(abs(z))), f"{name}, mean"))
         if name != "noise of consecutive steps":  # which is not normal
             results.append((float(stats.kstest(column, "norm").pvalue), f"{name}, distribution"))
     return _family(f"noise of {steps} committed steps is N(0, I)", results, level)
+
+
+@contextmanager
+def _recorded_shifts(run: Run) -> Iterator[dict[int, Array]]:
+    """While this lasts: the noise shift of every step whose noise is transported, by its index."""
+    right = sampler_module.transport
+    found: dict[int, Array] = {}
+    recent: list[Array] = []
+
+    def transport(noise: Array, shift: Array, log_uniform: float) -> tuple[Array, bool]:
+        recent.append(shift)
+        return right(noise, shift, log_uniform)
+
+    def watch(became: Round) -> None:
+        found.update(zip(itertools.count(became.step), recent, strict=False))
+        recent.clear()
+
+    sampler_module.transport = transport
+    run.integrator.watchers.append(watch)
+    try:
+        yield found
+    finally:
+        sampler_module.transport = right
+        run.integrator.watchers.remove(watch)
 
 
 def _kinetic_energy(case: Case, run: LongRun, level: float) -> Check:
@@ -377,16 +418,16 @@ def _kinetic_energy(case: Case, run: LongRun, level: float) -> Check:
     if case.scheme != "middle":
         return Check(name, 0, "", 1.0, 0.0, "known for the Middle scheme only")
     law = _kinetic_law(case)
-    uniform = law.cdf(run.kinetic_energies)
+    energies = run.kinetic_energies
+    uniform = law.cdf(energies)
     results = []
     for word, values, expected in (
-        ("mean", run.kinetic_energies, law.mean()),
-        ("variance", (run.kinetic_energies - law.mean()) ** 2, law.var()),
+        ("mean", energies, law.mean()),
+        ("variance", (energies - law.mean()) ** 2, law.var()),
         ("lower half", (uniform < 0.5).astype(float), 0.5),
         ("tails", (abs(uniform - 0.5) > 0.4).astype(float), 0.2),
     ):
-        blocks = _blocks(values)
-        results.append((float(stats.ttest_1samp(blocks, expected).pvalue), word))
+        results.append((float(stats.ttest_1samp(values.mean(axis=1), expected).pvalue), word))
     return _family(name, results, level)
 
 
@@ -398,21 +439,40 @@ def _kinetic_law(case: Case) -> Any:
 # --- long runs ----------------------------------------------------------------------------------
 
 
-def _long_run(case: Case, run: Run, steps: int, quadruples: Array) -> LongRun:
+def _long_runs(
+    case: Case, run: Run, plain: Run, steps: int, quadruples: Array, seed: int
+) -> tuple[LongRun, LongRun]:
+    """Blocks of LSD and of plain dynamics, both from where LSD's block before has ended."""
+    masses = masses_of(case.target)
+    thermal_speeds = _scheme(case).thermal_speed(reciprocal(masses[:, None]))
+    rng = np.random.default_rng([seed, 2])
+    blocks: tuple[list, list] = ([], [])
+    for _ in range(BLOCKS):
+        positions = run.state[0]
+        for each, rows in zip((plain, run), blocks, strict=True):
+            each.state = positions, thermal_speeds * rng.standard_normal(positions.shape)
+            rows.append(_block(case, each, max(1, steps // BLOCKS // EVERY), quadruples))
+    plain_run, lsd_run = (LongRun(*map(np.array, zip(*rows, strict=True))) for rows in blocks)
+    return lsd_run, plain_run
+
+
+def _block(case: Case, run: Run, count: int, quadruples: Array) -> tuple[Array, Array, Array]:
+    """Dihedrals, autocorrelation and kinetic energies of so many recorded states."""
     masses = masses_of(case.target)[:, None]
     removal = bool(cm_removal_frequency(case.target))
     positions, velocities = [], []
-    for _ in range(steps // EVERY):
+    for _ in range(count):
         run.step(EVERY)
         x, v = run.state
         positions.append(x)
         velocities.append(remove_cm_motion(v, masses) if removal else v)
-    dihedrals = dihedral_angles(np.array(positions), quadruples)
-    kinetic = np.array([0.5 * float((masses * v**2).sum()) for v in velocities])
-    weighted = (np.sqrt(masses) * np.array(velocities)).reshape(len(velocities), -1)
+    weighted = (np.sqrt(masses) * np.array(velocities)).reshape(count, -1)
     thermal = case.degrees_of_freedom * MOLAR_GAS_CONSTANT * case.temperature
-    blocks = [_autocorrelation(block) / thermal for block in np.array_split(weighted, BLOCKS)]
-    return LongRun(dihedrals, np.array(blocks), kinetic)
+    return (
+        dihedral_angles(np.array(positions), quadruples),
+        _autocorrelation(weighted) / thermal,
+        0.5 * (weighted**2).sum(axis=1),
+    )
 
 
 def _autocorrelation(block: Array) -> Array:
@@ -427,49 +487,29 @@ def _autocorrelation(block: Array) -> Array:
 
 
 def _long_law(lsd: LongRun, plain: LongRun, names: list[str], level: float) -> Check:
-    results, slow = [], []
+    """Differences of the pairs, which are zero in the mean."""
+    results = []
+
+    def compare(name: str, ours: Array, theirs: Array) -> None:
+        differences = ours - theirs
+        if differences.std() > 0:
+            results.append((float(stats.ttest_1samp(differences, 0.0).pvalue), name))
+
     for number, name in enumerate(names):
-        ours, theirs = lsd.dihedrals[:, number], plain.dihedrals[:, number]
-        if max(_correlation_time(ours), _correlation_time(theirs)) > len(ours) / BLOCKS / 5:
-            slow.append(name)
-            continue
-        for number_of_bin, edges in enumerate(itertools.pairwise(_EDGES)):
-            inside = [_blocks((a >= edges[0]) & (a < edges[1])) for a in (ours, theirs)]
-            if min(part.std() for part in inside) > 0:
-                p = float(stats.ttest_ind(*inside, equal_var=False).pvalue)
-                results.append((p, f"dihedral {name}, bin {number_of_bin + 1}"))
-    usable = np.isfinite(lsd.autocorrelation).all(axis=0)
-    lags = np.flatnonzero(usable)
+        for bin_number, (low, high) in enumerate(itertools.pairwise(_EDGES)):
+            ours, theirs = (
+                ((run.dihedrals[..., number] >= low) & (run.dihedrals[..., number] < high)).mean(1)
+                for run in (lsd, plain)
+            )
+            compare(f"dihedral {name}, bin {bin_number + 1}", ours, theirs)
+    lags = np.flatnonzero(np.isfinite(lsd.autocorrelation).all(axis=0))
     for lag in lags[:: max(1, len(lags) // TESTED_LAGS)]:
-        parts = lsd.autocorrelation[:, lag], plain.autocorrelation[:, lag]
-        p = float(stats.ttest_ind(*parts, equal_var=False).pvalue)
-        results.append((p, f"velocity autocorrelation, lag {lag * EVERY} steps"))
-    note = f"too slow to judge in this run: {', '.join(slow)}" if slow else ""
-    name = f"long runs, LSD against plain ({BLOCKS} blocks)"
-    return _family(name, results, level, note)
+        name = f"velocity autocorrelation, lag {lag * EVERY} steps"
+        compare(name, lsd.autocorrelation[:, lag], plain.autocorrelation[:, lag])
+    return _family(f"{BLOCKS} pairs of long runs, LSD against plain", results, level)
 
 
 _EDGES = np.linspace(-np.pi, np.pi, BINS + 1)
-
-
-def _correlation_time(angles: Array) -> float:
-    """Integrated, of the cosine and the sine, in samples."""
-    longest = 0.0
-    for column in (np.cos(angles), np.sin(angles)):
-        centred = column - column.mean()
-        length = len(centred)
-        spectrum = np.fft.rfft(centred, 2 * length)
-        correlation = np.fft.irfft(abs(spectrum) ** 2)[:length]
-        if correlation[0] <= 0:
-            continue
-        correlation = correlation / correlation[0]
-        end = int(np.argmax(correlation < 0.05)) or length
-        longest = max(longest, 0.5 + float(correlation[1:end].sum()))
-    return longest
-
-
-def _blocks(values: Array) -> Array:
-    return np.array([block.mean() for block in np.array_split(values, BLOCKS)])
 
 
 # --- geometry -----------------------------------------------------------------------------------
@@ -484,15 +524,20 @@ def dihedral_quadruples(topology: app.Topology) -> tuple[Array, list[str]]:
         neighbours.setdefault(i, []).append(j)
         neighbours.setdefault(j, []).append(i)
 
-    def mass(index: int) -> tuple[float, int]:
+    def mass(index: int) -> float:
         element = atoms[index].element
-        return (0.0 if element is None else element.mass._value, -index)
+        return 0.0 if element is None else element.mass._value
+
+    def rank(index: int) -> tuple[bool, float, float, int]:
+        """The chain goes on before it ends, along heavy atoms: phi is C-N-CA-C, psi N-CA-C-N."""
+        around = neighbours[index]
+        return len(around) > 1, mass(index), sum(map(mass, around)), -index
 
     quadruples, names = [], []
     for j, k in bonds:
         ends = [[i for i in neighbours[middle] if i != other] for middle, other in ((j, k), (k, j))]
         if all(ends):
-            quadruple = (max(ends[0], key=mass), j, k, max(ends[1], key=mass))
+            quadruple = (max(ends[0], key=rank), j, k, max(ends[1], key=rank))
             quadruples.append(quadruple)
             names.append("-".join(atoms[index].name for index in quadruple))
     return np.array(quadruples, dtype=int).reshape(-1, 4), names

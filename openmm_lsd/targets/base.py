@@ -6,7 +6,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Evaluation = tuple[Array, Array]
+Made = TypeVar("Made")
 
 logger = logging.getLogger(__name__)
 
@@ -161,3 +162,31 @@ def finite_rows(
 def as_float64(tensor: torch.Tensor) -> Array:
     """The tensor's values, detached, on the CPU."""
     return tensor.detach().cpu().numpy().astype(np.float64)
+
+
+def on_host(energies: torch.Tensor, forces: torch.Tensor) -> Evaluation:
+    """As ``as_float64`` of both, with one copy if they are on a device: each waits for it."""
+    if energies.device.type == "cpu" or energies.device != forces.device:
+        return as_float64(energies), as_float64(forces)
+    import torch
+
+    both = as_float64(torch.cat([energies.detach().reshape(-1), forces.detach().reshape(-1)]))
+    count = energies.numel()
+    return both[:count].reshape(energies.shape), both[count:].reshape(forces.shape)
+
+
+class Held(Generic[Made]):
+    """What ``make`` makes of an array, made again when the array is another.
+
+    For what must be on a device and hardly ever changes, such as the box.
+    """
+
+    def __init__(self, make: Callable[[Array], Made]) -> None:
+        self._make = make
+        self._last: tuple[Array, Made] | None = None
+
+    def __call__(self, array: Array) -> Made:
+        """The same object as the last time, if the array has the same values."""
+        if self._last is None or not np.array_equal(array, self._last[0]):
+            self._last = np.array(array), self._make(array)
+        return self._last[1]

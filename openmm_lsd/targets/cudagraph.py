@@ -30,14 +30,21 @@ class CUDAGraphed:
         May use autograd inside; must launch the same kernels whatever the values are.
     warmup : int
         Calls before the recording, in which torch optimises and allocates.
+    device : torch.device, optional
+        Where it runs; default that of its arguments, which otherwise may be on the host.
     """
 
-    def __init__(self, compute: Callable[..., Tensors], warmup: int = 10) -> None:
-        self._compute, self._warmup = compute, warmup
+    def __init__(
+        self,
+        compute: Callable[..., Tensors],
+        warmup: int = 10,
+        device: torch.device | None = None,
+    ) -> None:
+        self._compute, self._warmup, self._device = compute, warmup, device
         self._recordings: dict[tuple, _Recording] = {}
 
     def __call__(self, *inputs: torch.Tensor) -> Tensors:
-        """What ``compute`` gives, in new tensors."""
+        """What ``compute`` gives, in tensors that are overwritten by the next call."""
         import torch
 
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
@@ -48,12 +55,14 @@ class CUDAGraphed:
             for held, given in zip(recording.inputs, inputs, strict=True):
                 held.copy_(given)
         recording.graph.replay()
-        return tuple(output.clone() for output in recording.outputs)
+        return recording.outputs
 
     def _record(self, given: Tensors) -> _Recording:
         import torch
 
-        inputs = tuple(tensor.detach().clone() for tensor in given)
+        inputs = tuple(
+            tensor.detach().to(self._device or tensor.device, copy=True) for tensor in given
+        )
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):

@@ -10,11 +10,13 @@ from .base import (
     Array,
     BatchedTarget,
     Evaluation,
+    Held,
     SubBatches,
-    as_float64,
     checked,
+    on_host,
     torch_is_out_of_memory,
 )
+from .cudagraph import CUDAGraphed
 
 if TYPE_CHECKING:
     import torch
@@ -33,11 +35,17 @@ class ModuleTarget(BatchedTarget):
     device, dtype : torch.device, torch.dtype, optional
         Of the positions given to it; default those of the module's first floating-point parameter
         or buffer, or else float64 on the CPU.
+    cuda_graph : bool
+        Whether to record the computation once for every shape and to replay it, which spares a
+        small module on a GPU most of its time. It must launch the same kernels whatever the values
+        are: no shapes that depend on them, as those of neighbour lists do.
 
     Raises
     ------
     TypeError
         If ``module`` is not a torch.nn.Module.
+    ValueError
+        If CUDA graphs are asked for on another device.
     """
 
     def __init__(
@@ -47,6 +55,7 @@ class ModuleTarget(BatchedTarget):
         periodic: bool = False,
         device: Any = None,
         dtype: torch.dtype | None = None,
+        cuda_graph: bool = False,
     ) -> None:
         import torch
 
@@ -59,6 +68,10 @@ class ModuleTarget(BatchedTarget):
         default_dtype = torch.float64 if first is None else first.dtype
         self._device = default_device if device is None else torch.device(device)
         self._dtype = default_dtype if dtype is None else dtype
+        if cuda_graph and self._device.type != "cuda":
+            raise ValueError(f"a CUDA graph needs a CUDA device; the module is on {self._device}")
+        self._graphed = CUDAGraphed(self._compute, device=self._device) if cuda_graph else None
+        self._box = Held(self._tensor)
         self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
@@ -68,17 +81,20 @@ class ModuleTarget(BatchedTarget):
     def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
         if self._periodic and box is None:
             raise ValueError("the module is periodic, but there is no box")
-        x = self._tensor(positions).requires_grad_()
-        arguments = (self._tensor(box),) if self._periodic else ()
-        result = self._module(x, *arguments)
-        if isinstance(result, tuple):
-            energies, forces = result
-        else:
-            energies = result
-            (gradient,) = self._torch.autograd.grad(energies.sum(), x)
-            forces = -gradient
-        return checked(as_float64(energies), as_float64(forces), positions, "the module")
+        arguments = () if box is None or not self._periodic else (self._box(box),)
+        if self._graphed is None:
+            energies, forces = self._compute(self._tensor(positions), *arguments)
+        else:  # which copies from the host to where its graph reads
+            energies, forces = self._graphed(self._tensor(positions, "cpu"), *arguments)
+        return checked(*on_host(energies, forces), positions, "the module")
 
-    def _tensor(self, array: Array | None) -> torch.Tensor:
+    def _compute(self, x: torch.Tensor, *arguments: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        result = self._module(x.requires_grad_(), *arguments)
+        if isinstance(result, tuple):
+            return result
+        (gradient,) = self._torch.autograd.grad(result.sum(), x)
+        return result, -gradient
+
+    def _tensor(self, array: Array, device: Any = None) -> torch.Tensor:
         array = np.ascontiguousarray(array)  # torch has no negative strides
-        return self._torch.tensor(array, dtype=self._dtype, device=self._device)
+        return self._torch.tensor(array, dtype=self._dtype, device=device or self._device)

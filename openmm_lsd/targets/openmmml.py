@@ -26,9 +26,9 @@ from .base import (
     BatchedTarget,
     Evaluation,
     SubBatches,
-    as_float64,
     checked,
     finite_rows,
+    on_host,
     torch_is_out_of_memory,
 )
 
@@ -143,9 +143,7 @@ class ModelTarget(BatchedTarget):
         of_model = positions if self.atoms is None else positions[:, self.atoms]
         scaled_box = None if box is None else np.asarray(box) * ANGSTROM_PER_NM
         results = self._run(of_model * ANGSTROM_PER_NM, scaled_box)
-        energies, own = checked(
-            as_float64(results[0]), as_float64(results[1]), of_model, "the model"
-        )
+        energies, own = checked(*on_host(*results), of_model, "the model")
         forces = own
         if self.atoms is not None:
             forces = np.zeros(positions.shape)
@@ -155,6 +153,13 @@ class ModelTarget(BatchedTarget):
     @abstractmethod
     def _run(self, positions: Array, box: Array | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Energies (B,) and forces (B, n, 3) in the model's units; lengths in angstrom."""
+
+    def _tensors(self, *arrays: Array) -> list[torch.Tensor]:
+        """The arrays on the device, by one copy."""
+        parts = self._tensor(np.concatenate([array.ravel() for array in arrays])).split(
+            [array.size for array in arrays]
+        )
+        return [part.view(array.shape) for part, array in zip(parts, arrays, strict=True)]
 
     def _tensor(self, array: Array | Indices, dtype: torch.dtype | None = None) -> torch.Tensor:
         return self._torch.tensor(array, dtype=dtype or self._dtype, device=self._device)
@@ -227,20 +232,25 @@ class MACETarget(ModelTarget):
         if box is None:
             # As OpenMM-ML hands it over; only models with long-range terms look at it.
             widths = 5 * self._cutoff * (np.abs(positions).max(axis=(1, 2)) + 1)
-            cells = self._tensor(widths[:, None, None] * np.eye(3))
+            cells = widths[:, None, None] * np.eye(3)
         else:
-            cells = self._tensor(box).expand(batch, 3, 3)
+            cells = np.broadcast_to(box, (batch, 3, 3))
+        # On the host: a device would have to be waited for.
+        reciprocal = 2 * np.pi * np.linalg.inv(cells).swapaxes(1, 2)
+        x, shifts, cell, rcell, volume = self._tensors(
+            positions, pairs.shift, cells, reciprocal, np.linalg.det(cells)
+        )
         results = self._model(
             {
                 "ptr": count * torch.arange(batch + 1, device=self._device),
                 "batch": torch.arange(batch, device=self._device).repeat_interleave(count),
                 "node_attrs": self._node_attributes.repeat(batch, 1),
-                "positions": self._tensor(positions.reshape(-1, 3)),
+                "positions": x.view(-1, 3),
                 "edge_index": self._tensor(edges, torch.int64),
-                "shifts": self._tensor(pairs.shift),
-                "cell": cells.reshape(-1, 3),
-                "rcell": (2 * torch.pi * torch.linalg.inv(cells.mT)).reshape(-1, 3),
-                "volume": torch.linalg.det(cells),
+                "shifts": shifts,
+                "cell": cell.view(-1, 3),
+                "rcell": rcell.view(-1, 3),
+                "volume": volume,
                 "pbc": torch.full((batch, 3), box is not None, device=self._device),
                 "total_charge": self._per_state(batch, self._charge),
                 "total_spin": self._per_state(batch, self._multiplicity),

@@ -24,8 +24,9 @@ from .base import (
     Array,
     BatchedTarget,
     Evaluation,
+    Held,
     SubBatches,
-    as_float64,
+    on_host,
     perturbed,
     torch_is_out_of_memory,
 )
@@ -154,6 +155,7 @@ class TorchForceTarget(BatchedTarget):
         self._warmup = int(properties.get("CUDAGraphWarmupSteps", 10))
         self._graphed: dict[str, CUDAGraphed] = {}
         self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+        self._environment = Held(self._environment_tensors)
         self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
         self.plan = Plan("loop", "scripted", 1, torch.get_num_threads())
         self.plan_alone: Plan | None = None  # of a single state, if that is another
@@ -285,15 +287,19 @@ class TorchForceTarget(BatchedTarget):
         return np.concatenate(energies), np.concatenate(forces)
 
     def _arguments(self, box: Array | None) -> Arguments:
-        torch = self._torch
-        arguments = []
-        if self._periodic:
-            if box is None:
-                raise ValueError("the TorchForce is periodic, but there is no box")
-            arguments.append(torch.tensor(box, dtype=self._dtype, device=self._device))
-        for value in self._parameters.values():
-            arguments.append(torch.tensor(value, dtype=torch.float64, device=self._device))
-        return tuple(arguments)
+        if not self._periodic:
+            box = None
+        elif box is None:
+            raise ValueError("the TorchForce is periodic, but there is no box")
+        vectors = [] if box is None else np.ravel(box)
+        return self._environment(np.concatenate([vectors, list(self._parameters.values())]))
+
+    def _environment_tensors(self, values: Array) -> Arguments:
+        """The box, if the force is periodic, and each parameter."""
+        on_device = self._torch.tensor(values, dtype=self._torch.float64, device=self._device)
+        if not self._periodic:
+            return on_device.unbind()
+        return on_device[:9].reshape(3, 3).to(self._dtype), *on_device[9:].unbind()
 
     def _share(self, plan: Plan, positions: Array, arguments: Arguments) -> Evaluation:
         torch = self._torch
@@ -306,7 +312,7 @@ class TorchForceTarget(BatchedTarget):
                     compute = functools.partial(self._on_tensors, plan)
                     self._graphed[plan.batching] = CUDAGraphed(compute, self._warmup)
                 energies, forces = self._graphed[plan.batching](x, *arguments)
-        return as_float64(energies), as_float64(forces)
+        return on_host(energies, forces)
 
     def _on_tensors(
         self, plan: Plan, x: torch.Tensor, *arguments: torch.Tensor

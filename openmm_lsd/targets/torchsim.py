@@ -15,10 +15,11 @@ from .base import (
     Array,
     BatchedTarget,
     Evaluation,
+    Held,
     SubBatches,
-    as_float64,
     checked,
     finite_rows,
+    on_host,
     torch_is_out_of_memory,
 )
 
@@ -108,6 +109,11 @@ class TorchSimTarget(BatchedTarget):
                 f"there are masses of shape {self._masses.shape} for {len(self._numbers)} atomic "
                 "numbers"
             )
+        self._cell = Held(self._tensor)
+        self._on_device = (
+            self._tensor(self._masses),
+            torch.tensor(self._numbers, device=model.device),
+        )
         self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
@@ -126,8 +132,9 @@ class TorchSimTarget(BatchedTarget):
                 f"the model, a {type(self._model).__name__}, returned no forces, only "
                 f"{', '.join(sorted(results))}"
             )
-        energies = as_float64(results["energy"]) * KJ_PER_MOL_PER_EV
-        forces = as_float64(results["forces"]) * (KJ_PER_MOL_PER_EV * ANGSTROM_PER_NM)
+        energies, forces = on_host(results["energy"], results["forces"])
+        energies = energies * KJ_PER_MOL_PER_EV
+        forces = forces * (KJ_PER_MOL_PER_EV * ANGSTROM_PER_NM)
         if forces.size == positions.size:
             forces = forces.reshape(positions.shape)
         return checked(energies, forces, positions, "the TorchSim model")
@@ -140,12 +147,12 @@ class TorchSimTarget(BatchedTarget):
             positions = positions - np.floor(positions @ np.linalg.inv(box)) @ box
         # Without a box no model may look at the cell, but some invert it.
         vectors = np.eye(3) if box is None else box * ANGSTROM_PER_NM
-        cell = self._tensor(vectors.T)
-        numbers = torch.tensor(self._numbers, device=self._model.device)
+        cell = self._cell(vectors.T)
+        masses, numbers = self._on_device
         systems = torch.arange(batch, device=self._model.device)
         return self._torch_sim.SimState(
             positions=self._tensor(positions.reshape(-1, 3) * ANGSTROM_PER_NM),
-            masses=self._tensor(self._masses).repeat(batch),
+            masses=masses.repeat(batch),
             cell=cell.repeat(batch, 1, 1),
             pbc=box is not None,
             atomic_numbers=numbers.repeat(batch),

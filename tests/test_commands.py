@@ -1,0 +1,400 @@
+"""The command line and what is behind it. No timings are tested."""
+
+import copy
+import dataclasses
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import mdtraj
+import numpy as np
+import openmm
+import pytest
+
+from openmm_lsd import Statistics, cli, systems
+from openmm_lsd.commands import Case, benchmark, estimate, validate, validation
+from openmm_lsd.commands.estimate import smoothed
+from openmm_lsd.commands.simulate import progress_line
+from openmm_lsd.commands.validation import dihedral_angles, dihedral_quadruples, wrong_sampler
+
+ROOT = Path(__file__).resolve().parent.parent
+STEM = ROOT / "systems/alanine_dipeptide/alanine_dipeptide"
+FILES = ("--topology", f"{STEM}.prmtop", "--coordinates", f"{STEM}.inpcrd")
+# A slow potential that is not slow: Amber with other bonds.
+STIFFER = """
+import openmm
+from openmm import app
+from openmm_lsd.targets import ContextTarget
+
+
+def target(prmtop, factor):
+    system = app.AmberPrmtopFile(prmtop).createSystem(nonbondedMethod=app.NoCutoff)
+    bonds = system.getForce(0)
+    for index in range(bonds.getNumBonds()):
+        a, b, length, k = bonds.getBondParameters(index)
+        bonds.setBondParameters(index, a, b, length, factor * k)
+    return ContextTarget(system)
+"""
+
+
+@pytest.fixture
+def potential(tmp_path):
+    """--target of a potential in the user's own file."""
+    file = tmp_path / "potential.py"
+    file.write_text(STIFFER)
+    return "--target", f"python:{file}:target(prmtop='{STEM}.prmtop', factor=1.1)"
+
+
+@pytest.fixture
+def case():
+    """Alanine dipeptide by Amber with stiffer bonds, drafted by Amber."""
+    molecule = systems.load(STEM.parent)
+    target = copy.deepcopy(molecule.draft)
+    bonds = target.getForce(0)
+    for index in range(bonds.getNumBonds()):
+        a, b, length, k = bonds.getBondParameters(index)
+        bonds.setBondParameters(index, a, b, 1.01 * length, 1.1 * k)
+    return Case(
+        molecule.topology, molecule.positions, molecule.draft, target, seed=3, platform="Reference"
+    )
+
+
+def command(*arguments):
+    """Exit status."""
+    try:
+        return cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return stop.code
+
+
+def files_of(directory):
+    names = ("trajectory.dcd", "log.csv")
+    return {name: (directory / name).read_bytes() for name in names}
+
+
+def without_date(content):
+    """A DCD file holds the time at which it was made."""
+    return content[:184] + content[264:]
+
+
+RUN = ("--steps", 120, "--equilibration", 20, "--report-interval", 10, "--checkpoint-interval", 30)
+
+
+def test_run_writes_what_it_says(tmp_path, potential, capsys):
+    output = tmp_path / "out"
+    status = command(
+        *("run", *FILES, "--draft", f"{STEM}.prmtop", *potential, *RUN, "--output-dir", output),
+        *("--platform", "Reference", "--window", 8),
+    )
+    printed = capsys.readouterr()
+    assert status == 0, printed.err
+    assert "120 steps" not in printed.err and "step 120/120" in printed.err
+    assert "ns/day" in printed.err and "steps/round" in printed.err and "left" in printed.err
+    trajectory = mdtraj.load(str(output / "trajectory.dcd"), top=f"{STEM}.prmtop")
+    assert len(trajectory) == 12 and np.isfinite(trajectory.xyz).all()
+    log = (output / "log.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in log[1:]] == [str(n) for n in range(10, 130, 10)]
+    assert "Volume" not in log[0]
+    assert len((output / "lsd.csv").read_text().splitlines()) == 13
+    assert mdtraj.load(str(output / "final.pdb")).n_atoms == 22
+    assert json.loads((output / "run.json").read_text())["seed"] > 0
+    # A second run there would overwrite the first.
+    assert command("run", *FILES, *potential, "--output-dir", output) == 2
+    assert "go on with --resume" in capsys.readouterr().err
+
+
+def test_longer_by_resuming(tmp_path, potential, capsys):
+    for name, steps in (("whole", [120]), ("parts", [60, 120])):
+        for index, number in enumerate(steps):
+            words = ("--resume", "--steps", number) if index else (*FILES, *potential, *RUN)
+            words += () if index else ("--seed", 5, "--window", 6, "--steps", number)
+            assert command("run", *words, "--output-dir", tmp_path / name) == 0
+    capsys.readouterr()
+    whole, parts = files_of(tmp_path / "whole"), files_of(tmp_path / "parts")
+    assert whole["log.csv"] == parts["log.csv"]
+    assert without_date(whole["trajectory.dcd"]) == without_date(parts["trajectory.dcd"])
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_stopped_and_resumed(tmp_path, potential, how):
+    """To the last bit after a kill; Ctrl-C may come in the middle of what the draft learns."""
+    arguments = [*FILES, *potential, *RUN, "--seed", "5", "--window", "6", "--steps", "1200"]
+    entry = [sys.executable, "-m", "openmm_lsd.cli", "run"]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+
+    def start(*words):
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+        return subprocess.Popen(
+            [*entry, *map(str, words)], stderr=subprocess.PIPE, text=True, env=environment
+        )
+
+    process = start(*arguments, "--output-dir", whole)
+    assert process.wait(300) == 0, process.stderr.read()
+    process = start(*arguments, "--output-dir", stopped)
+    log = stopped / "log.csv"
+    deadline = time.monotonic() + 200
+    while not (log.exists() and len(log.read_text().splitlines()) > 17):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.002)
+    process.send_signal(how)
+    status = process.wait(60)
+    message = process.stderr.read()
+    assert status == (-9 if how == signal.SIGKILL else 130), message
+    assert "Traceback" not in message
+    before = log.read_text().splitlines()
+    assert len(before) < 121, "it was stopped too late"
+    process = start("--resume", "--output-dir", stopped)
+    assert process.wait(300) == 0, process.stderr.read()
+    once, again = files_of(whole), files_of(stopped)
+    if how == signal.SIGKILL:
+        assert once["log.csv"] == again["log.csv"]
+        assert without_date(once["trajectory.dcd"]) == without_date(again["trajectory.dcd"])
+        return
+    rows = again["log.csv"].decode().splitlines()
+    assert rows[: len(before)] == before
+    assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(10, 1210, 10))
+    assert len(again["trajectory.dcd"]) == len(once["trajectory.dcd"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "the following arguments are required: COMMAND"),
+        (["fly"], "invalid choice: 'fly'"),
+        (["run"], "give --topology and --target, or --system"),
+        (["run", "--topology", "no.pdb", "--target", "x.pt"], "there is no file no.pdb"),
+        (["run", "--topology", f"{STEM}.pdb", "--target", "x.pt"], "no TorchScript file x.pt"),
+        (["run", "--topology", f"{STEM}.pdb", "--target", "x.gz"], "'x.gz' is of no known form"),
+        (["run", "--topology", f"{STEM}.prmtop", "--target", "x.pt"], "give --coordinates"),
+        (["run", "--topology", f"{STEM}.pt", "--target", "x.pt"], "must be a .prmtop, .parm7 or"),
+        (["run", "--steps", "-1"], "'-1' is not a positive whole number"),
+        (["run", "--steps", "many"], "'many' is not a positive whole number"),
+        (["run", "--temperature", "nan"], "'nan' is not a positive number"),
+        (["run", "--temperature", "0"], "'0' is not a positive number"),
+        (["run", "--window", "0"], "'0' is not a positive whole number"),
+        (["run", "--scheme", "verlet"], "invalid choice: 'verlet'"),
+        (["run", "--colour", "red"], "unrecognized arguments: --colour red"),
+        (["run", "--resume", "--output-dir", "nowhere"], "nothing to resume"),
+        (["run", *FILES, "--target", "ase:nonesuch:f()"], "No module named 'nonesuch'"),
+        (["run", *FILES, "--target", "ase:math:floor(open('x'))"], "must be literal"),
+        (["run", *FILES, "--target", "ase:math"], "write MODULE:FUNCTION"),
+        (["run", *FILES, "--target", "ase:math:nonesuch()"], "math has no function or class"),
+        (["run", *FILES, "--target", "ase:math:floor('x')"], "floor('x') failed: TypeError"),
+        (["run", *FILES, "--target", "ase:math:floor(2.5)"], "it must be an ASE calculator"),
+        (["run", *FILES, "--target", "python:no.py:f()"], "there is no file no.py"),
+        (["run", *FILES, "--target", f"{STEM}.pt", "--draft", "no.xml"], 'locate file "no.xml"'),
+        (["run", *FILES, "--target", f"{STEM}.pt", "--draft", "no.prmtop"], "no file no.prmtop"),
+        (["run", *FILES, "--target", f"{STEM}.pt", "--platform", "Abacus"], '"Abacus"'),
+        (["run", "--system", "systems/none"], "systems/none holds 0 *.prmtop files"),
+        (["estimate", "--system", "x", "--target", "y"], "--system goes without --target"),
+        (["estimate", "--outfile", "/nonesuch/x.json"], "there is no directory /nonesuch"),
+        (["benchmark", "--system", str(STEM.parent), "--windows", "4", "auto"], "auto alone"),
+        (["benchmark", "--seconds", "inf"], "'inf' is not a positive number"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert command(*arguments) == 2
+    message = capsys.readouterr().err
+    assert words in message
+    assert message.count("\n") == 1 and message.startswith("openmm-lsd")
+
+
+def test_truncated_files_are_not_resumed(tmp_path, potential, capsys):
+    output = tmp_path / "out"
+    assert command("run", *FILES, *potential, *RUN, "--output-dir", output) == 0
+    with open(output / "log.csv", "r+b") as file:
+        file.truncate(50)
+    capsys.readouterr()
+    assert command("run", "--resume", "--output-dir", output, "--steps", 200) == 2
+    assert "log.csv is shorter than it was at the checkpoint" in capsys.readouterr().err
+    (output / "checkpoint.chk").write_bytes(b"rubbish")
+    assert command("run", "--resume", "--output-dir", output, "--steps", 200) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert command("run", "--resume", "--output-dir", output, "--timestep", 2) == 2
+    assert "--timestep is that of the first run" in capsys.readouterr().err
+
+
+def test_a_missing_picture_library_is_said_before_the_run(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    assert command("estimate", "--system", STEM.parent, "--figure", "x.png") == 2
+    assert 'pip install "openmm-lsd[plots]"' in capsys.readouterr().err
+
+
+def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capsys):
+    json_file, picture = tmp_path / "e.json", tmp_path / "e.png"
+    options = (*FILES, *potential, "--draft", f"{STEM}.prmtop", "--platform", "Reference")
+    results = ("--outfile", json_file, "--figure", picture)
+    small = ("--windows", 4, 8, 12, "--steps", 60, "--warm-up", 40)
+    assert command("estimate", *options, *small, *results) == 0
+    printed = capsys.readouterr().out
+    assert "t_target(1)" in printed and "t_target(K)" in printed and "LSD " in printed
+    found = json.loads(json_file.read_text())["estimate"]
+    assert [each["window"] for each in found["windows"]] == [4, 8, 12]
+    assert found["best window"] in (4, 8, 12) and found["steps"] >= 60
+    assert picture.stat().st_size > 5000
+    picture.unlink()
+    assert (
+        command("benchmark", *options, *("--seconds", 1, "--warm-up", 40, "--block", 16), *results)
+        == 0
+    )
+    printed = capsys.readouterr().out
+    rows = json.loads(json_file.read_text())["benchmark"]["rows"]
+    names = ["plain", "LSD", "constant offset", "MTS, 2 steps", "MTS, 4 steps"]
+    assert [row["run"] for row in rows] == names
+    assert all(name in printed for name in names)
+    assert rows[0]["ratio"] == 1.0 and rows[1]["steps per round"] >= 1.0
+    assert picture.stat().st_size > 5000
+
+
+def test_estimate_counts_what_is_committed(case):
+    """Steps per round by the noise shifts, against the count of long runs."""
+    found = estimate(case, steps=4000, warm_up=300, windows=(4, 8, 16))
+    for each in found.windows:
+        run = case.lsd(each.window)
+        run.equilibrate(case, 300)
+        before = run.integrator.statistics
+        run.step(3000)
+        counted = run.integrator.statistics.since(before).steps_per_round
+        assert each.steps_per_round == pytest.approx(counted, rel=0.12)
+    assert found.best.speed_up == max(each.speed_up for each in found.windows)
+    assert "LSD " in found.verdict()
+
+
+def test_steps_per_round_are_smoothed():
+    windows = [4, 8, 12, 16, 24]
+    exact = [1 + 4 * (1 - np.exp(-(k - 1) / 9)) for k in windows]
+    assert smoothed(windows, exact) == pytest.approx(exact, rel=1e-3)
+    assert smoothed(windows, windows) == pytest.approx(windows, rel=0.01)  # draft = target
+    assert smoothed(windows, [1.0] * 5) == pytest.approx([1.0] * 5, rel=1e-3)
+    noisy = np.array(exact) * [1.1, 0.9, 1.15, 0.9, 1.05]
+    assert abs(np.array(smoothed(windows, noisy)) / exact - 1).max() < 0.1
+    assert smoothed([4, 8], [2.0, 3.0]) == [2.0, 3.0]
+
+
+def test_multiple_time_steps_are_those_of_the_target(case):
+    """Draft plus (target - draft) is the target: with one inner step it is a plain step."""
+    from openmm_lsd.commands.benchmark import MultipleTimeSteps
+
+    run, plain = MultipleTimeSteps(case, 2, np.array(case.positions._value)), case.plain()
+    for each in (run, plain):
+        each.simulation.context.setPositions(case.positions)
+    states = [each.simulation.context.getState(forces=True, energy=True) for each in (run, plain)]
+    forces = [state.getForces(asNumpy=True)._value for state in states]
+    assert np.abs(forces[0] - forces[1]).max() < 1e-3
+    energies = [state.getPotentialEnergy()._value for state in states]
+    assert energies[0] == pytest.approx(energies[1], abs=1e-3)
+
+
+def test_benchmark_verdict_and_breakdown(case):
+    case = dataclasses.replace(case, draft="auto")
+    result = benchmark(case, seconds=0.5, block=20, warm_up=50)
+    assert [row["run"] for row in result.rows] == ["plain", "LSD"]
+    assert "times as fast as plain dynamics" in result.verdict()
+    for row in result.rows:
+        parts = result.time_breakdown()[row["run"]]
+        assert sum(parts.values()) == pytest.approx(row["ms per step"], rel=0.01)
+
+
+SMALL = {"runs": 250, "path_steps": 1000, "long_steps": 4000, "equilibration": 2000}
+
+
+@pytest.mark.parametrize("scheme", ["middle", "aboba"])
+def test_right_sampler_is_validated(case, scheme):
+    result = validate(dataclasses.replace(case, scheme=scheme), **SMALL)
+    assert result.passed, str(result)
+    assert [check.passed for check in result.checks[:2]] == [True, True]
+    assert result.checks[2].passed is (True if scheme == "middle" else None)
+    assert result.checks[0].tests > 500 and result.checks[3].tests > 15
+    assert "The law is right" in str(result)
+
+
+@pytest.mark.parametrize("wrong", ["accept-all", "no-reflection"])
+@pytest.mark.parametrize("scheme", ["middle", "aboba"])
+def test_wrong_samplers_are_caught(case, wrong, scheme):
+    with wrong_sampler(wrong):
+        result = validate(dataclasses.replace(case, scheme=scheme), **SMALL)
+    assert not result.passed
+    assert "THE LAW IS WRONG" in str(result)
+    assert result.lsd is None
+
+
+def test_long_runs_tell_friction_and_potential_apart(case, monkeypatch):
+    """Plain dynamics of something else must not pass for that of the target."""
+    plain = Case.plain
+    for change in ({"friction": 30.0}, {"target": case.draft}):
+        monkeypatch.setattr(
+            Case, "plain", lambda self, c=change: plain(dataclasses.replace(self, **c))
+        )
+        result = validate(case, **{**SMALL, "runs": 50, "long_steps": 12_000})
+        assert result.checks[3].passed is False, str(result)
+
+
+def test_wrong_temperature_is_caught_by_the_kinetic_energy(case):
+    quadruples, _ = dihedral_quadruples(case.topology)
+    run = case.plain()
+    run.equilibrate(case, 2000)
+    long, _ = validation._long_runs(case, run, case.plain(), 16_000, quadruples, 1)
+    assert validation._kinetic_energy(case, long, 1e-3).passed
+    cold = dataclasses.replace(case, temperature=260.0)
+    assert validation._kinetic_energy(cold, long, 1e-3).passed is False
+
+
+def test_validate_from_the_command_line(tmp_path, potential, capsys):
+    report, json_file = tmp_path / "report.html", tmp_path / "v.json"
+    options = ("--draft", f"{STEM}.prmtop", "--platform", "Reference", "--seed", 2)
+    small = ("--runs", 100, "--path-steps", 100, "--long-steps", 1600, "--equilibration", 2000)
+    results = ("--report", report, "--outfile", json_file)
+    assert command("validate", *FILES, *potential, *options, *small, *results) == 0
+    assert "The law is right" in capsys.readouterr().out
+    page = report.read_text()
+    assert page.count("data:image/png;base64") == 6 and "Ramachandran" in page
+    assert json.loads(json_file.read_text())["validation"]["passed"] is True
+    wrong = ("--wrong-sampler", "accept-all")
+    assert command("validate", *FILES, *potential, *options, *small, *results, *wrong) == 1
+    assert "THE LAW IS WRONG" in report.read_text()
+
+
+def test_validation_refuses_a_barostat(case):
+    case.target.addForce(openmm.MonteCarloBarostat(1.0, 300.0))
+    with pytest.raises(ValueError, match="without a barostat"):
+        validate(case, **SMALL)
+
+
+def test_dihedrals_are_those_of_mdtraj():
+    trajectory = mdtraj.load(f"{STEM}.pdb")
+    molecule = systems.load(STEM.parent)
+    quadruples, names = dihedral_quadruples(molecule.topology)
+    assert "C-CA-N-C" in names and "N-C-CA-N" in names, names
+    expected = mdtraj.compute_dihedrals(trajectory, quadruples)
+    assert dihedral_angles(trajectory.xyz.astype(float), quadruples) == pytest.approx(
+        expected, abs=1e-4
+    )
+
+
+def test_progress_line():
+    begin = (10.0, 100, 1e-6, Statistics())
+    now = (20.0, 350, 1e-6, Statistics(rounds=50, steps=250))
+    line = progress_line(begin, now, 1000)
+    assert line.startswith("[########................]  35.0 %  step 350/1000")
+    assert "2.16 ns/day" in line and "5.00 steps/round" in line and "0:00:26 left" in line
+    assert "left" not in progress_line(now, now, 1000)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_progress_on_a_terminal_rewrites_its_line(case, tmp_path):
+    from openmm_lsd.commands.simulate import Plan, simulate
+
+    terminal = Terminal()
+    simulate(case, Plan(60, equilibration=0), tmp_path, window=6, stream=terminal)
+    written = terminal.getvalue()
+    assert "\r[" in written and written.count("\n") == 1 and written.endswith("\n")
