@@ -252,6 +252,31 @@ def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capsy
     assert picture.stat().st_size > 5000
 
 
+def test_the_shipped_system_with_everything(tmp_path, capsys):
+    json_file = tmp_path / "b.json"
+    small = ("--seconds", 1, "--warm-up", 40, "--block", 16, "--seed", 1, "--outfile", json_file)
+    more = ("--also-auto", "--estimate")
+    assert command("benchmark", "--system", STEM.parent, *small, *more) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("predicted from") == 2 and "t_target(K)" in printed
+    document = json.loads(json_file.read_text())
+    rows = {row["run"]: row for row in document["benchmark"]["rows"]}
+    assert set(rows) > {"plain", "LSD", "LSD, auto draft", "constant offset"}
+    for name in ("LSD", "LSD, auto draft"):
+        assert rows[name]["steps per round"] > rows["constant offset"]["steps per round"] >= 1
+    assert document["machine"]["openmm"]
+    assert set(document["benchmark"]["estimates"]) == {"LSD", "LSD, auto draft"}
+
+
+def test_run_of_a_torchscript_file_from_a_pdb(tmp_path, capsys):
+    options = ("--scheme", "aboba", "--steps", 20, "--report-interval", 10, "--equilibration", 0)
+    for draft in (["--draft", "amber14-all.xml"], []):
+        output = tmp_path / str(len(draft))
+        files = ("--topology", f"{STEM}.pdb", "--target", f"{STEM}.pt", "--output-dir", output)
+        assert command("run", *files, *options, *draft) == 0, capsys.readouterr().err
+        assert len(mdtraj.load(str(output / "trajectory.dcd"), top=f"{STEM}.pdb")) == 2
+
+
 def test_estimate_counts_what_is_committed(case):
     """Steps per round by the noise shifts, against the count of long runs."""
     found = estimate(case, steps=4000, warm_up=300, windows=(4, 8, 16))

@@ -95,7 +95,7 @@ def test_commands_have_these_options(page, parse, capsys):
 
 
 def test_wrong_commands_are_found(parse):
-    for script in ("python scripts/benchmark.py", "openmm-lsd benchmark"):
+    for script in ("python scripts/steps_per_round.py", "openmm-lsd benchmark"):
         with pytest.raises(SystemExit):
             parse([*script.split(), "systems/alanine_dipeptide", "--nonesuch"])
     with pytest.raises(FileNotFoundError):

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import mdtraj
 import numpy as np
 import pytest
 import torch
@@ -24,61 +23,6 @@ def run_script(name, *arguments):
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr + result.stdout
     return result.stdout
-
-
-def test_run_lsd_writes_trajectory_and_log(tmp_path):
-    stem = ALANINE / "alanine_dipeptide"
-    output = run_script(
-        "run_lsd.py",
-        *("--prmtop", f"{stem}.prmtop", "--inpcrd", f"{stem}.inpcrd", "--target", f"{stem}.pt"),
-        *("--steps", 60, "--report-interval", 20, "--output", tmp_path, "--seed", 3),
-    )
-    assert "steps per round" in output and "100.0%" in output
-    assert len(mdtraj.load(str(tmp_path / "trajectory.dcd"), top=f"{stem}.pdb")) == 3
-    rows = (tmp_path / "log.csv").read_text().splitlines()
-    assert len(rows) == 4 and rows[1].startswith("20,")
-    assert mdtraj.load(str(tmp_path / "final.pdb")).n_atoms == 22
-
-
-@pytest.mark.parametrize("draft", [["--forcefield", "amber14-all.xml"], []], ids=["amber", "auto"])
-def test_run_lsd_from_a_pdb(tmp_path, draft):
-    stem = ALANINE / "alanine_dipeptide"
-    run_script(
-        "run_lsd.py",
-        *("--pdb", f"{stem}.pdb", "--target", f"{stem}.pt", "--scheme", "aboba"),
-        *("--steps", 20, "--report-interval", 10, "--output", tmp_path),
-        *draft,
-    )
-    assert (tmp_path / "trajectory.dcd").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--target", "x.pt"], "--prmtop with --inpcrd, or --pdb"),
-        (["--target", "x.pt", "--pdb", "nonesuch.pdb"], "there is no file nonesuch.pdb"),
-    ],
-)
-def test_run_lsd_says_what_is_wrong(arguments, words):
-    command = [sys.executable, "scripts/run_lsd.py", *arguments]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 2
-    assert words in result.stderr and "Traceback" not in result.stderr
-
-
-def test_benchmark_prints_its_rows(tmp_path):
-    outfile = tmp_path / "benchmark.json"
-    output = run_script(
-        "benchmark.py",
-        *(ALANINE, "--windows", 8, "--seconds", 1, "--block", 20, "--equilibration", 20),
-        *("--warm-up", 50, "--outfile", outfile),
-    )
-    rows = json.loads(outfile.read_text())["results"][0]["rows"]
-    names = ["plain", "LSD, all auto", "LSD, force field", "constant offset"]
-    assert [row["run"] for row in rows] == names
-    assert all(row["run"] in output for row in rows)
-    assert "plain dynamics here: each batch gives" in output
-    assert min(row["steps per round"] for row in rows[1:3]) > rows[3]["steps per round"] >= 1
 
 
 def test_steps_per_round_of_the_shipped_potential():

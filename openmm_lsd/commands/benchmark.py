@@ -77,7 +77,7 @@ class Benchmark:
 
     case: Case
     rows: list[dict[str, Any]]
-    estimate: Estimate | None = None
+    estimates: dict[str, Estimate] = dataclasses.field(default_factory=dict)  # by row
 
     @property
     def speed_up(self) -> float:
@@ -95,7 +95,7 @@ class Benchmark:
             "timestep, fs": 1e3 * case.step_size,
             "scheme": case.scheme,
             "rows": self.rows,
-            "estimate": None if self.estimate is None else self.estimate.as_dict(),
+            "estimates": {name: each.as_dict() for name, each in self.estimates.items()},
         }
 
     def time_breakdown(self) -> dict[str, dict[str, float]]:
@@ -128,12 +128,14 @@ class Benchmark:
                 line += f"{row['steps per round']:13.2f}  {shares} %"
             lines.append(line)
         lines += ["", self.verdict()]
-        if self.estimate is not None:
-            predicted = self.estimate.best.speed_up
-            lines.append(
-                f"Predicted from {self.estimate.steps} steps: {predicted:.2f}, "
-                f"{100 * (predicted / self.speed_up - 1):+.0f} % off."
-            )
+        for row in self.rows:
+            if row["run"] in self.estimates:
+                found = self.estimates[row["run"]]
+                off = 100 * (found.best.speed_up / row["ratio"] - 1)
+                lines.append(
+                    f"{row['run']}: predicted from {found.steps} steps {found.best.speed_up:.2f}, "
+                    f"measured {row['ratio']:.2f} ({off:+.0f} %)."
+                )
         return "\n".join(lines)
 
     def verdict(self) -> str:
@@ -188,11 +190,11 @@ def benchmark(
     notice(f"{first.platform}: minimising, and {warm_up} steps of LSD")
     first.equilibrate(case, warm_up)
     state = first.state
-    predicted = None
+    estimates: dict[str, Estimate] = {}
     if predict:
         warm = None if windows else first
-        predicted = estimate(case, warm_up=warm_up, run=warm, notice=notice)
-        notice(f"{predicted}\n")
+        estimates["LSD"] = estimate(case, warm_up=warm_up, run=warm, notice=notice)
+        notice(f"\n{estimates['LSD']}\n")
     plain = fastest_plain(case, state, max(10, block // 2), notice)
     speculative = first
     if len(windows) > 1:
@@ -205,6 +207,10 @@ def benchmark(
         runs["LSD, auto draft"] = automatic = case.lsd("auto", "auto")
         automatic.state = state
         automatic.step(warm_up)
+        if predict:
+            found = estimate(dataclasses.replace(case, draft="auto"), run=automatic, notice=notice)
+            estimates["LSD, auto draft"] = found
+            notice(f"\n{found}\n")
     if isinstance(case.draft, openmm.System):
         window = speculative.integrator.statistics.window_length
         rule = case.integrator(window if window > 1 else OFFSET_WINDOW, kind=ConstantOffset)
@@ -212,7 +218,7 @@ def benchmark(
         for ratio in (2, 4):
             runs[f"MTS, {ratio} steps"] = MultipleTimeSteps(case, ratio, state[0])
     rows = _measured(case, runs, state, seconds, block, notice)
-    return Benchmark(case, rows, predicted)
+    return Benchmark(case, rows, estimates)
 
 
 def _measured(

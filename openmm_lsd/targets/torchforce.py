@@ -291,7 +291,7 @@ class TorchForceTarget(BatchedTarget):
             box = None
         elif box is None:
             raise ValueError("the TorchForce is periodic, but there is no box")
-        vectors = [] if box is None else np.ravel(box)
+        vectors = np.ravel([] if box is None else box)
         return self._environment(np.concatenate([vectors, list(self._parameters.values())]))
 
     def _environment_tensors(self, values: Array) -> Arguments:

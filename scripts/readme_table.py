@@ -1,0 +1,119 @@
+"""The results table of the README, from the benchmarks in docs/benchmarks.
+
+    openmm-lsd benchmark --system systems/alanine_dipeptide --also-auto --estimate \
+        --warm-up 2000 --outfile docs/benchmarks/benchmark_alanine_dipeptide_1fs.json
+    python scripts/readme_table.py
+"""
+
+import argparse
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+BEGIN, END = "<!-- results: scripts/readme_table.py -->", "<!-- end of results -->"
+
+
+def table(documents):
+    """Markdown; a column for every document."""
+    cases = [document["benchmark"] for document in documents]
+    rows = [{row["run"]: row for row in case["rows"]} for case in cases]
+    heads = [
+        f"{case['system'].replace('_', ' ')} ({case['atoms']} atoms), {case['timestep, fs']:g} fs"
+        for case in cases
+    ]
+    auto, force_field = "LSD, auto draft", "LSD"
+    lines = [
+        ["", *heads],
+        ["---"] * (len(heads) + 1),
+        [
+            "plain `LangevinMiddleIntegrator`, ns/day (best platform and threads)",
+            *(f"{row['plain']['ns/day']:.1f}" for row in rows),
+        ],
+        [
+            '`LSDIntegrator(..., "auto")`, no force field, nothing tuned: ns/day',
+            *(f"{row[auto]['ns/day']:.1f}" for row in rows),
+        ],
+        ["**speed-up in wall time** (quartiles of alternating blocks)"]
+        + [f"**{row[auto]['ratio']:.2f}** ({quartiles(row[auto])})" for row in rows],
+        ["as `openmm-lsd estimate` had predicted it", *predictions(cases, auto)],
+        [
+            "committed steps per batched evaluation",
+            *(f"{row[auto]['steps per round']:.2f}" for row in rows),
+        ],
+        [
+            "with Amber or GAFF as the draft: speed-up (predicted); steps per round",
+            *(
+                f"{row[force_field]['ratio']:.2f} ({guess}); "
+                f"{row[force_field]['steps per round']:.2f}"
+                for row, guess in zip(rows, predictions(cases, force_field), strict=True)
+            ),
+        ],
+        [
+            "published rule (one constant offset) on that draft: speed-up; steps per round",
+            *(
+                f"{row['constant offset']['ratio']:.2f}; "
+                f"{row['constant offset']['steps per round']:.2f}"
+                for row in rows
+            ),
+        ],
+        [
+            "not exact: `MTSLangevinIntegrator`, target every 2nd, 4th step: speed-up; temperature",
+            *(" and ".join(lossy(row[f"MTS, {n} steps"]) for n in (2, 4)) for row in rows),
+        ],
+    ]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def quartiles(row):
+    return "{:.2f} to {:.2f}".format(*row["ratio quartiles"])
+
+
+def predictions(cases, name):
+    return [f"{best(case['estimates'][name])['speed_up']:.2f}" for case in cases]
+
+
+def best(estimate):
+    return max(estimate["windows"], key=lambda window: window["speed_up"])
+
+
+def lossy(row):
+    kelvin = row["temperature, K"]
+    return f"{row['ratio']:.2f}; " + (f"{kelvin:.0f} K" if kelvin < 3000 else "blows up")
+
+
+def machines(documents):
+    """Where it was measured, once for each machine."""
+    found = []
+    for document in documents:
+        about = dict(document["machine"])
+        about.pop("openmm-lsd", None)
+        processor = f"{about.pop('processor')}, {about.pop('cores')} cores"
+        words = ", ".join(f"{key} {value}" for key, value in about.items())
+        if f"{processor}, {words}" not in found:
+            found.append(f"{processor}, {words}")
+    return "; ".join(found)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="only whether it is up to date")
+    args = parser.parse_args()
+    files = sorted((ROOT / "docs" / "benchmarks").glob("benchmark_*.json"))
+    documents = [json.loads(file.read_text()) for file in files]
+    documents.sort(
+        key=lambda each: (each["benchmark"]["atoms"], -each["benchmark"]["timestep, fs"])
+    )
+    result = f"{BEGIN}\n\n{table(documents)}\n\n{machines(documents)}.\n\n{END}"
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    new, count = re.subn(f"{BEGIN}.*?{END}", lambda match: result, text, flags=re.DOTALL)
+    if count != 1:
+        raise SystemExit(f"README.md holds {count} places for the table")
+    if args.check:
+        raise SystemExit(0 if new == text else "README.md is not up to date")
+    readme.write_text(new)
+
+
+if __name__ == "__main__":
+    main()
