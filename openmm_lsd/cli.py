@@ -141,11 +141,17 @@ def _benchmark_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--block", type=_count, default=100, help="steps per block")
     group.add_argument("--warm-up", type=_count, default=1000, help="steps")
     group.add_argument(
-        "--windows", type=_window, nargs="+", default=["auto"], help="K to choose from, or auto"
+        "--windows", type=_window, nargs="+", default=["auto"], help="fixed K, a row each; or auto"
     )
     group.add_argument("--also-auto", action="store_true", help="and a row with draft auto")
     group.add_argument(
         "--estimate", action="store_true", help="predict first, and compare with what is measured"
+    )
+    group.add_argument(
+        "--curve",
+        type=Path,
+        metavar="FILE",
+        help="picture of speed-up against --windows; --estimate",
     )
     _output_options(group)
 
@@ -205,11 +211,12 @@ def _case(args: argparse.Namespace) -> Any:
 
 def _check_output(args: argparse.Namespace) -> None:
     """Before hours are spent: can the results be written?"""
-    for name in ("outfile", "figure", "report"):
+    pictures = [getattr(args, name, None) for name in ("figure", "report", "curve")]
+    for name in ("outfile", "figure", "report", "curve"):
         file = getattr(args, name, None)
         if file is not None and not file.resolve().parent.is_dir():
             raise FileNotFoundError(f"--{name}: there is no directory {file.resolve().parent}")
-    if getattr(args, "figure", None) is not None or getattr(args, "report", None) is not None:
+    if any(pictures):
         from .plots import INSTALL
 
         if find_spec("matplotlib") is None:
@@ -271,7 +278,7 @@ def _estimate(args: argparse.Namespace, given: Sequence[str]) -> int:
         case,
         steps=args.steps,
         warm_up=_warm_up(args, case, given),
-        windows=args.windows,
+        windows=sorted(set(args.windows)),
         notice=_say,
     )
     _say(f"\n{result}\n\n{result.steps} steps of LSD, {result.seconds:.0f} s")
@@ -282,7 +289,9 @@ def _estimate(args: argparse.Namespace, given: Sequence[str]) -> int:
         windows = [each.window for each in result.windows]
         predicted = [each.speed_up for each in result.windows]
         steps = [each.steps_per_round for each in result.windows]
-        speed_up(windows, predicted=predicted, steps_per_round=steps).savefig(args.figure, dpi=150)
+        speed_up(windows, predicted=predicted, predicted_steps_per_round=steps).savefig(
+            args.figure, dpi=150
+        )
     return 0
 
 
@@ -294,12 +303,15 @@ def _warm_up(args: argparse.Namespace, case: Any, given: Sequence[str]) -> int:
 def _benchmark(args: argparse.Namespace, given: Sequence[str]) -> int:
     from .commands.benchmark import benchmark, machine
 
-    case = _case(args)
-    _say(", ".join(f"{key} {value}" for key, value in machine().items()))
-    _say(f"{case.name}: {case.conditions()}")
     windows = [] if args.windows == ["auto"] else args.windows
     if "auto" in windows:
         raise ValueError("--windows takes numbers, or auto alone")
+    windows = sorted(set(windows))
+    if args.curve is not None and not (windows and args.estimate):
+        raise ValueError("--curve needs --windows and --estimate")
+    case = _case(args)
+    _say(", ".join(f"{key} {value}" for key, value in machine().items()))
+    _say(f"{case.name}: {case.conditions()}")
     result = benchmark(
         case,
         seconds=args.seconds,
@@ -316,7 +328,25 @@ def _benchmark(args: argparse.Namespace, given: Sequence[str]) -> int:
         from .plots import time_breakdown
 
         time_breakdown(result.time_breakdown()).savefig(args.figure, dpi=150)
+    if args.curve is not None:
+        _draw_curve(args.curve, result)
     return 0
+
+
+def _draw_curve(file: Path, result: Any) -> None:
+    from .plots import speed_up
+
+    measured, ratios, ranges, steps = result.curve()
+    predicted = {each.window: each for each in result.estimates["LSD"].windows}
+    figure = speed_up(
+        measured,
+        ratios,
+        ranges,
+        [predicted[window].speed_up for window in measured],
+        steps,
+        [predicted[window].steps_per_round for window in measured],
+    )
+    figure.savefig(file, dpi=150)
 
 
 def _validate(args: argparse.Namespace, given: Sequence[str]) -> int:

@@ -1,7 +1,8 @@
 """The window length that gives the most steps per second, found while the run goes on.
 
 Every trial is part of the run: its steps are committed like all others. The choice may depend on
-the clock and on what was committed, never on the noise of steps to come.
+the clock and on what was committed, not on the noise of steps to come (of which the time of a batch
+may tell a little, if it depends on the positions: see docs/theory.md).
 """
 
 from __future__ import annotations

@@ -268,6 +268,18 @@ def test_the_shipped_system_with_everything(tmp_path, capsys):
     assert set(document["benchmark"]["estimates"]) == {"LSD", "LSD, auto draft"}
 
 
+def test_curve_of_fixed_windows(tmp_path, potential, capsys):
+    picture = tmp_path / "curve.png"
+    options = (*FILES, *potential, "--draft", f"{STEM}.prmtop", "--platform", "Reference")
+    small = ("--seconds", 0.5, "--warm-up", 30, "--block", 16, "--windows", 4, 8, 12)
+    assert command("benchmark", *options, *small, "--curve", picture) == 2
+    assert "--curve needs --windows and --estimate" in capsys.readouterr().err
+    assert command("benchmark", *options, *small, "--curve", picture, "--estimate") == 0
+    printed = capsys.readouterr().out
+    assert all(f"LSD, K = {window}" in printed for window in (4, 8, 12))
+    assert printed.count("LSD: predicted from") == 1 and picture.stat().st_size > 5000
+
+
 def test_run_of_a_torchscript_file_from_a_pdb(tmp_path, capsys):
     options = ("--scheme", "aboba", "--steps", 20, "--report-interval", 10, "--equilibration", 0)
     for draft in (["--draft", "amber14-all.xml"], []):

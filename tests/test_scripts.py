@@ -131,3 +131,7 @@ def test_make_figures(tmp_path):
     assert "steps per round" in output
     names = {"timeline.png", "steps_per_round.png", "noise_shifts.png"}
     assert {file.name for file in tmp_path.iterdir() if file.stat().st_size > 5000} == names
+
+
+def test_table_of_the_readme_is_that_of_the_benchmarks():
+    run_script("readme_table.py", "--check")

@@ -24,7 +24,7 @@ from ..targets import SystemTarget
 from ..targets.base import Array, BatchedTarget, Evaluation
 from .case import Case, Notice, Run
 from .estimate import Estimate, estimate
-from .timing import fastest, fastest_plain, seconds_per_step, settings_of
+from .timing import fastest_plain, seconds_per_step, settings_of
 
 SECONDS_PER_DAY = 86400.0
 LEAST_BLOCKS = 5
@@ -40,6 +40,7 @@ class Row:
     settings: str
     seconds: list[float]
     temperatures: list[float]
+    steps: int = 0  # of a block
     spent: Statistics | None = None
 
     def against(self, plain: Row, step_size: float) -> dict[str, Any]:
@@ -54,8 +55,8 @@ class Row:
             "ratio": float(np.median(ratios)),
             "ratio quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
             "blocks": len(self.seconds),
+            "steps per block": self.steps,
             "temperature, K": float(temperatures.mean()),
-            "its error, K": float(temperatures.std(ddof=1) / np.sqrt(len(temperatures))),
         }
         if self.spent is not None:
             spent = self.spent
@@ -73,16 +74,34 @@ class Row:
 
 @dataclasses.dataclass
 class Benchmark:
-    """What ``benchmark`` measured: the first row is plain dynamics, the second LSD."""
+    """What ``benchmark`` measured: the first row is plain dynamics, then LSD, then the others."""
 
     case: Case
     rows: list[dict[str, Any]]
     estimates: dict[str, Estimate] = dataclasses.field(default_factory=dict)  # by row
 
     @property
+    def lsd(self) -> dict[str, Any]:
+        """The row of LSD; of several windows the fastest."""
+        rows = [
+            row for row in self.rows if row["run"].startswith("LSD") and "auto" not in row["run"]
+        ]
+        return max(rows, key=lambda row: row["ratio"])
+
+    @property
     def speed_up(self) -> float:
         """Wall time of plain dynamics over that of LSD, median of the blocks."""
-        return self.rows[1]["ratio"]
+        return self.lsd["ratio"]
+
+    def curve(self) -> tuple[list[int], list[float], list[list[float]], list[float]]:
+        """Windows, speed-ups, their quartiles, steps per round; of the rows with a fixed window."""
+        rows = [row for row in self.rows if row["run"].startswith("LSD, K")]
+        return (
+            [row["window"] for row in rows],
+            [row["ratio"] for row in rows],
+            [row["ratio quartiles"] for row in rows],
+            [row["steps per round"] for row in rows],
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -115,7 +134,7 @@ class Benchmark:
         ]
         for row in self.rows:
             quartiles = "{:.2f} to {:.2f}".format(*row["ratio quartiles"])
-            kelvin, error = row["temperature, K"], row["its error, K"]
+            kelvin, error = row["temperature, K"], self._temperature_error(row)
             sound = kelvin < UNSOUND * self.case.temperature
             temperature = f"{kelvin:.0f}({error:.0f})" if sound else "blew up"
             line = (
@@ -128,9 +147,9 @@ class Benchmark:
                 line += f"{row['steps per round']:13.2f}  {shares} %"
             lines.append(line)
         lines += ["", self.verdict()]
-        for row in self.rows:
-            if row["run"] in self.estimates:
-                found = self.estimates[row["run"]]
+        for name, found in self.estimates.items():
+            rows = [row for row in self.rows if row["run"] == name] or [self.lsd]
+            for row in rows:
                 off = 100 * (found.best.speed_up / row["ratio"] - 1)
                 lines.append(
                     f"{row['run']}: predicted from {found.steps} steps {found.best.speed_up:.2f}, "
@@ -138,9 +157,16 @@ class Benchmark:
                 )
         return "\n".join(lines)
 
+    def _temperature_error(self, row: dict[str, Any]) -> float:
+        """Standard error of the mean of so short a run: the energy's correlation time is 1/gamma."""
+        case = self.case
+        picoseconds = row["blocks"] * row["steps per block"] * case.step_size
+        independent = 1.0 + picoseconds * case.friction
+        return case.temperature * float(np.sqrt(2.0 / case.degrees_of_freedom / independent))
+
     def verdict(self) -> str:
         """In one sentence."""
-        plain, speculative = self.rows[:2]
+        plain, speculative = self.rows[0], self.lsd
         ratio, committed = speculative["ratio"], speculative["steps per round"]
         cost = speculative["ms per step"] * committed * speculative["target share"]
         slower = "" if ratio >= 1 else " (slower)"
@@ -165,7 +191,7 @@ def benchmark(
     """Time plain dynamics, LSD, the published rule, and multiple time steps.
 
     Each in its fastest form: plain dynamics on the platform and with the number of threads that
-    are fastest, LSD with the window that its tuner finds, or the best of ``windows``. The
+    are fastest, LSD with the window that its tuner finds, or with each of ``windows``. The
     published rule (one constant offset for the whole window) and OpenMM's MTSLangevinIntegrator
     (draft as the inner force, target minus draft as the outer one: not exact) need a draft System.
 
@@ -179,29 +205,25 @@ def benchmark(
     warm_up : int
         Steps of LSD before, in which a draft learns and the window is found.
     windows : sequence of int
-        Fixed windows to choose from, instead of 'auto'.
+        A row for each, instead of one with 'auto'.
     also_auto : bool
         A row with the draft 'auto' and window 'auto', besides that of the draft System.
     predict : bool
         Whether to ``estimate`` after the warm-up.
     notice : callable, optional
     """
-    first = case.lsd(windows[0] if windows else "auto")
+    speculative = {f"LSD, K = {window}": case.lsd(window) for window in windows}
+    first = next(iter(speculative.values())) if windows else case.lsd("auto")
     notice(f"{first.platform}: minimising, and {warm_up} steps of LSD")
     first.equilibrate(case, warm_up)
     state = first.state
     estimates: dict[str, Estimate] = {}
     if predict:
-        warm = None if windows else first
-        estimates["LSD"] = estimate(case, warm_up=warm_up, run=warm, notice=notice)
+        options = {"windows": windows, "warm_up": warm_up} if windows else {"run": first}
+        estimates["LSD"] = estimate(case, notice=notice, **options)
         notice(f"\n{estimates['LSD']}\n")
     plain = fastest_plain(case, state, max(10, block // 2), notice)
-    speculative = first
-    if len(windows) > 1:
-        notice("LSD, the fastest window of:")
-        others = [case.lsd(window) for window in windows[1:]]
-        speculative = fastest([first, *others], state, block, notice)
-    runs: dict[str, Run] = {"plain": plain, "LSD": speculative}
+    runs: dict[str, Run] = {"plain": plain, **(speculative or {"LSD": first})}
     if also_auto and case.draft != "auto":
         notice(f"{warm_up} steps of LSD with draft='auto'")
         runs["LSD, auto draft"] = automatic = case.lsd("auto", "auto")
@@ -212,7 +234,7 @@ def benchmark(
             estimates["LSD, auto draft"] = found
             notice(f"\n{found}\n")
     if isinstance(case.draft, openmm.System):
-        window = speculative.integrator.statistics.window_length
+        window = first.integrator.statistics.window_length
         rule = case.integrator(window if window > 1 else OFFSET_WINDOW, kind=ConstantOffset)
         runs["constant offset"] = Run(case, rule, case.platform)
         for ratio in (2, 4):
@@ -240,6 +262,7 @@ def _measured(
         for name, run in runs.items():
             # The published rule needs about as many rounds as steps; a shorter block will do.
             steps = max(8, block // 5) if name == "constant offset" else block
+            rows[name].steps = steps
             rows[name].seconds.append(seconds_per_step(run, steps))
             rows[name].temperatures.append(case.temperature_of(run.state[1]))
     for name, run in runs.items():
