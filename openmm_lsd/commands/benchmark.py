@@ -158,7 +158,7 @@ class Benchmark:
         return "\n".join(lines)
 
     def _temperature_error(self, row: dict[str, Any]) -> float:
-        """Standard error of the mean of so short a run: the energy's correlation time is 1/gamma."""
+        """Standard error of the mean; the energy's correlation time is 1/gamma."""
         case = self.case
         picoseconds = row["blocks"] * row["steps per block"] * case.step_size
         independent = 1.0 + picoseconds * case.friction
