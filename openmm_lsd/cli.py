@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if arguments is None else arguments)
     args = parser.parse_args(given)
     logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.ERROR, format="%(name)s: %(message)s"
+        level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s"
     )
     warnings.filterwarnings("ignore", category=DeprecationWarning)
     try:

@@ -46,7 +46,7 @@ from openmm import unit
 
 from openmm_lsd import LSDIntegrator, systems
 from openmm_lsd.checks import default_box
-from openmm_lsd.commands.benchmark import _measured, machine
+from openmm_lsd.commands.benchmark import machine, measured
 from openmm_lsd.commands.case import Case, Run
 from openmm_lsd.commands.timing import seconds_per_step
 from openmm_lsd.targets import ContextTarget, ModuleTarget, TorchForceTarget
@@ -471,7 +471,7 @@ def compare(case, plain_name, plain, runs, state, args, clock):
     # Twenty blocks of each run, if the time allows that; five at least.
     block = 8 * round(seconds / len(everyone) / 20 / per_step / 8)
     block = max(8, min(args.block, block))
-    rows = _measured(case, everyone, state, seconds, block, clock.say)
+    rows = measured(case, everyone, state, seconds, block, clock.say)
     rows[0]["settings"] = plain_name
     return [{**row, "steps per block": block} for row in rows], skipped
 

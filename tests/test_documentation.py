@@ -44,7 +44,7 @@ def test_pages_run_as_printed(page):
 def test_few_blocks_are_not_run():
     skipped = [block for page in PAGES for block in blocks(page) if block.not_run]
     assert len(skipped) <= 2
-    known = {"python", "bash", "", "{toctree}", "{literalinclude}"}
+    known = {"python", "bash", "text", "", "{toctree}", "{literalinclude}"}
     assert {block.language.split(" ")[0] for page in PAGES for block in blocks(page)} <= known
 
 

@@ -239,11 +239,11 @@ def benchmark(
         runs["constant offset"] = Run(case, rule, case.platform)
         for ratio in (2, 4):
             runs[f"MTS, {ratio} steps"] = MultipleTimeSteps(case, ratio, state[0])
-    rows = _measured(case, runs, state, seconds, block, notice)
+    rows = measured(case, runs, state, seconds, block, notice)
     return Benchmark(case, rows, estimates)
 
 
-def _measured(
+def measured(
     case: Case,
     runs: dict[str, Run],
     state: tuple[Array, Array],
@@ -251,6 +251,7 @@ def _measured(
     block: int,
     notice: Notice,
 ) -> list[dict[str, Any]]:
+    """Rows of a Benchmark: the runs in turns from one state, the first of them plain dynamics."""
     notice(f"{', '.join(runs)} in turns, for {seconds:g} s")
     for run in runs.values():
         run.state = state
