@@ -41,6 +41,7 @@ class Row:
     seconds: list[float]
     temperatures: list[float]
     steps: int = 0  # of a block
+    blew_up: bool = False
     spent: Statistics | None = None
 
     def against(self, plain: Row, step_size: float) -> dict[str, Any]:
@@ -56,7 +57,7 @@ class Row:
             "ratio quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
             "blocks": len(self.seconds),
             "steps per block": self.steps,
-            "temperature, K": float(temperatures.mean()),
+            "temperature, K": None if self.blew_up else float(temperatures.mean()),
         }
         if self.spent is not None:
             spent = self.spent
@@ -135,8 +136,7 @@ class Benchmark:
         for row in self.rows:
             quartiles = "{:.2f} to {:.2f}".format(*row["ratio quartiles"])
             kelvin, error = row["temperature, K"], self._temperature_error(row)
-            sound = kelvin < UNSOUND * self.case.temperature
-            temperature = f"{kelvin:.0f}({error:.0f})" if sound else "blew up"
+            temperature = "blew up" if kelvin is None else f"{kelvin:.0f}({error:.0f})"
             line = (
                 f"{row['run']:20s}{row['settings']:28s}{row['ns/day']:8.2f}"
                 f"{row['ms per step']:9.2f}{row['ratio']:10.2f}{quartiles:>14s}{temperature:>10s}"
@@ -268,6 +268,8 @@ def measured(
             rows[name].temperatures.append(case.temperature_of(run.state[1]))
     for name, run in runs.items():
         rows[name].settings = settings_of(run)
+        hottest = max(rows[name].temperatures)
+        rows[name].blew_up = run.blew_up or not hottest < UNSOUND * case.temperature
         if name in before:
             spent = rows[name].spent = run.integrator.statistics.since(before[name])
             rows[name].settings = f"{run.platform}, K = {spent.window_length}"
@@ -293,6 +295,7 @@ class MultipleTimeSteps(Run):
     def __init__(self, case: Case, ratio: int, positions: Array) -> None:
         assert isinstance(case.draft, openmm.System)
         self._ratio = ratio
+        self._start: tuple[Array, Array] | None = None
         platform = openmm.Platform.getPlatform(case.platform or "Reference")
         target = SystemTarget(case.target, positions, platform=platform.getName())
         target.prepare(positions, 1)
@@ -311,8 +314,20 @@ class MultipleTimeSteps(Run):
         super().__init__(dataclasses.replace(case, target=system), integrator, platform.getName())
 
     def step(self, steps: int) -> None:
-        """So many of the draft's steps, rounded down to whole ones of the target."""
-        super().step(steps // self._ratio)
+        """So many of the draft's steps, rounded down to whole ones of the target.
+
+        If the particles fly apart they are put back to where they were at first.
+        """
+        if self._start is None:
+            self._start = self.state
+        try:
+            super().step(steps // self._ratio)
+        except openmm.OpenMMException as error:
+            if "NaN" not in str(error):
+                raise
+            self.blew_up = True
+            self.state = self._start
+            super().step(steps // self._ratio)
 
 
 class Difference(BatchedTarget):

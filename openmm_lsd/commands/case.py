@@ -119,6 +119,8 @@ class Case:
 class Run:
     """A Simulation, stepped with a number of torch threads of its own."""
 
+    blew_up = False
+
     def __init__(
         self, case: Case, integrator: openmm.Integrator, platform: str | None = None
     ) -> None:
