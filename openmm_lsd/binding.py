@@ -130,16 +130,19 @@ class Binding:
             return False
         return not self._access.touched or np.array_equal(self._access.get_masses(), self._masses)
 
-    def step(self, steps: int, settings: Settings, plain: Callable[[int], None]) -> None:
+    def step(self, steps: int, settings: Settings, plain: Callable[[int], None] | None) -> None:
         """Advance the Context by ``steps``, and ``noise_step`` with it.
 
         If the target fails the Context shows the last committed state, and so it does when the
-        run is interrupted. ``plain`` lets the Context do plain steps by itself.
+        run is interrupted. ``plain``, if given, lets the Context do plain steps by itself.
         """
         sampler, target = self._prepared(settings), self._target
         assert target is not None
         begin, counted = perf_counter(), self._statistics.seconds
         time, step_count = self._access.get_time()
+
+        # A target that was given may be a faster form of the System's forces, if it has any.
+        by_itself = plain if self._given_target is None else None
 
         def plain_steps(state: State, n: int) -> tuple[Array, Array, int]:
             done = state.step - self.noise_step
@@ -148,8 +151,9 @@ class Binding:
             self._moves.tell(state.step)
             box = self._access.get_box()
             try:
+                assert by_itself is not None
                 with target.single_states():
-                    plain(n)
+                    by_itself(n)
                 self._moves.begun += n
             except Exception as error:
                 count = self._access.get_time()[1]
@@ -166,8 +170,7 @@ class Binding:
         moves = self._moves
         moves.begun = self.noise_step + self._begun
         try:
-            # A target that was given may be a faster form of the System's forces, if it has any.
-            sampler.advance(steps, plain_steps if self._given_target is None else None)
+            sampler.advance(steps, None if by_itself is None else plain_steps)
         finally:
             positions, velocities, step = sampler.state
             done = step - self.noise_step

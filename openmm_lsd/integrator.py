@@ -144,6 +144,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._statistics = Statistics()
         self.watchers: list[Callable[[Round], Any]] = []
         self._binding: Binding | None = None
+        self._groups_of_plain_steps: int | None = None
         self._record: Record | None = None  # to go on from, once there is a binding
         self._connect()
         if "openmmtorch" in sys.modules:
@@ -196,8 +197,16 @@ class LSDIntegrator(openmm.CustomIntegrator):
             binding.go_on_from(self._record)
             self._record = None
         binding.noise_step = round(self._value(NOISE_STEP))
+        step_plainly = super().step
+
+        def plain(n: int) -> None:
+            self._groups_of_plain_steps = settings.force_groups
+            step_plainly(n)
+
+        # A CustomIntegrator keeps to the force groups of its first step.
+        stale = self._groups_of_plain_steps not in (None, settings.force_groups)
         try:
-            binding.step(steps, settings, super().step)
+            binding.step(steps, settings, None if stale else plain)
         finally:
             self.setGlobalVariableByName(NOISE_STEP, binding.noise_step)
 

@@ -158,3 +158,30 @@ def test_plain_steps_that_fail(simulate, state_of, fails_at):
     assert not failures and simulation.currentStep == start + 8
     assert simulation.context.getTime()._value == pytest.approx(0.001 * (start + 8))
     assert np.isfinite(state_of(simulation).positions).all()
+
+
+def test_force_groups_that_change_between_plain_steps(simulate, state_of):
+    """OpenMM's CustomIntegrator keeps to the groups of its first step."""
+    states = []
+    for plain in (True, False):
+        system = target_system()
+        pull = openmm.CustomExternalForce("40*x")
+        for index in range(system.getNumParticles()):
+            pull.addParticle(index)
+        pull.setForceGroup(1)
+        system.addForce(pull)
+        integrator = (
+            openmm.LangevinMiddleIntegrator(0, 1, 0.001)
+            if plain
+            else lsd(COLD, windowLength="auto")
+        )
+        simulation = simulate(system, integrator, POSITIONS, VELOCITIES)
+        for groups in ({0}, {0, 1}, {0}):
+            integrator.setIntegrationForceGroups(groups)
+            simulation.step(1)
+            if not plain:
+                tuner = integrator._binding.tuner
+                tuner.window, tuner._left = 1, 1000
+            simulation.step(19)
+        states.append(state_of(simulation))
+    assert_close(states[1], states[0], 1e-7)
