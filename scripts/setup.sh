@@ -12,4 +12,6 @@ fi
 echo "installing (torch and OpenMM: a few minutes the first time)"
 python -m pip install --quiet --disable-pip-version-check \
     "openmm>=8.5" "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
-python -m pip install --quiet --disable-pip-version-check --no-build-isolation -e ".[test]"
+python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
+# Some of what it needs comes as source and brings its own tools to build, in isolation.
+python -m pip install --quiet --disable-pip-version-check "openmm-lsd[test]"
