@@ -21,7 +21,7 @@ RIDGE = 0.001  # of the diagonal
 FIRST_FIT = 16  # steps
 EARLY = 512  # steps, up to which one step in EARLY_STRIDE is learned from, and fits come often
 EARLY_STRIDE, LATE_STRIDE = 2, 10
-LATE_FITS = 512  # steps from one to the next
+LATE_FITS, LAST_FITS = 512, 4096  # steps from one to the next, at first and in the end
 MEMORY = 2000  # steps learned from, after which the weight of old ones has fallen to 1/e
 WATCHED = 128  # steps
 GONE_BAD = 4.0  # times the least roughness so far, in two stretches in succession
@@ -32,8 +32,8 @@ def add_normal_equations(
     features: Array, residuals: Array, offset: Array, gram: Array, moment: Array
 ) -> None:
     """Add A^T A to ``gram`` (P, P) and A^T (residuals + A offset) to ``moment`` (P,), A = features
-    (E, P), in place; native code has the same."""
-    gram += features.T @ features
+    (E, P), in place. Only the upper triangle of ``gram`` counts; native code has the same."""
+    gram += np.triu(features.T @ features)
     moment += features.T @ (residuals + features @ offset)
 
 
@@ -69,7 +69,8 @@ class RidgeRegression:
         # A parameter that no equation contains stays at its prior.
         diagonal[diagonal == 0] = 1.0
         scale = 1.0 / np.sqrt(diagonal)
-        scaled = self.gram * scale[:, None] * scale
+        scaled = np.triu(self.gram) * scale[:, None] * scale
+        scaled += np.triu(scaled, 1).T
         scaled[np.diag_indices_from(scaled)] += RIDGE
         return self.prior + scale * np.linalg.solve(scaled, scale * self.moment)
 
@@ -197,7 +198,8 @@ class Learner:
         if self._seen < self._next_fit:
             return False
         while self._next_fit <= self._seen:
-            self._next_fit += self._next_fit if self._next_fit < EARLY else LATE_FITS
+            wait = min(max(LATE_FITS, self._next_fit // 4), LAST_FITS)
+            self._next_fit += min(self._next_fit, wait)
         parameters = self._regression.solve()
         if not np.isfinite(parameters).all():
             logger.warning("the draft's fit is not finite; it stays as it was")

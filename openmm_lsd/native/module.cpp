@@ -101,21 +101,37 @@ void addNormalEquations(Matrix features, DoubleVector residuals, DoubleVector of
         moment.shape(0) != parameters)
         throw std::invalid_argument("the arrays of normal equations do not fit together");
     nb::gil_scoped_release release;
+    // The three equations of an atom have the same parameters: one pass for three.
+    constexpr size_t together = 3;
     std::vector<size_t> present;
-    for (size_t e = 0; e < rows; e++) {
-        const double* row = features.data() + e * parameters;
+    std::vector<double> values[together];
+    for (size_t first = 0; first < rows; first += together) {
+        const size_t count = std::min(together, rows - first);
+        const double* block = features.data() + first * parameters;
         present.clear();
-        double value = residuals.data()[e];
         for (size_t p = 0; p < parameters; p++)
-            if (row[p] != 0.0) {
-                present.push_back(p);
-                value += row[p] * offset.data()[p];
+            for (size_t e = 0; e < count; e++)
+                if (block[e * parameters + p] != 0.0) {
+                    present.push_back(p);
+                    break;
+                }
+        double right[together] = {};
+        for (size_t e = 0; e < together; e++) {
+            values[e].assign(present.size(), 0.0);
+            if (e >= count)
+                continue;
+            right[e] = residuals.data()[first + e];
+            for (size_t i = 0; i < present.size(); i++) {
+                values[e][i] = block[e * parameters + present[i]];
+                right[e] += values[e][i] * offset.data()[present[i]];
             }
-        for (size_t p : present) {
-            moment.data()[p] += row[p] * value;
-            double* gramRow = gram.data() + p * parameters;
-            for (size_t q : present)
-                gramRow[q] += row[p] * row[q];
+        }
+        const double *x = values[0].data(), *y = values[1].data(), *z = values[2].data();
+        for (size_t i = 0; i < present.size(); i++) {
+            moment.data()[present[i]] += x[i] * right[0] + y[i] * right[1] + z[i] * right[2];
+            double* gramRow = gram.data() + present[i] * parameters;
+            for (size_t j = i; j < present.size(); j++)
+                gramRow[present[j]] += x[i] * x[j] + y[i] * y[j] + z[i] * z[j];
         }
     }
 }
@@ -729,8 +745,8 @@ NB_MODULE(_native, m) {
           nb::arg("address"), "Name of the C++ class of a Force, given by int(force.this).");
     m.def("add_normal_equations", &addNormalEquations, nb::arg("features"), nb::arg("residuals"),
           nb::arg("offset"), nb::arg("gram"), nb::arg("moment"),
-          "Add A^T A to gram (P, P) and A^T (residuals + A offset) to moment (P,), A = features "
-          "(E, P), in place.");
+          "Add the upper triangle of A^T A to that of gram (P, P) and A^T (residuals + A offset) to "
+          "moment (P,), A = features (E, P), in place.");
     m.def("evaluate_python_force", &evaluatePythonForce, nb::arg("address"), nb::arg("positions"),
           nb::arg("box").none(), nb::arg("parameters"),
           "Energies (B,) and forces (B, n, 3) of the PythonForce at an address, int(force.this), at "
