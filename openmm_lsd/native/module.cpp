@@ -498,20 +498,16 @@ public:
             }
             if (term.parameter < 0)
                 throw std::invalid_argument("a term has a negative class");
-            terms.parameters = std::max(terms.parameters, term.parameter + 1);
-            terms.terms.push_back(term);
+            terms.addTerm(term);
         }
-        // Alike ones together: a processor guesses branches from what came before.
-        std::stable_sort(terms.terms.begin(), terms.terms.end(),
-                         [](const auto& a, const auto& b) { return a.count < b.count; });
-        theta.assign(terms.parameters, 0.0);
+        terms.setParameters(std::vector<double>(terms.parameters).data());
     }
 
     void setParameters(DoubleVector values) {
         if ((int)values.shape(0) != terms.parameters)
             throw std::invalid_argument("there are " + std::to_string(terms.parameters) +
                                         " parameters, not " + std::to_string(values.shape(0)));
-        theta.assign(values.data(), values.data() + values.shape(0));
+        terms.setParameters(values.data());
     }
 
     void setBox(std::optional<Vectors> vectors) {
@@ -562,7 +558,7 @@ public:
 
 private:
     ValenceTerms terms;
-    std::vector<double> theta, box;
+    std::vector<double> box;
 
     const double* boxOrNull() const { return box.empty() ? nullptr : box.data(); }
 
@@ -571,7 +567,7 @@ private:
             base->forcesAt(positions, forces);
         else
             std::fill(forces, forces + 3 * terms.particles, 0.0);
-        terms.addForces(positions, theta.data(), boxOrNull(), forces);
+        terms.addForces(positions, boxOrNull(), forces);
     }
 };
 

@@ -35,8 +35,6 @@ public:
         int parameter;
     };
 
-    std::vector<Coordinate> coordinates;
-    std::vector<Term> terms;
     int particles = 0, parameters = 0;
 
     void addCoordinate(Coordinate c) {
@@ -52,48 +50,68 @@ public:
         coordinates.push_back(c);
     }
 
-    // Forces (N, 3) are added to ``forces``. ``box``: 9 numbers, or null.
-    void addForces(const double* positions, const double* theta, const double* box,
-                   double* forces) {
-        measure(positions, box);
-        std::fill(slopes.begin(), slopes.end(), 0.0);
+    void addTerm(const Term& term) {
+        parameters = std::max(parameters, term.parameter + 1);
+        terms.push_back(term);
+    }
+
+    // To be called after all coordinates and terms are there; theta has one number a parameter.
+    void setParameters(const double* theta) {
+        const size_t count = coordinates.size();
+        linear.assign(count, 0.0);
+        cubic.assign(count, 0.0);
+        longTerms.clear();
+        std::vector<std::vector<Weighted>> rows(count);
         for (const Term& term : terms) {
             const double weight = theta[term.parameter];
             const int* q = term.factors;
-            switch (term.count) {
-            case 1:
-                slopes[q[0]] += weight;
-                break;
-            case 2:
-                slopes[q[0]] += weight * values[q[1]];
-                slopes[q[1]] += weight * values[q[0]];
-                break;
-            case 3: {
-                const double u = values[q[0]], v = values[q[1]], w = weight * values[q[2]];
-                slopes[q[0]] += w * v;
-                slopes[q[1]] += w * u;
-                slopes[q[2]] += weight * u * v;
-                break;
-            }
-            default:
-                for (int f = 0; f < term.count; f++)
-                    slopes[q[f]] += weight * productOfOthers(term, f);
-            }
+            if (term.count == 1)
+                linear[q[0]] += weight;
+            else if (term.count == 2) {
+                rows[q[0]].push_back({q[1], weight});
+                rows[q[1]].push_back({q[0], weight});
+            } else if (term.count == 3 && q[0] == q[1] && q[1] == q[2])
+                cubic[q[0]] += 3.0 * weight;
+            else
+                longTerms.push_back({term, weight});
         }
-        for (size_t q = 0; q < coordinates.size(); q++)
-            for (int a = 0; a < atomsOf(coordinates[q].kind); a++)
-                add(forces + 3 * coordinates[q].atoms[a], gradients[4 * q + a], -slopes[q]);
+        others.clear();
+        ends.clear();
+        for (const auto& row : rows) {
+            others.insert(others.end(), row.begin(), row.end());
+            ends.push_back(others.size());
+        }
+    }
+
+    // Forces (N, 3) are added to ``forces``. ``box``: 9 numbers, or null.
+    void addForces(const double* positions, const double* box, double* forces) {
+        measure(positions, box);
+        takeSlopes();
+        pulls.assign(vectors.size(), {});
+        for (size_t q = 0; q < coordinates.size(); q++) {
+            const Coordinate& c = coordinates[q];
+            // What a coordinate has no vector for is not touched.
+            addPulls(q, slopes[q], pulls[c.vectors[0]], pulls[c.vectors[1]], pulls[c.vectors[2]]);
+        }
+        for (size_t v = 0; v < vectors.size(); v++) {
+            const Vector gradient = byVector(vectors[v], pulls[v]);
+            add(forces + 3 * vectors[v].from, gradient, 1.0);
+            add(forces + 3 * vectors[v].to, gradient, -1.0);
+        }
     }
 
     // Features (N, 3, P) of one state, to be zero before.
     void addFeatures(const double* positions, const double* box, double* features) {
         measure(positions, box);
+        gradients.resize(coordinates.size());
+        for (size_t q = 0; q < coordinates.size(); q++)
+            gradients[q] = gradient(q);
         for (const Term& term : terms)
             for (int f = 0; f < term.count; f++) {
                 const int q = term.factors[f];
                 const double slope = -productOfOthers(term, f);
-                for (int a = 0; a < atomsOf(coordinates[q].kind); a++) {
-                    const Vector& g = gradients[4 * q + a];
+                for (int a = 0; a < 2 + coordinates[q].kind; a++) {
+                    const Vector& g = gradients[q].byAtom[a];
                     double* row = features + 3 * (size_t)coordinates[q].atoms[a] * parameters +
                                   term.parameter;
                     row[0] += slope * g.x;
@@ -104,8 +122,22 @@ public:
     }
 
 private:
-    std::vector<double> values, slopes; // of the coordinates
-    std::vector<Vector> gradients;      // four for each coordinate
+    std::vector<Coordinate> coordinates;
+    std::vector<Term> terms;
+
+    // The terms by what they do to the slope of each coordinate.
+    struct Weighted {
+        int other; // coordinate
+        double weight;
+    };
+    struct LongTerm {
+        Term term;
+        double weight;
+    };
+    std::vector<double> linear, cubic; // of each coordinate
+    std::vector<Weighted> others;      // of products of two: those of the first coordinate first
+    std::vector<size_t> ends;          // in ``others``, of each coordinate
+    std::vector<LongTerm> longTerms;   // all others
 
     // Bonds are part of many coordinates: length and direction are taken once.
     struct Direction {
@@ -116,13 +148,28 @@ private:
     std::vector<Direction> vectors;
     std::map<std::pair<int, int>, int> vectorOf;
 
-    static int atomsOf(Kind kind) { return 2 + kind; }
+    std::vector<double> values, slopes; // of the coordinates
+    // Of an angle: its cosine, and 1 / sine. Of a torsion: cosines between its first and second
+    // vector, and its second and third.
+    std::vector<double> firsts, seconds;
+
+    // Derivatives of the energy by the direction, as if its parts were free, and by the length.
+    struct Pull {
+        Vector byUnit;
+        double byLength;
+    };
+    std::vector<Pull> pulls;
+    struct Gradient {
+        Vector byAtom[4];
+    };
+    std::vector<Gradient> gradients;
 
     static void add(double* to, const Vector& v, double scale) {
         to[0] += scale * v.x;
         to[1] += scale * v.y;
         to[2] += scale * v.z;
     }
+    static void add(Vector& to, const Vector& v, double scale) { to = to + v * scale; }
 
     double productOfOthers(const Term& term, int f) const {
         double product = 1.0;
@@ -144,51 +191,95 @@ private:
     }
 
     void measure(const double* positions, const double* box) {
-        values.resize(coordinates.size());
-        slopes.resize(coordinates.size());
-        gradients.resize(4 * coordinates.size());
+        const size_t count = coordinates.size();
+        for (auto* array : {&values, &slopes, &firsts, &seconds})
+            array->resize(count);
         for (Direction& v : vectors) {
             const Vector d = between(positions, v.from, v.to, box);
             v.length = std::sqrt(d.dot(d));
             v.inverse = 1.0 / v.length;
             v.unit = d * v.inverse;
         }
-        for (size_t q = 0; q < coordinates.size(); q++) {
+        for (size_t q = 0; q < count; q++) {
             const Coordinate& c = coordinates[q];
-            Vector* g = &gradients[4 * q];
-            const Direction* v[3];
-            for (int a = 0; a <= c.kind; a++)
-                v[a] = &vectors[c.vectors[a]];
-            const Vector e1 = v[0]->unit * c.signs[0];
+            const Direction& v1 = vectors[c.vectors[0]];
             double value;
-            if (c.kind == Distance) {
-                value = v[0]->length;
-                g[1] = e1;
-                g[0] = e1 * -1.0;
-            } else if (c.kind == Angle) { // between -e1 and e2
-                const Vector e2 = v[1]->unit * c.signs[1];
-                const double cosine = std::clamp(-e1.dot(e2), -1.0, 1.0);
-                const double sine = std::sqrt(1.0 - cosine * cosine);
-                value = std::acos(cosine);
-                const double scale = sine < 1e-6 ? 0.0 : 1.0 / sine;
-                g[0] = (e1 * cosine + e2) * (-scale * v[0]->inverse);
-                g[2] = (e2 * cosine + e1) * (scale * v[1]->inverse);
-                g[1] = (g[0] + g[2]) * -1.0;
-            } else {
-                const Vector e2 = v[1]->unit * c.signs[1], e3 = v[2]->unit * c.signs[2];
-                const double c12 = e1.dot(e2), c23 = e2.dot(e3);
-                value = c12 * c23 - e1.dot(e3);
-                const Vector g1 = normalPart(e2 * c23 - e3, e1) * v[0]->inverse;
-                const Vector g2 = normalPart(e1 * c23 + e3 * c12, e2) * v[1]->inverse;
-                const Vector g3 = normalPart(e2 * c12 - e1, e3) * v[2]->inverse;
-                g[0] = g1 * -1.0;
-                g[1] = g1 - g2;
-                g[2] = g2 - g3;
-                g[3] = g3;
+            if (c.kind == Distance)
+                value = v1.length;
+            else {
+                const Direction& v2 = vectors[c.vectors[1]];
+                const double c12 = c.signs[0] * c.signs[1] * v1.unit.dot(v2.unit);
+                if (c.kind == Angle) { // between minus the first and the second
+                    const double cosine = std::clamp(-c12, -1.0, 1.0);
+                    const double sine = std::sqrt(1.0 - cosine * cosine);
+                    value = std::acos(cosine);
+                    firsts[q] = cosine;
+                    seconds[q] = sine < 1e-6 ? 0.0 : 1.0 / sine;
+                } else {
+                    const Direction& v3 = vectors[c.vectors[2]];
+                    const double c23 = c.signs[1] * c.signs[2] * v2.unit.dot(v3.unit);
+                    value = c12 * c23 - c.signs[0] * c.signs[2] * v1.unit.dot(v3.unit);
+                    firsts[q] = c12;
+                    seconds[q] = c23;
+                }
             }
             values[q] = std::clamp(value - c.reference, -c.limit, c.limit);
         }
     }
 
-    static Vector normalPart(const Vector& v, const Vector& e) { return v - e * v.dot(e); }
+    void takeSlopes() {
+        size_t e = 0;
+        for (size_t q = 0; q < coordinates.size(); q++) {
+            double slope = linear[q] + cubic[q] * values[q] * values[q];
+            for (; e < ends[q]; e++)
+                slope += others[e].weight * values[others[e].other];
+            slopes[q] = slope;
+        }
+        for (const auto& [term, weight] : longTerms)
+            for (int f = 0; f < term.count; f++)
+                slopes[term.factors[f]] += weight * productOfOthers(term, f);
+    }
+
+    // What a slope of coordinate q does to its vectors.
+    void addPulls(size_t q, double slope, Pull& first, Pull& second, Pull& third) const {
+        const Coordinate& c = coordinates[q];
+        if (c.kind == Distance) {
+            first.byLength += slope;
+            return;
+        }
+        const Vector &e1 = vectors[c.vectors[0]].unit, &e2 = vectors[c.vectors[1]].unit;
+        const double s12 = c.signs[0] * c.signs[1];
+        if (c.kind == Angle) {
+            add(first.byUnit, e2, s12 * slope * seconds[q]);
+            add(second.byUnit, e1, s12 * slope * seconds[q]);
+            return;
+        }
+        const Vector& e3 = vectors[c.vectors[2]].unit;
+        const double s23 = c.signs[1] * c.signs[2], s13 = c.signs[0] * c.signs[2];
+        const double by12 = s12 * slope * seconds[q], by23 = s23 * slope * firsts[q];
+        const double by13 = -s13 * slope;
+        first.byUnit = first.byUnit + e2 * by12 + e3 * by13;
+        second.byUnit = second.byUnit + e1 * by12 + e3 * by23;
+        third.byUnit = third.byUnit + e2 * by23 + e1 * by13;
+    }
+
+    // Derivative by a vector; a direction can only turn.
+    static Vector byVector(const Direction& v, const Pull& pull) {
+        const double along = pull.byUnit.dot(v.unit);
+        return v.unit * (pull.byLength - along * v.inverse) + pull.byUnit * v.inverse;
+    }
+
+    // Of coordinate q by its atoms.
+    Gradient gradient(size_t q) const {
+        const Coordinate& c = coordinates[q];
+        Pull own[3] = {};
+        addPulls(q, 1.0, own[0], own[1], own[2]);
+        Gradient result = {};
+        for (int a = 0; a <= c.kind; a++) {
+            const Vector g = byVector(vectors[c.vectors[a]], own[a]) * c.signs[a];
+            result.byAtom[a] = result.byAtom[a] - g;
+            result.byAtom[a + 1] = g;
+        }
+        return result;
+    }
 };
