@@ -33,7 +33,9 @@ class Window(NamedTuple):
 
 def remove_cm_motion(velocities: Array, masses: Array) -> Array:
     """Velocities minus that of the centre of mass; particles of zero mass stay as they are."""
-    cm_velocity = (masses * velocities).sum(axis=0) / masses.sum()
+    cm_velocity = masses[:, 0] @ velocities / masses.sum()
+    if masses.all():
+        return velocities - cm_velocity
     return np.where(masses > 0, velocities - cm_velocity, velocities)
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .noise import step_noise
+from .noise import StepNoise
 from .rollout import Window, reciprocal, remove_cm_motion, rollout
 from .schemes import Scheme
 from .transport import transport
@@ -265,7 +265,6 @@ class SpeculativeSampler:
             raise ValueError(f"seed is {seed}; it must be from 0 to 2^64 - 1")
         self.scheme = scheme
         self.window = window
-        self.seed = seed
         self.correction = correction
         self.statistics = Statistics()
         self.tuner: WindowTuner | None = None  # if there is one, it chooses ``window``
@@ -275,6 +274,7 @@ class SpeculativeSampler:
         if not (np.isfinite(self._masses).all() and (self._masses >= 0).all()):
             raise ValueError("masses must be finite and not negative")
         self._inverse_masses = reciprocal(self._masses)
+        self._step_noise = StepNoise(seed, len(self._masses))
         self._noise_scale = scheme.noise_scale(self._inverse_masses)
         scheme.check_noise(self._inverse_masses)
         self._inverse_noise_scale = reciprocal(self._noise_scale)
@@ -410,8 +410,8 @@ class SpeculativeSampler:
 
     def _round(self) -> None:
         """Draft a window, verify it, commit a part of it, keep what was learned."""
-        self._learn_last_round()
         begin_round = perf_counter()
+        self._learn_last_round()
         if self.tuner is not None and self.tuner.window != self.window:
             self._set_window(self.tuner.window)
         statistics = self.statistics
@@ -516,7 +516,7 @@ class SpeculativeSampler:
     def _window_noise(self, step: int, length: int) -> list[tuple[Array, float]]:
         known = self._noise[:length]
         steps = range(step + len(known), step + length)
-        return known + [step_noise(self.seed, n, len(self._masses)) for n in steps]
+        return known + [self._step_noise(n) for n in steps]
 
     def _cm_removals(self, step: int, length: int) -> NDArray[np.bool_]:
         counts = np.arange(step, step + length) + self._step_count_offset
@@ -582,21 +582,21 @@ class SpeculativeSampler:
         positions, velocities, step = self._front
         committed: list[State] = []
         shifts: list[float] = []
-        for k, target_force in enumerate(target_forces):
+        verified = len(target_forces)
+        target_accelerations = target_forces * self._inverse_masses
+        draft_accelerations = (
+            window.draft_forces[:verified] + self._corrections[:verified]
+        ) * self._inverse_masses
+        for k, acceleration in enumerate(target_accelerations):
             if removals[k]:
                 velocities = remove_cm_motion(velocities, self._masses)
-            acceleration = target_force * self._inverse_masses
             xi, log_uniform = noise[k]
             accepted = True
             if k + 1 < len(noise):
-                draft_force = window.draft_forces[k] + self._corrections[k]
                 shift = self._inverse_noise_scale * scheme.kick_shift(
-                    velocities,
-                    window.velocities[k],
-                    acceleration,
-                    draft_force * self._inverse_masses,
+                    velocities, window.velocities[k], acceleration, draft_accelerations[k]
                 )
-                shifts.append(float(np.linalg.norm(shift)))
+                shifts.append(float(np.sqrt(np.vdot(shift, shift))))
                 xi, accepted = transport(xi, shift, log_uniform)
             positions, velocities = scheme.step(
                 positions, velocities, acceleration, self._noise_scale * xi

@@ -7,7 +7,7 @@ import pytest
 from law import TEMPERATURE, TodaMolecule
 
 import openmm_lsd.sampler
-from openmm_lsd.noise import step_noise
+from openmm_lsd.noise import StepNoise
 from openmm_lsd.rollout import remove_cm_motion
 from openmm_lsd.sampler import SpeculativeSampler, TargetError, without_leaps
 from openmm_lsd.schemes import ABOBA, Middle
@@ -32,12 +32,12 @@ def plain_run(scheme, steps, seed, cm_removal=0):
     """The plain scheme with the target's forces, driven by the sampler's own random numbers."""
     positions, velocities = START[0][0], START[1][0]
     inverse_masses = 1.0 / TARGET.masses[:, None]
-    scale = scheme.noise_scale(inverse_masses)
+    scale, step_noise = scheme.noise_scale(inverse_masses), StepNoise(seed, 2)
     for n in range(steps):
         if cm_removal and n % cm_removal == 0:
             velocities = remove_cm_motion(velocities, TARGET.masses[:, None])
         acceleration = TARGET.forces(scheme.site(positions, velocities)) * inverse_masses
-        kick = scale * step_noise(seed, n, 2)[0]
+        kick = scale * step_noise(n)[0]
         positions, velocities = scheme.step(positions, velocities, acceleration, kick)
     return positions, velocities
 
@@ -346,15 +346,17 @@ def test_bad_states():
 
 
 def test_noise_is_a_function_of_seed_and_step():
-    first = step_noise(7, 1000, 5)
-    again = step_noise(7, 1000, 5)
-    assert np.array_equal(first[0], again[0]) and first[1] == again[1]
-    for other in (step_noise(8, 1000, 5), step_noise(7, 1001, 5), step_noise(7, 2**40, 5)):
+    seven, eight = StepNoise(7, 5), StepNoise(8, 5)
+    first = seven(1000)
+    others = [eight(1000), seven(1001), seven(2**40)]
+    for again in (seven(1000), StepNoise(7, 5)(1000)):
+        assert np.array_equal(first[0], again[0]) and first[1] == again[1]
+    for other in others:
         assert not np.isin(first[0], other[0]).any()
 
 
 def test_noise_is_standard_normal_and_uniform():
-    rows = [step_noise(1, n, 4) for n in range(20_000)]
+    rows = list(map(StepNoise(1, 4), range(20_000)))
     noise, uniform = np.array([xi for xi, _ in rows]), np.exp([u for _, u in rows])
     count = noise.size
     assert abs(noise.mean()) < 5.5 / np.sqrt(count)
