@@ -261,6 +261,27 @@ def test_a_lost_worker_is_replaced(tmp_path, fate, row, compiled_after):
         assert target.replaced == 1
 
 
+@pytest.mark.parametrize("compiled_after", [0], indirect=True)
+def test_a_worker_that_hangs_after_it_was_asked_whether_it_is_busy(
+    tmp_path, monkeypatch, compiled_after
+):
+    """What it was sent came late; Ray waits for it for ever when the graph is closed."""
+    (tmp_path / "stuck").touch()
+    positions = states(16)
+    positions[9, 0, 0] = STUCK
+    without_busy, asked = RayTarget._without_busy, []
+
+    def nobody_at_first(self, workers):
+        asked.append(len(workers))
+        return list(workers) if len(asked) == 1 else without_busy(self, workers)
+
+    monkeypatch.setattr(RayTarget, "_without_busy", nobody_at_first)
+    monkeypatch.setattr("openmm_lsd.targets.ray.ANSWER_TIME", 1.0)
+    with ray_target(lambda: Springs(tmp_path), timeout=2.0) as target:
+        assert_rows_equal(target.evaluate(positions), Springs(tmp_path).evaluate(positions))
+        assert target.replaced == 1 and len(asked) > 1
+
+
 def test_trajectory_of_workers_that_are_killed():
     """Between and during rounds; nothing is lost and nothing committed twice."""
     expected, _ = trajectory(Springs())

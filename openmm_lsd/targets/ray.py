@@ -13,6 +13,7 @@ import pickle
 import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from threading import Thread
 from time import perf_counter
 from typing import Any, NamedTuple
 
@@ -120,7 +121,7 @@ class RayTarget(BatchedTarget):
         self._ray = _import_ray()
         self._timeout, self._start_timeout = timeout, start_timeout
         self._parameters: dict[str, float] | None = None
-        self._preparation: tuple | None = None
+        self._preparations: dict[int, tuple] = {}  # by the share of a worker
         self.replaced = 0  # workers, since the start
         self._crew = _Crew()
         self._workers = self._crew.workers
@@ -220,22 +221,35 @@ class RayTarget(BatchedTarget):
     def _close_graph(self) -> int:
         """Give the workers back for calls one by one; how many of them were lost.
 
-        Those that are still busy are ended.
+        Those that are still busy are ended, and those that become so only now, by what they had
+        been sent.
         """
-        lost = 0
-        questions = [worker.actor.is_busy.remote() for worker in self._workers]
-        for worker, question in zip(self._workers, questions, strict=True):
+        graph = self._crew.graph
+        assert graph is not None
+        left = self._without_busy(self._workers)
+        closing = Thread(target=graph.close, daemon=True)
+        closing.start()
+        closing.join(ANSWER_TIME)
+        while closing.is_alive():  # waits for a worker, and might for ever
+            left = self._without_busy(left)
+            closing.join(ANSWER_TIME)
+        self._crew.graph = None
+        return len(self._workers) - len(left)
+
+    def _without_busy(self, workers: Sequence[_Worker]) -> list[_Worker]:
+        """Those that are not busy; the others are ended."""
+        questions = [worker.actor.is_busy.remote() for worker in workers]
+        left = []
+        for worker, question in zip(workers, questions, strict=True):
             try:
                 is_lost = self._ray.get(question, timeout=ANSWER_TIME)
             except self._ray.exceptions.RayError:
                 is_lost = True
             if is_lost:
                 _kill(self._ray, worker)
-                lost += 1
-        graph, self._crew.graph = self._crew.graph, None
-        assert graph is not None
-        graph.close()
-        return lost
+            else:
+                left.append(worker)
+        return left
 
     def _one_by_one(self, shares: Sequence[Array], box: Array | None) -> list[_Answer]:
         """The answers to all shares, by a call for each; workers that are lost are replaced."""
@@ -265,11 +279,11 @@ class RayTarget(BatchedTarget):
         """See BatchedTarget; every worker prepares for its share."""
         self._check_open()
         share = _even_shares(batch, len(self._workers))[0]
-        self._preparation = (np.array(positions), share, box)
+        self._preparations[share] = (np.array(positions), share, box)
         try:
-            self._on_all("prepare", self._preparation)
+            self._on_all("prepare", self._preparations[share])
         except BaseException:
-            self._preparation = None
+            del self._preparations[share]
             raise
 
     def _check_open(self) -> None:
@@ -292,7 +306,8 @@ class RayTarget(BatchedTarget):
 
     def _new_worker(self) -> _Worker:
         actor = self._actor_class.remote(self._threads)
-        started = actor.start.remote(self._factory, self._parameters, self._preparation)
+        preparations = list(self._preparations.values())
+        started = actor.start.remote(self._factory, self._parameters, preparations)
         return _Worker(actor, started)
 
     def _await(self, workers: Sequence[_Worker]) -> None:
@@ -459,7 +474,7 @@ class _Actor:
         self,
         factory: Callable[[], BatchedTarget],
         parameters: Mapping[str, float] | None,
-        preparation: tuple | None,
+        preparations: Sequence[tuple],
     ) -> int:
         """Make the target; not in the constructor, whose exceptions Ray turns into text."""
         with _portable_errors():
@@ -474,7 +489,7 @@ class _Actor:
                 torch.set_num_threads(self._threads)
             if parameters is not None:
                 self._target.set_parameters(parameters)
-            if preparation is not None:
+            for preparation in preparations:
                 self._target.prepare(*preparation)
         return os.getpid()
 
