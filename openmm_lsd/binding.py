@@ -99,6 +99,7 @@ class Binding:
         self._target: BatchedTarget | None = target
         self._own_target: SystemTarget | None = None  # made from the System
         self._validated: BatchedTarget | None = None
+        self._prepared_for: set[int] = set()  # sizes of a batch
         self._scheme_name = scheme_name
         self.tuner = WindowTuner(barostat_frequency(self._system)) if window is None else None
         self._window = TYPICAL_WINDOW if window is None else window
@@ -202,6 +203,18 @@ class Binding:
         """Energies (B,) and forces (B, N, 3) of the target, after the first step."""
         assert self._target is not None
         return self._target.evaluate(positions, self._box_of_target)
+
+    def _forces_at_sites(self, sites: Array) -> Array:
+        """Target forces; a window that the tuner has not taken before is prepared for."""
+        window = self.sampler.window
+        if window not in self._prepared_for:
+            assert self._target is not None
+            try:
+                self._target.prepare(sites[0], window, self._box_of_target)
+            except Exception as error:  # whatever a target may raise
+                logger.info("the target cannot be prepared for %d states (%s)", window, error)
+            self._prepared_for.add(window)
+        return self.evaluate(sites)[1]
 
     def discrepancies(self, positions: Array) -> Array:
         """Target force minus draft force at positions (B, N, 3), after the first step."""
@@ -315,7 +328,7 @@ class Binding:
             scheme,
             self._masses,
             self._draft,
-            lambda positions: self.evaluate(positions)[1],
+            self._forces_at_sites,
             self._window,
             settings.seed % 2**64 or self._fresh_seed,
             correction=self.correction,
@@ -380,6 +393,7 @@ class Binding:
             new = target is not self._validated
             if new:
                 target.prepare(positions, self._window, box)
+                self._prepared_for = {1, self._window}
             # Where these are not finite the sampler will name step and atom.
             if has_forces(self._system):
                 forces = self._context_forces(positions[None], settings)

@@ -123,7 +123,7 @@ def torch_force():
     force = TorchForce(torch.jit.script(Scaled()))
     force.addGlobalParameter("scale", 2.0)
     target = TorchForceTarget(force, "meta", torch.float32)
-    target.plan = Plan("batch", "scripted", 1, torch.get_num_threads())
+    target.plans[16] = Plan("batch", "scripted", 1, torch.get_num_threads())
     return target
 
 

@@ -27,7 +27,7 @@ from particles import (
 from openmm_lsd import LSDIntegrator, SpeculativeSampler
 from openmm_lsd.contexts import ForceContext
 from openmm_lsd.draft import Draft
-from openmm_lsd.noise import step_noise
+from openmm_lsd.noise import StepNoise
 from openmm_lsd.schemes import ABOBA, Middle
 
 ALANINE = Path(__file__).parents[1] / "systems" / "alanine_dipeptide"
@@ -260,10 +260,11 @@ def test_draft_equal_to_target_is_the_plain_scheme(simulate, state_of, scheme, f
     forces = Draft(ForceContext(draft_system(), REFERENCE))
     masses = np.array(MASSES)[:, None]
     positions, velocities = POSITIONS, VELOCITIES
+    step_noise = StepNoise(SEED, 4)
     for step in range(40):
         if frequency and step % frequency == 0:
             velocities = velocities - (masses * velocities).sum(0) / masses.sum()
-        noise, _ = step_noise(SEED, step, 4)
+        noise, _ = step_noise(step)
         site = plain.site(positions, velocities)
         kick = plain.noise_scale(1 / masses) * noise
         positions, velocities = plain.step(positions, velocities, forces(site) / masses, kick)

@@ -1,6 +1,7 @@
 """TorchForce targets: their modules run in batches, beside other forces; and given targets."""
 
 import numpy as np
+import openmm
 import pytest
 import torch
 from openmmtorch import TorchForce
@@ -24,7 +25,7 @@ from particles import (
 
 from openmm_lsd import TargetMismatchError
 from openmm_lsd.contexts import ForceContext
-from openmm_lsd.targets import SystemTarget
+from openmm_lsd.targets import SystemTarget, torchforce
 from openmm_lsd.targets.torchforce import Plan, TorchForceTarget
 
 
@@ -144,11 +145,11 @@ def test_torch_force_in_one_batch(kind):
     expected = context_values(torch_force(module, **options), states)
     assert np.abs(expected[1]).max() > 10.0
     assert_same(batch.evaluate(states, BOX), expected)
-    assert batch.plan.batching == batching
+    assert batch.plan(16).batching == batching
     for row in range(3):  # a state alone has a plan of its own
         alone = slice(row, row + 1)
         assert_same(batch.evaluate(states[alone], BOX), [part[alone] for part in expected])
-    assert batch.plan_alone.workers == 1
+    assert batch.plan(1).workers == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,7 +186,7 @@ def test_torch_force_shared_among_threads():
             batch = chosen_batch(torch_force(module))
             states = POSITIONS + 0.03 * np.random.default_rng(5).standard_normal((5, 4, 3))
             for workers in (1, 2):
-                batch.plan = batch.plan._replace(workers=workers, threads=1)
+                batch.plans[16] = batch.plan(16)._replace(workers=workers, threads=1)
                 expected = context_values(torch_force(module), states)
                 assert_same(batch.evaluate(states, BOX), expected)
             assert torch.get_num_threads() == 2
@@ -206,10 +207,10 @@ def test_the_plan_of_one_state_is_used_for_it(monkeypatch):
     used = []
     run = batch._run
     monkeypatch.setattr(batch, "_run", lambda plan, *rest: used.append(plan) or run(plan, *rest))
-    batch.plan_alone = Plan("loop", "interpreted", 1, 1)
+    batch.plans[1] = Plan("loop", "interpreted", 1, 1)
     for count in (1, 3):
         batch.evaluate(np.repeat(POSITIONS[None], count, 0), BOX)
-    assert used == [batch.plan_alone, batch.plan]
+    assert used == [batch.plans[1], batch.plans[16]]
 
 
 def test_plain_steps_take_the_threads_of_one_state():
@@ -218,7 +219,7 @@ def test_plain_steps_take_the_threads_of_one_state():
         target = SystemTarget(system_of(torch_force(Bonds)), POSITIONS)
         target.prepare(POSITIONS, 4)
         for threads in (1, 2):
-            target.torch_parts[0].plan_alone = Plan("loop", "scripted", 1, threads)
+            target.torch_parts[0].plans[1] = Plan("loop", "scripted", 1, threads)
             with target.single_states():
                 assert torch.get_num_threads() == threads
             assert torch.get_num_threads() == 2
@@ -228,7 +229,7 @@ def test_plain_steps_take_the_threads_of_one_state():
 
 def test_fewer_states_than_threads():
     batch = TorchForceTarget(torch_force(NeverEmpty))
-    batch.plan = Plan("batch", "scripted", 2, 1)
+    batch.plans[4] = Plan("batch", "scripted", 2, 1)
     states = POSITIONS[None] + 0.01
     assert_same(batch.evaluate(states), context_values(torch_force(Bonds), states))
 
@@ -249,7 +250,7 @@ def test_plan_belongs_to_the_whole_module():
     for model, batching in ((Bonds, "batch"), (SingleState, "vmap"), (DataDependent, "loop")):
         force = TorchForce(torch.jit.script(Wrapper(model())))
         batch = chosen_batch(force)
-        assert batch.plan.batching == batching
+        assert batch.plan(16).batching == batching
         expected = context_values(force, states)
         assert_same(batch.evaluate(states, BOX), expected)
 
@@ -275,7 +276,7 @@ def test_plan_is_not_settled_by_a_state_without_forces(monkeypatch):
     for positions in (np.full((4, 3), np.nan), POSITIONS):
         batch = TorchForceTarget(torch_force(Bonds))
         batch.prepare(positions, 16, BOX)
-    assert batch.plan.batching == "batch"
+    assert batch.plan(16).batching == "batch"
 
 
 def test_restraint_beside_the_torch_force(build_cold, state_of):
@@ -371,7 +372,7 @@ def test_cuda_graphs_of_the_batch(kind):
     states = POSITIONS + 0.01 * np.random.default_rng(1).standard_normal((6, *POSITIONS.shape))
     expected = target.evaluate(states)
     for batching in ("batch", "vmap", "loop") if kind is Bonds else ("vmap", "loop"):
-        target.plan = Plan(batching, "graphed", 1, torch.get_num_threads())
+        target.plans[6] = Plan(batching, "graphed", 1, torch.get_num_threads())
         for order in (slice(None), slice(None, None, -1)):
             for part, whole in zip(target.evaluate(states[order]), expected, strict=True):
                 np.testing.assert_allclose(part, whole[order], rtol=1e-9, atol=1e-9)
@@ -381,4 +382,56 @@ def test_cuda_graphs_are_for_cuda_devices():
     force = TorchForce(scripted(Bonds), {"useCUDAGraphs": "true"})
     target = TorchForceTarget(force)
     target.prepare(POSITIONS, 4)
-    assert target.plan.executor != "graphed"
+    assert target.plan(4).executor != "graphed"
+
+
+def test_every_size_of_a_batch_has_its_own_plan(monkeypatch):
+    """The fastest layout; batching and executor are those of the size that came first."""
+    raced = []
+
+    def race(run, plans):
+        raced.append({(plan.batching, plan.executor) for plan in plans})
+        fastest = 2 if len(raced) == 1 else 1
+        return {plan: float(plan.threads != fastest) for plan in plans}
+
+    monkeypatch.setattr("openmm_lsd.targets.torchforce.decisions", {})
+    monkeypatch.setattr("openmm_lsd.targets.torchforce.race", race)
+    torch.set_num_threads(2)
+    try:
+        batch = TorchForceTarget(torch_force(Bonds))
+        batch.prepare(POSITIONS, 16)
+        assert {plan[0] for plan in raced[0]} == {"batch"} and len(raced[0]) == 3
+        batch.prepare(POSITIONS, 4)
+        assert len(raced[2]) == 1 and raced[2] < raced[0]
+        assert [batch.plan(size).threads for size in (16, 5, 4, 2, 40)] == [2, 2, 1, 1, 2]
+        states = POSITIONS + 0.03 * np.random.default_rng(5).standard_normal((4, 4, 3))
+        assert_same(batch.evaluate(states), context_values(torch_force(Bonds), states))
+    finally:
+        torch.set_num_threads(1)
+
+
+class Rounding(Bonds):
+    """Forces are as inexact as single precision makes them, and another time others."""
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        bonds = positions.index_select(-2, self.first) - positions.index_select(-2, self.second)
+        energy = bond_energies(bonds).sum(-1)
+        return energy + 1e-4 * (torch.rand_like(positions) * positions).sum(-1).sum(-1)
+
+
+def test_plans_are_raced_where_the_forces_vanish(monkeypatch):
+    """A minimised structure: there rounding is all that is left of them."""
+    monkeypatch.setattr("openmm_lsd.targets.torchforce.decisions", {})
+    context = openmm.Context(
+        system_of(torch_force(Bonds)),
+        openmm.VerletIntegrator(0.001),
+        openmm.Platform.getPlatform("Reference"),
+    )
+    context.setPositions(POSITIONS)
+    openmm.LocalEnergyMinimizer.minimize(context, 1e-3)
+    positions = context.getState(positions=True).getPositions(asNumpy=True)._value
+    raced = []
+    race = torchforce.race
+    monkeypatch.setattr(torchforce, "race", lambda run, plans: raced.append(1) or race(run, plans))
+    TorchForceTarget(torch_force(Rounding)).prepare(positions, 4)
+    assert len(raced) == 2

@@ -57,7 +57,10 @@ class BatchedTarget(ABC):
         """Take over the values of the Context's global parameters, if any play a part."""
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:  # noqa: B027
-        """Find the fastest way to evaluate ``batch`` states near ``positions`` (N, 3) nm."""
+        """Find the fastest way to evaluate ``batch`` states near ``positions`` (N, 3) nm.
+
+        Called again for every size of a batch that comes to be used.
+        """
 
     def single_states(self) -> AbstractContextManager:
         """Settings of this process under which single states are fastest, wherever computed."""
@@ -91,6 +94,11 @@ def perturbed(positions: Array, count: int, displacement: float) -> Array:
     noise = np.random.default_rng(0).standard_normal((count, *positions.shape))
     noise[0] = 0.0
     return positions + displacement * noise
+
+
+def for_size(prepared: Mapping[int, Made], size: int) -> Made:
+    """What was prepared for the next size that is no smaller, or else for the largest."""
+    return prepared[min((each for each in prepared if each >= size), default=max(prepared))]
 
 
 class SubBatches:

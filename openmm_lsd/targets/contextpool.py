@@ -14,7 +14,7 @@ import openmm
 from ..contexts import ForceContext, loaded_platforms
 from ..racing import decisions, race
 from ..restart import digest_of
-from .base import Array, BatchedTarget, Evaluation, perturbed
+from .base import Array, BatchedTarget, Evaluation, for_size, perturbed
 
 logger = logging.getLogger(__name__)
 
@@ -71,16 +71,18 @@ class ContextTarget(BatchedTarget):
         self._system = system
         self._platforms = loaded_platforms() if platforms is None else dict(platforms)
         self._contexts = contexts
+        self._cores = _cores()
         self._pools: dict[Layout, list[ForceContext]] = {}
         self._executor: ThreadPoolExecutor | None = None
         self._parameters: dict[str, float] = {}
-        self.layout = self._first_that_works()
+        self._first = self._first_that_works()
+        self._chosen: dict[int, Layout] = {}  # by the largest number of Contexts that can share
 
     def renewed(self, system: openmm.System) -> ContextTarget:
         """The same for a System whose forces have other parameters."""
         self.close()
         result = ContextTarget(system, platforms=self._platforms, contexts=self._contexts)
-        result.layout, result._parameters = self.layout, self._parameters
+        result._chosen, result._parameters = self._chosen, self._parameters
         return result
 
     def _first_that_works(self) -> Layout:
@@ -98,15 +100,23 @@ class ContextTarget(BatchedTarget):
         )
 
     def _layouts(self, batch: int) -> list[Layout]:
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-        cores = cores or 1
-        counts = {1, min(cores, batch)} if self._contexts is None else {self._contexts}
+        counts = {1, self._sharing(batch)} if self._contexts is None else {self._contexts}
         layouts = []
         for platform in self._platforms:
             for count in sorted(counts):
-                threads = max(1, cores // count) if platform == "CPU" else 0
+                threads = max(1, self._cores // count) if platform == "CPU" else 0
                 layouts.append(Layout(platform, count, threads))
         return layouts
+
+    def _sharing(self, batch: int) -> int:
+        """How many Contexts can have a share of the batch."""
+        return min(self._cores, batch)
+
+    def layout(self, batch: int) -> Layout:
+        """How so many states are run."""
+        if not self._chosen:
+            return self._first
+        return for_size(self._chosen, self._sharing(batch))
 
     def _pool(self, layout: Layout) -> list[ForceContext]:
         if layout not in self._pools:
@@ -127,7 +137,8 @@ class ContextTarget(BatchedTarget):
         """See BatchedTarget; the platform and the number of Contexts are chosen."""
         states = perturbed(positions, batch, BATCH_PERTURBATION)
         xml = openmm.XmlSerializer.serialize(self._system)
-        key = f"contexts {digest_of(xml, batch, *self._platforms, self._contexts)}"
+        sharing = self._sharing(batch)
+        key = f"contexts {digest_of(xml, sharing, *self._platforms, self._contexts)}"
         if key not in decisions:
             layouts = []
             for layout in self._layouts(batch):
@@ -144,13 +155,12 @@ class ContextTarget(BatchedTarget):
                 logger.info("Contexts: %s: %.3g ms for %d", layout, 1e3 * median, batch)
             fastest = min(seconds, key=seconds.__getitem__)
             decisions[key] = list(fastest)
-        self.layout = Layout(*decisions[key])
-        self._pool(self.layout)
-        self._pools = {self.layout: self._pools[self.layout]}
+        self._chosen[sharing] = Layout(*decisions[key])
+        self._pools = {layout: self._pool(layout) for layout in self._chosen.values()}
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
-        return self._run(self.layout, positions, box)
+        return self._run(self.layout(len(positions)), positions, box)
 
     def _run(self, layout: Layout, positions: Array, box: Array | None) -> Evaluation:
         contexts = self._pool(layout)[: len(positions)]
@@ -171,3 +181,9 @@ class ContextTarget(BatchedTarget):
             self._executor.shutdown()
             self._executor = None
         self._pools.clear()
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

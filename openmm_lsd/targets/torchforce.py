@@ -26,6 +26,7 @@ from .base import (
     Evaluation,
     Held,
     SubBatches,
+    for_size,
     on_host,
     perturbed,
     torch_is_out_of_memory,
@@ -42,6 +43,7 @@ logger = logging.getLogger(__name__)
 ROUNDING = 2e-5  # of the root mean square force: what single precision may lose
 ENERGY_ROUNDING = 0.01  # kJ/mol
 BATCH_PERTURBATION = 0.01  # nm
+BATCHINGS = ("batch", "vmap", "loop")  # the first that works is the fastest
 
 INSTALL = 'pip install "torch>=2.9,<2.10" openmmtorch==1.5'
 
@@ -157,8 +159,8 @@ class TorchForceTarget(BatchedTarget):
         self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
         self._environment = Held(self._environment_tensors)
         self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
-        self.plan = Plan("loop", "scripted", 1, torch.get_num_threads())
-        self.plan_alone: Plan | None = None  # of a single state, if that is another
+        self.plans: dict[int, Plan] = {}  # by the size of the batch
+        self._one_by_one = Plan("loop", "scripted", 1, torch.get_num_threads())
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
@@ -169,23 +171,30 @@ class TorchForceTarget(BatchedTarget):
         """See BatchedTarget."""
         return self._in_parts(positions, box)
 
+    def plan(self, batch: int) -> Plan:
+        """How so many states are run."""
+        return for_size(self.plans, batch) if self.plans else self._one_by_one
+
     def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
-        plan = self.plan_alone if len(positions) == 1 else None
-        return self._run(plan or self.plan, positions, box)
+        return self._run(self.plan(len(positions)), positions, box)
 
     def single_states(self) -> AbstractContextManager:
         """See BatchedTarget; a small module is faster on fewer threads."""
-        return self._threads((self.plan_alone or self.plan).threads)
+        return self._threads(self.plan(1).threads)
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """Find the fastest plan whose results agree with those of single states; keep it.
 
         Likewise for one state alone, which plain steps take. The states tried lie further apart
         than those of a window, so that a leak between the rows of a batch shows.
+
+        Small batches may be faster on fewer threads than large ones, so every size has a plan of
+        its own; batching and executor are those of the first size that was prepared.
         """
-        states = perturbed(positions, batch, BATCH_PERTURBATION)
+        # Without the present one: at a minimum of the energy rounding is larger than the forces.
+        states = perturbed(positions, batch + 1, BATCH_PERTURBATION)[1:]
         try:
-            reference = self._run(self.plan, states, box)
+            reference = self._run(self._one_by_one, states, box)
         except Exception as error:  # whatever a module may raise
             logger.info("TorchForce: states near the present one fail (%s)", _last_line(error))
             return
@@ -193,23 +202,33 @@ class TorchForceTarget(BatchedTarget):
             logger.info("TorchForce: forces are not finite near the present state")
             return
         self._add_frozen()
-        self.plan = self._chosen(("batch", "vmap", "loop"), states, box, reference)
+        ways = [(batching, tuple(self._executors)) for batching in BATCHINGS]
+        first = next((plan for size, plan in self.plans.items() if size > 1), None)
+        if first is not None:
+            ways.insert(0, (first.batching, (first.executor,)))
+        self.plans[batch] = self._chosen(ways, states, box, reference)
         if batch > 1:
+            ways = [("loop", tuple(self._executors))]
             energies, forces = reference
-            self.plan_alone = self._chosen(("loop",), states[:1], box, (energies[:1], forces[:1]))
+            self.plans[1] = self._chosen(ways, states[:1], box, (energies[:1], forces[:1]))
 
     def _chosen(
-        self, batchings: Sequence[str], states: Array, box: Array | None, reference: Evaluation
+        self,
+        ways: Sequence[tuple[str, Sequence[str]]],
+        states: Array,
+        box: Array | None,
+        reference: Evaluation,
     ) -> Plan:
+        """The fastest plan of the first of ``ways`` (batching, executors) that is right."""
         threads = self._torch.get_num_threads()
         graph = str(self._module.inlined_graph)
         key = f"plan {digest_of(graph, states.shape, self._dtype, self._device, threads)}"
         known = Plan(*decisions[key]) if key in decisions else None
         if known is not None and self._is_right(known, states, box, reference):
             return known
-        chosen = self.plan
-        for batching in batchings:
-            plan = self._fastest(batching, states, box, reference, threads)
+        chosen = self._one_by_one
+        for batching, executors in ways:
+            plan = self._fastest(batching, executors, states, box, reference, threads)
             if plan is not None:
                 chosen = plan
                 break
@@ -220,6 +239,7 @@ class TorchForceTarget(BatchedTarget):
     def _fastest(
         self,
         batching: str,
+        executors: Sequence[str],
         states: Array,
         box: Array | None,
         reference: Evaluation,
@@ -232,7 +252,7 @@ class TorchForceTarget(BatchedTarget):
             if len(states) > 1:
                 layouts.append((min(threads, len(states)), 1))
         plans = []
-        for executor in self._executors:
+        for executor in executors:
             for layout in layouts:
                 plan = Plan(batching, executor, *layout)
                 if not self._is_right(plan, states, box, reference):
