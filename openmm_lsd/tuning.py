@@ -17,11 +17,13 @@ logger = logging.getLogger(__name__)
 WINDOWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48)  # one is plain dynamics
 FIRST = 8
 TRIAL, STINT = 5, 8  # rounds with a window that is tried, and with the best
+LONGEST_STINT = 64  # rounds, after many with the same window
 # After a change: TorchScript profiles and compiles for every new size of a batch.
 WARM_UP = 2  # rounds that are not timed
-TIMINGS = 15  # of each window that are remembered
+TIMINGS = 15  # of the present window that tell the machine's speed
+BLEND = 0.5  # weight of the last comparison of two windows' costs against earlier ones
 MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
-WORTH = 1.03  # times faster, to leave the present window
+WORTH, WORTH_OF_PLAIN = 1.03, 1.06  # times faster, to leave a window, and plain dynamics
 FIRST_PROBE, LAST_PROBE = 60, 500  # rounds; from one to the next it is twice as many
 SURE = 600  # rounds
 
@@ -29,15 +31,24 @@ SURE = 600  # rounds
 class Acceptance:
     """How many steps a round commits, from rounds of all windows together.
 
-    Whether a round goes on beyond its k-th step depends on k much more than on the window, so
-    every round says something about all windows.
+    Whether a round goes on beyond a step depends on what its correction is. Those of the leading
+    steps were measured for these very steps, in the last round, for as many as it left uncommitted;
+    beyond them the last one is all there is. The chances of both kinds are counted; what a window
+    would commit, round after round, follows from them. A long window profits from what it left:
+    rounds of short ones say so, although they have little of that.
     """
 
     def __init__(self) -> None:
         longest = WINDOWS[-1]
-        self._reached, self._passed = np.zeros(longest), np.zeros(longest)
+        # Measured, by their place in the window; and beyond those, by how far.
+        self._reached, self._passed = np.zeros((2, longest)), np.zeros((2, longest))
         self._own: dict[int, tuple[float, float]] = {}  # weight, mean
         self._rounds = 0
+        self._kept = 0  # corrections for the next round that were measured for its steps
+
+    def interrupt(self) -> None:
+        """Other steps lie between the last round and the next."""
+        self._kept = 0
 
     def record(self, window: int, committed: int) -> None:
         """A round of ``window`` sites committed so many steps."""
@@ -45,30 +56,109 @@ class Acceptance:
         keep = 1.0 - 1.0 / min(MEMORY, 20 + self._rounds / 2)
         self._reached *= keep
         self._passed *= keep
+        kept = min(self._kept, window)
         # The last step of a window is always accepted.
-        self._reached[: min(committed, window - 1)] += 1
-        self._passed[: committed - 1] += 1
+        for counts, steps in (
+            (self._reached, min(committed, window - 1)),
+            (self._passed, committed - 1),
+        ):
+            counts[0, : min(kept, steps)] += 1
+            counts[1, : max(0, steps - kept)] += 1
+        self._own = {each: (keep * weight, mean) for each, (weight, mean) in self._own.items()}
         weight, mean = self._own.get(window, (0.0, 0.0))
-        weight = keep * weight + 1.0
-        self._own[window] = weight, mean + (committed - mean) / weight
+        self._own[window] = weight + 1.0, mean + (committed - mean) / (weight + 1.0)
+        self._kept = window - committed
 
     def steps(self) -> dict[int, float]:
         """Steps per round to be expected of each window."""
-        pooled = np.append(1.0, 1.0 + np.cumsum(np.cumprod(self._chances())))
+        measured, beyond = self._chances()
         result = {}
         for window in WINDOWS:
             weight, mean = self._own.get(window, (0.0, 0.0))
-            result[window] = (weight * mean + STINT * float(pooled[window - 1])) / (weight + STINT)
+            expected = _steady_steps(window, measured, beyond)
+            result[window] = (weight * mean + STINT * expected) / (weight + STINT)
         return result
 
     def _chances(self) -> np.ndarray:
         """Of going on, at each step; where little is known, as at the step before."""
-        chances = np.zeros(len(self._reached))
-        chance, weight = 0.5, 1.0
-        for k, (reached, passed) in enumerate(zip(self._reached, self._passed, strict=True)):
-            chance = chances[k] = (passed + weight * chance) / (reached + weight)
+        chances = np.zeros_like(self._reached)
+        chance, weight = np.full(2, 0.5), 1.0
+        for k in range(chances.shape[1]):
+            reached, passed = self._reached[:, k], self._passed[:, k]
+            chance = chances[:, k] = (passed + weight * chance) / (reached + weight)
             weight = 4.0
         return chances
+
+
+def _steady_steps(window: int, measured: np.ndarray, beyond: np.ndarray) -> float:
+    """Mean steps of a round, where each round leaves the next what it did not commit.
+
+    Parameters
+    ----------
+    measured, beyond : (K,)
+        Chances of going on beyond each step, as in Acceptance.
+    """
+    if window == 1:
+        return 1.0
+    kept, step = np.arange(window)[:, None], np.arange(window - 1)
+    chances = np.where(step < kept, measured[step], beyond[np.maximum(step - kept, 0)])
+    # Row: kept; column: at least so many steps more than one.
+    at_least = np.hstack([np.ones((window, 1)), np.cumprod(chances, axis=1)])
+    exactly = at_least - np.hstack([at_least[:, 1:], np.zeros((window, 1))])
+    share = np.full(window, 1.0 / window)
+    for _ in range(20):
+        share = (share @ exactly)[::-1]  # as many are kept as were not committed
+    return float(share @ at_least.sum(axis=1))
+
+
+class Costs:
+    """What a round of each window takes, on a machine whose speed changes.
+
+    Other programs take the cores for a while, and clocks change: what a window took a minute ago
+    is not to be compared with what another takes now. So each window's rounds are compared with
+    those of the present one just before, and only the ratios are kept.
+    """
+
+    def __init__(self) -> None:
+        self._relative: dict[int, float] = {}
+        self._speed = 1.0  # seconds per unit of relative cost
+        self._present: int | None = None
+        self._seconds: deque[float] = deque(maxlen=TIMINGS)  # of the present window's rounds
+
+    def __contains__(self, window: int) -> bool:
+        return window in self._relative
+
+    def follow(self, window: int, seconds: float) -> None:
+        """A round of the present window, whose cost is known, tells the machine's speed."""
+        if window != self._present:
+            self._present = window
+            self._seconds.clear()
+        self._seconds.append(seconds)
+        self._speed = float(np.median(self._seconds)) / self._relative[window]
+
+    def compare(self, window: int, seconds: list[float]) -> None:
+        """Rounds of a window that is tried, with the present one just before."""
+        # All rounds of a window do the same work, so the median leaves out the disturbed ones.
+        measured = float(np.median(seconds)) / self._speed
+        known = self._relative.get(window, measured)
+        self._relative[window] = known * (measured / known) ** BLEND
+
+    def seconds(self, window: int) -> float:
+        """On the machine as it is now; the least that is possible, if the window was never tried.
+
+        A batch costs no less than a smaller one, and in proportion no less than a larger one.
+        """
+        known = self._relative
+        if window in known:
+            return known[window] * self._speed
+        smaller = [known[each] for each in known if each < window]
+        larger = [known[each] * window / each for each in known if each > window]
+        return max([*smaller, *larger]) * self._speed
+
+    @property
+    def tried(self) -> list[int]:
+        """Windows whose cost is known."""
+        return sorted(self._relative)
 
 
 class WindowTuner:
@@ -86,14 +176,15 @@ class WindowTuner:
 
     def __init__(self, longest: int | None = None) -> None:
         self.windows = [w for w in WINDOWS if longest is None or w <= longest]
-        self.window = min(FIRST, self.windows[-1])
+        self.window = self._standing = min(FIRST, self.windows[-1])
         self._acceptance = Acceptance()
-        self._seconds: dict[int, deque[float]] = {}
+        self._costs = Costs()
         self._rounds = 0
         self._left = TRIAL
         self._since_change = 0  # rounds
+        self._on_trial: list[float] | None = []  # seconds of the window that is tried, if one is
         self._probes: list[int] = []
-        self._next_probe = FIRST_PROBE
+        self._interval = self._next_probe = FIRST_PROBE
         self._said: int | None = None
         self._said_plain = False
 
@@ -101,10 +192,14 @@ class WindowTuner:
         """Rounds of ``window`` sites committed so many steps in so much time."""
         window = self.window
         if self._since_change >= WARM_UP or rounds > 1:
-            self._seconds.setdefault(window, deque(maxlen=TIMINGS)).append(seconds / rounds)
-        # The first round has the corrections of another window.
-        if window > 1 and self._since_change > 0:
+            if self._on_trial is not None:
+                self._on_trial.append(seconds / rounds)
+            else:
+                self._costs.follow(window, seconds / rounds)
+        if window > 1:
             self._acceptance.record(window, committed)
+        else:
+            self._acceptance.interrupt()
         self._since_change += rounds
         self._rounds += rounds
         self._left -= rounds
@@ -113,42 +208,39 @@ class WindowTuner:
 
     def _choose(self) -> None:
         before = self.window
+        if self._on_trial:
+            self._costs.compare(self.window, self._on_trial)
         if self._probes:
-            self.window, self._left = self._probes.pop(), TRIAL
-            self._seconds.pop(self.window, None)  # the machine may be another by now
+            self.window, self._left, self._on_trial = self._probes.pop(), TRIAL, []
         else:
             self.window = self._best()
-            known = self.window in self._seconds
-            self._left = STINT if known else TRIAL
-            if known and self._rounds >= self._next_probe:
-                self._next_probe += min(self._next_probe, LAST_PROBE)
-                self._say()
-                at = self.windows.index(self.window)
-                beside = {1, *self.windows[max(0, at - 1) : at + 2]}
-                self._probes = sorted(beside - {self.window})
+            self._left, self._on_trial = TRIAL, []
+            if self.window in self._costs:
+                stint = min(max(STINT, self._since_change // 4), LONGEST_STINT)
+                self._left, self._on_trial = stint, None
+                if self.window != self._standing:  # perhaps by mistake: look again soon
+                    self._standing, self._interval = self.window, FIRST_PROBE
+                    self._next_probe = min(self._next_probe, self._rounds + FIRST_PROBE)
+                self._plan_probes()
         if self.window != before:
             self._since_change = 0
 
+    def _plan_probes(self) -> None:
+        if self._rounds < self._next_probe:
+            return
+        self._interval = min(2 * self._interval, LAST_PROBE)
+        self._next_probe = self._rounds + self._interval
+        self._say()
+        at = self.windows.index(self.window)
+        beside = {1, *self.windows[max(0, at - 1) : at + 2]}
+        self._probes = sorted(beside - {self.window})
+
     def _best(self) -> int:
         steps = self._acceptance.steps()
-        rates = {window: steps[window] / self._cost(window) for window in self.windows}
+        rates = {window: steps[window] / self._costs.seconds(window) for window in self.windows}
         best = max(rates, key=rates.__getitem__)
-        if rates[best] < WORTH * rates[self.window]:
-            return self.window
-        return best
-
-    def _cost(self, window: int) -> float:
-        """Seconds of a round; the least that is possible, if the window was never tried.
-
-        A batch costs no less than a smaller one, and in proportion no less than a larger one.
-        """
-        if window in self._seconds:
-            # All rounds of a window do the same work, so the median leaves out the disturbed ones.
-            return float(np.median(self._seconds[window]))
-        known = self._seconds
-        smaller = [self._cost(each) for each in known if each < window]
-        larger = [self._cost(each) * window / each for each in known if each > window]
-        return max([*smaller, *larger])
+        worth = WORTH if self._standing > 1 else WORTH_OF_PLAIN
+        return best if rates[best] > worth * rates[self._standing] else self._standing
 
     def _say(self) -> None:
         if self.window != self._said:
@@ -158,8 +250,8 @@ class WindowTuner:
                 "window length %d; ms per step: %s",
                 self.window,
                 ", ".join(
-                    f"{each}: {1e3 * self._cost(each) / steps[each]:.3g}"
-                    for each in sorted(self._seconds)
+                    f"{each}: {1e3 * self._costs.seconds(each) / steps[each]:.3g}"
+                    for each in self._costs.tried
                 ),
             )
         if self.window == 1 and self._rounds >= SURE and not self._said_plain:
