@@ -194,6 +194,21 @@ def test_torch_force_shared_among_threads():
         torch.set_num_threads(1)
 
 
+def test_threads_of_a_share_keep_their_number():
+    """torch gives a thread the process's number of threads when it first computes in parallel."""
+    torch.set_num_threads(2)
+    try:
+        pool = TorchForceTarget(torch_force(Bonds))._pool(2, 1)
+        counts = [
+            pool.submit(lambda: (torch.rand(10**6).sin().sum(), torch.get_num_threads())[1])
+            for _ in range(4)
+        ]
+        assert [count.result() for count in counts] == [1, 1, 1, 1]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
 class NeverEmpty(Bonds):
     def forward(self, positions: torch.Tensor) -> torch.Tensor:
         if positions.size(0) == 0:

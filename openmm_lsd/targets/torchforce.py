@@ -384,6 +384,7 @@ class TorchForceTarget(BatchedTarget):
             ready = threading.Barrier(workers + 1)
 
             def prepare() -> None:
+                self._torch.get_num_threads()  # else the main thread's number is taken up later
                 self._torch.set_num_threads(threads)
                 ready.wait()
 
