@@ -46,6 +46,7 @@ logger = logging.getLogger(__name__)
 CHECKED_STATES = 3
 TIMED_STEPS = 3
 TYPICAL_WINDOW = 16  # that a target is prepared for, where the window is tuned
+SETTLED = 1000  # rounds of a window after which it is worth a preparation of its own
 
 
 class Settings(NamedTuple):
@@ -99,7 +100,7 @@ class Binding:
         self._target: BatchedTarget | None = target
         self._own_target: SystemTarget | None = None  # made from the System
         self._validated: BatchedTarget | None = None
-        self._prepared_for: set[int] = set()  # sizes of a batch
+        self._rounds_of: dict[int, int] = {}  # by the window, where that is tuned
         self._scheme_name = scheme_name
         self.tuner = WindowTuner(barostat_frequency(self._system)) if window is None else None
         self._window = TYPICAL_WINDOW if window is None else window
@@ -205,15 +206,16 @@ class Binding:
         return self._target.evaluate(positions, self._box_of_target)
 
     def _forces_at_sites(self, sites: Array) -> Array:
-        """Target forces; a window that the tuner has not taken before is prepared for."""
+        """Target forces; a window that the tuner has settled on is prepared for."""
         window = self.sampler.window
-        if window not in self._prepared_for:
-            assert self._target is not None
-            try:
-                self._target.prepare(sites[0], window, self._box_of_target)
-            except Exception as error:  # whatever a target may raise
-                logger.info("the target cannot be prepared for %d states (%s)", window, error)
-            self._prepared_for.add(window)
+        if self.tuner is not None and window != TYPICAL_WINDOW:
+            rounds = self._rounds_of[window] = self._rounds_of.get(window, 0) + 1
+            if rounds == SETTLED:
+                assert self._target is not None
+                try:
+                    self._target.prepare(sites[0], window, self._box_of_target)
+                except Exception as error:  # whatever a target may raise
+                    logger.info("the target cannot be prepared for %d states (%s)", window, error)
         return self.evaluate(sites)[1]
 
     def discrepancies(self, positions: Array) -> Array:
@@ -393,7 +395,7 @@ class Binding:
             new = target is not self._validated
             if new:
                 target.prepare(positions, self._window, box)
-                self._prepared_for = {1, self._window}
+                self._rounds_of.clear()
             # Where these are not finite the sampler will name step and atom.
             if has_forces(self._system):
                 forces = self._context_forces(positions[None], settings)
