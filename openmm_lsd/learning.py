@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float64]
 
@@ -20,9 +22,10 @@ logger = logging.getLogger(__name__)
 RIDGE = 0.001  # of the diagonal
 FIRST_FIT = 16  # steps
 EARLY = 512  # steps, up to which one step in EARLY_STRIDE is learned from, and fits come often
-EARLY_STRIDE, LATE_STRIDE = 2, 10
+EARLY_STRIDE, LATE_STRIDE = 2, 30
 LATE_FITS, LAST_FITS = 512, 4096  # steps from one to the next, at first and in the end
-MEMORY = 2000  # steps learned from, after which the weight of old ones has fallen to 1/e
+MEMORY = 1000  # steps learned from, after which the weight of old ones has fallen to 1/e
+LARGEST_WEIGHT = 1e6  # of the equations of a step
 WATCHED = 128  # steps
 GONE_BAD = 4.0  # times the least roughness so far, in two stretches in succession
 ROUGH_STRETCHES = 2
@@ -35,6 +38,11 @@ def add_normal_equations(
     (E, P), in place. Only the upper triangle of ``gram`` counts; native code has the same."""
     gram += np.triu(features.T @ features)
     moment += features.T @ (residuals + features @ offset)
+
+
+@cache
+def _libraries() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 class RidgeRegression:
@@ -52,16 +60,20 @@ class RidgeRegression:
     def __init__(self, prior: Array, add: Callable[..., None] = add_normal_equations) -> None:
         self._add = add
         self.prior = np.array(prior, dtype=np.float64)
+        self.weight = 1.0  # of the next equations: in the place of the old ones' decay
         self.gram = np.zeros((len(prior), len(prior)))
         self.moment = np.zeros(len(prior))
 
     def add(self, features: Array, residuals: Array, at: Array, memory: float) -> None:
         """Equations ``features`` (E, P) . (theta - ``at`` (P,)) = ``residuals`` (E,); older ones
         count less by exp(-1 / memory)."""
-        keep = np.exp(-1.0 / memory)
-        self.gram *= keep
-        self.moment *= keep
-        self._add(features, residuals, at - self.prior, self.gram, self.moment)
+        self.weight *= np.exp(1.0 / memory)
+        if self.weight > LARGEST_WEIGHT:
+            self.gram /= self.weight
+            self.moment /= self.weight
+            self.weight = 1.0
+        root = np.sqrt(self.weight)
+        self._add(root * features, root * residuals, at - self.prior, self.gram, self.moment)
 
     def solve(self) -> Array:
         """theta (P,)."""
@@ -72,7 +84,9 @@ class RidgeRegression:
         scaled = np.triu(self.gram) * scale[:, None] * scale
         scaled += np.triu(scaled, 1).T
         scaled[np.diag_indices_from(scaled)] += RIDGE
-        return self.prior + scale * np.linalg.solve(scaled, scale * self.moment)
+        # More threads would wait for cores that the target's threads keep, ten times as long.
+        with _libraries().limit(limits=1, user_api="blas"):
+            return self.prior + scale * np.linalg.solve(scaled, scale * self.moment)
 
 
 class Learner:
@@ -125,6 +139,7 @@ class Learner:
             "parameters": self.parameters,
             "gram": self._regression.gram,
             "moment": self._regression.moment,
+            "weight": self._regression.weight,
             "seen": self._seen,
             "next fit": self._next_fit,
             "roughness": self._roughness,
@@ -139,6 +154,7 @@ class Learner:
         self.reset()
         self.parameters = record["parameters"]
         self._regression.gram, self._regression.moment = record["gram"], record["moment"]
+        self._regression.weight = record["weight"]
         self._seen, self._next_fit = record["seen"], record["next fit"]
         self._roughness = list(record["roughness"])
         self._least_roughness = record["least roughness"]

@@ -71,11 +71,11 @@ class Acceptance:
 
     def steps(self) -> dict[int, float]:
         """Steps per round to be expected of each window."""
-        measured, beyond = self._chances()
+        at_least = _at_least(*self._chances())
         result = {}
         for window in WINDOWS:
             weight, mean = self._own.get(window, (0.0, 0.0))
-            expected = _steady_steps(window, measured, beyond)
+            expected = _steady_steps(window, at_least)
             result[window] = (weight * mean + STINT * expected) / (weight + STINT)
         return result
 
@@ -90,23 +90,21 @@ class Acceptance:
         return chances
 
 
-def _steady_steps(window: int, measured: np.ndarray, beyond: np.ndarray) -> float:
-    """Mean steps of a round, where each round leaves the next what it did not commit.
-
-    Parameters
-    ----------
-    measured, beyond : (K,)
-        Chances of going on beyond each step, as in Acceptance.
-    """
-    if window == 1:
-        return 1.0
-    kept, step = np.arange(window)[:, None], np.arange(window - 1)
+def _at_least(measured: np.ndarray, beyond: np.ndarray) -> np.ndarray:
+    """Chance that a round commits at least s + 1 steps (column s), by what is kept for it (row)."""
+    length = len(measured)
+    kept, step = np.arange(length)[:, None], np.arange(length - 1)
     chances = np.where(step < kept, measured[step], beyond[np.maximum(step - kept, 0)])
-    # Row: kept; column: at least so many steps more than one.
-    at_least = np.hstack([np.ones((window, 1)), np.cumprod(chances, axis=1)])
-    exactly = at_least - np.hstack([at_least[:, 1:], np.zeros((window, 1))])
+    return np.hstack([np.ones((length, 1)), np.cumprod(chances, axis=1)])
+
+
+def _steady_steps(window: int, at_least: np.ndarray) -> float:
+    """Mean steps of a round, where each round leaves the next what it did not commit."""
+    at_least = at_least[:window, :window]
+    exactly = at_least.copy()
+    exactly[:, :-1] -= at_least[:, 1:]
     share = np.full(window, 1.0 / window)
-    for _ in range(20):
+    for _ in range(10):
         share = (share @ exactly)[::-1]  # as many are kept as were not committed
     return float(share @ at_least.sum(axis=1))
 
