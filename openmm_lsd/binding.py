@@ -102,7 +102,9 @@ class Binding:
         self._validated: BatchedTarget | None = None
         self._rounds_of: dict[int, int] = {}  # by the window, where that is tuned
         self._scheme_name = scheme_name
-        self.tuner = WindowTuner(barostat_frequency(self._system)) if window is None else None
+        self.tuner = None
+        if window is None:
+            self.tuner = WindowTuner(barostat_frequency(self._system), draft.learning)
         self._window = TYPICAL_WINDOW if window is None else window
         self._statistics, self._watchers = statistics, watchers
         self._fingerprint = _fingerprint(self._system)
@@ -286,8 +288,8 @@ class Binding:
             or record["shown"] != self._shown()
         ):
             return False
-        if self.tuner is not None and record["tuned window"] in self.tuner.windows:
-            self.tuner.window = record["tuned window"]
+        if self.tuner is not None and record["tuned window"] is not None:
+            self.tuner.start_from(record["tuned window"])
         sampler.restore(record["sampler"])
         return True
 

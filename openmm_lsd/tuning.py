@@ -16,15 +16,16 @@ logger = logging.getLogger(__name__)
 
 WINDOWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48)  # one is plain dynamics
 FIRST = 8
-TRIAL, STINT = 5, 8  # rounds with a window that is tried, and with the best
-LONGEST_STINT = 64  # rounds, after many with the same window
-# After a change: TorchScript profiles and compiles for every new size of a batch.
-WARM_UP = 2  # rounds that are not timed
+TRIAL = 3  # timings of a window that is tried
+STINT, LONGEST_STINT = 8, 64  # rounds with the best window, at first and after many with it
+# After a change nothing is in the caches, and TorchScript compiles for a new size of the batch.
+WARM_UP = 4  # rounds that are not timed
 TIMINGS = 15  # of the present window that tell the machine's speed
 BLEND = 0.5  # weight of the last comparison of two windows' costs against earlier ones
 MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
 WORTH, WORTH_OF_PLAIN = 1.03, 1.06  # times faster, to leave a window, and plain dynamics
-FIRST_PROBE, LAST_PROBE = 60, 500  # rounds; from one to the next it is twice as many
+FIRST_PROBE, LAST_PROBE = 60, 2000  # rounds; from one to the next it is twice as many
+PATIENCE = 100  # rounds without plain steps, where the draft learns: from those it would not
 SURE = 600  # rounds
 
 
@@ -170,15 +171,18 @@ class WindowTuner:
     ----------
     longest : int, optional
         No longer window has room, because something comes in between so often.
+    learns : bool
+        Whether the draft becomes better while the run goes on.
     """
 
-    def __init__(self, longest: int | None = None) -> None:
+    def __init__(self, longest: int | None = None, learns: bool = False) -> None:
+        self._patience = PATIENCE if learns else 0
         self.windows = [w for w in WINDOWS if longest is None or w <= longest]
         self.window = self._standing = min(FIRST, self.windows[-1])
         self._acceptance = Acceptance()
         self._costs = Costs()
         self._rounds = 0
-        self._left = TRIAL
+        self._left = 0  # rounds of a stint
         self._since_change = 0  # rounds
         self._on_trial: list[float] | None = []  # seconds of the window that is tried, if one is
         self._probes: list[int] = []
@@ -186,10 +190,16 @@ class WindowTuner:
         self._said: int | None = None
         self._said_plain = False
 
+    def start_from(self, window: int) -> None:
+        """Go on with this window, if it is one of those that are tried."""
+        if window in self.windows:
+            self.window = self._standing = window
+            self._since_change, self._on_trial, self._probes = 0, [], []
+
     def record(self, committed: int, seconds: float, rounds: int = 1) -> None:
         """Rounds of ``window`` sites committed so many steps in so much time."""
         window = self.window
-        if self._since_change >= WARM_UP or rounds > 1:
+        if self._since_change >= WARM_UP:
             if self._on_trial is not None:
                 self._on_trial.append(seconds / rounds)
             else:
@@ -201,18 +211,18 @@ class WindowTuner:
         self._since_change += rounds
         self._rounds += rounds
         self._left -= rounds
-        if self._left <= 0:
+        if self._left <= 0 if self._on_trial is None else len(self._on_trial) >= TRIAL:
             self._choose()
 
     def _choose(self) -> None:
         before = self.window
-        if self._on_trial:
+        if self._on_trial is not None:
             self._costs.compare(self.window, self._on_trial)
         if self._probes:
-            self.window, self._left, self._on_trial = self._probes.pop(), TRIAL, []
+            self.window, self._on_trial = self._probes.pop(), []
         else:
             self.window = self._best()
-            self._left, self._on_trial = TRIAL, []
+            self._on_trial = []
             if self.window in self._costs:
                 stint = min(max(STINT, self._since_change // 4), LONGEST_STINT)
                 self._left, self._on_trial = stint, None
@@ -236,7 +246,11 @@ class WindowTuner:
     def _best(self) -> int:
         steps = self._acceptance.steps()
         rates = {window: steps[window] / self._costs.seconds(window) for window in self.windows}
+        if self._rounds < self._patience and len(rates) > 1:
+            rates.pop(1, None)
         best = max(rates, key=rates.__getitem__)
+        if self._standing not in rates or best == 1:
+            return best
         worth = WORTH if self._standing > 1 else WORTH_OF_PLAIN
         return best if rates[best] > worth * rates[self._standing] else self._standing
 

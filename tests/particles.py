@@ -7,6 +7,7 @@ trajectory of LangevinMiddleIntegrator.
 """
 
 import functools
+import itertools
 
 import numpy as np
 import openmm
@@ -196,3 +197,36 @@ def assert_close(state, expected, tolerance=1e-9):
     np.testing.assert_allclose(state.positions, expected.positions, rtol=0, atol=tolerance)
     np.testing.assert_allclose(state.velocities, expected.velocities, rtol=0, atol=1e3 * tolerance)
     assert state[2:] == expected[2:], (state[2:], expected[2:])
+
+
+# In the place of the tuner of windows
+
+
+class Always:
+    """A tuner that has made up its mind, until it changes it."""
+
+    def __init__(self, window):
+        self.window = window
+        self.seen = []
+
+    def record(self, committed, seconds, rounds=1):
+        self.seen.append((committed, rounds))
+
+
+class Cycling:
+    """Windows one after another, by the number of rounds."""
+
+    def __init__(self):
+        self._windows = itertools.cycle([3, 1, 5, 2])
+        self.window = next(self._windows)
+
+    def record(self, committed, seconds, rounds=1):
+        assert committed >= 1 and seconds > 0
+        self.window = next(self._windows)
+
+
+def always(integrator, window):
+    """The tuner of the integrator from now on."""
+    tuner = Always(window)
+    integrator._binding.take_tuner(tuner)
+    return tuner

@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import pytest
 from openmm import unit
-from particles import COLD, SEED, lsd
+from particles import COLD, SEED, Cycling, lsd
 
 from openmm_lsd.barostat import BarostatMoves
 
@@ -167,8 +167,7 @@ def test_windows_that_tune_themselves(build_fluid):
     plain = history(build_fluid(isotropic(), plain=True), PATTERN)
     simulation = build_fluid(isotropic(), plain=False, windowLength="auto")
     simulation.step(1)
-    simulation.integrator._binding.tuner.window = 1
-    simulation.integrator._binding.tuner._left = 40
+    simulation.integrator._binding.take_tuner(Cycling())
     simulation.step(2)
     ours = history(simulation, PATTERN[1:])
     # The plain steps draw noise, which is nothing at this temperature, from the generator of the

@@ -12,6 +12,7 @@ from particles import (
     COLD,
     POSITIONS,
     VELOCITIES,
+    always,
     assert_close,
     copy_state,
     lsd,
@@ -147,7 +148,7 @@ def test_plain_steps_that_fail(simulate, state_of, fails_at):
     binding = simulation.integrator._binding
     while binding._sampler._queue:
         simulation.step(1)
-    binding.tuner.window, binding.tuner._left = 1, 1000
+    always(simulation.integrator, 1)
     start = simulation.currentStep
     failures[:] = ["fail"] + (fails_at - 1) * ["pass"]
     if fails_at == 1:
@@ -180,8 +181,7 @@ def test_force_groups_that_change_between_plain_steps(simulate, state_of):
             integrator.setIntegrationForceGroups(groups)
             simulation.step(1)
             if not plain:
-                tuner = integrator._binding.tuner
-                tuner.window, tuner._left = 1, 1000
+                always(integrator, 1)
             simulation.step(19)
         states.append(state_of(simulation))
     assert_close(states[1], states[0], 1e-7)

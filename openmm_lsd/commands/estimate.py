@@ -139,6 +139,7 @@ def estimate(
     while passes < PASSES or turns.steps < steps:
         for window in windows:
             turns.take(window)
+        plain.step(PLAIN_STEPS)  # nothing of it is in the caches
         plain_seconds.append(seconds_per_step(plain, PLAIN_STEPS))
         passes += 1
     offset_steps = _constant_offset_steps(case, run, max(windows))
