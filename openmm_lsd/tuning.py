@@ -239,15 +239,20 @@ class WindowTuner:
         self._interval = min(2 * self._interval, LAST_PROBE)
         self._next_probe = self._rounds + self._interval
         self._say()
-        at = self.windows.index(self.window)
-        beside = {1, *self.windows[max(0, at - 1) : at + 2]}
+        windows = self._candidates()
+        at = windows.index(self.window)
+        beside = {windows[0], *windows[max(0, at - 1) : at + 2]}
         self._probes = sorted(beside - {self.window})
+
+    def _candidates(self) -> list[int]:
+        """Windows to choose from at present."""
+        if self._rounds < self._patience:
+            return self.windows[1:] or self.windows
+        return self.windows
 
     def _best(self) -> int:
         steps = self._acceptance.steps()
-        rates = {window: steps[window] / self._costs.seconds(window) for window in self.windows}
-        if self._rounds < self._patience and len(rates) > 1:
-            rates.pop(1, None)
+        rates = {each: steps[each] / self._costs.seconds(each) for each in self._candidates()}
         best = max(rates, key=rates.__getitem__)
         if self._standing not in rates or best == 1:
             return best
