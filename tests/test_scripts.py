@@ -125,6 +125,22 @@ def test_learning_curve_and_draft_cost(tmp_path):
     assert "force field" in run_script("draft_cost.py", ALANINE, "--windows", 8)
 
 
+def test_simulated_device(tmp_path):
+    outfile = tmp_path / "device.json"
+    options = ("--milliseconds", 1, "--seconds", 1, "--warm-up", 200, "--outfile", outfile)
+    run_script("simulated_device.py", *options)
+    (row,) = json.loads(outfile.read_text())["rows"]
+    assert row["plain"]["ms per step"] > 1.0 and row["LSD"]["steps per round"] > 1.5
+
+
+def test_first_steps(tmp_path):
+    outfile = tmp_path / "steps.json"
+    run_script("first_steps.py", "--only", "ibuprofen", "--steps", 300, "--outfile", outfile)
+    rows = json.loads(outfile.read_text())["rows"]
+    assert [len(row["LSD, ms per step"]) for row in rows] == [3] * 4
+    assert all(min(row["ratios"]) > 0 for row in rows)
+
+
 def test_make_figures(tmp_path):
     pytest.importorskip("matplotlib")
     output = run_script("make_figures.py", "--steps", 60, "--output", tmp_path)

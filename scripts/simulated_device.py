@@ -1,0 +1,97 @@
+"""LSD where a batch costs little more than one state: wall time on a device that is simulated.
+
+The target is a force field (alanine dipeptide by Amber, stiffer, longer and more polar), whose
+forces are handed out only after the time that a batch would take on the device. All else is real:
+drafting, learning, transport, bookkeeping, OpenMM, Python; so is plain dynamics beside it, which
+waits for one state at each step. No GPU is measured here, only what the host adds to one.
+
+    python scripts/simulated_device.py --outfile docs/benchmarks/simulated_device.json
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import openmm
+from openmm import app
+from water_boxes import perturbed
+
+from openmm_lsd import systems
+from openmm_lsd.commands import Case
+from openmm_lsd.commands.benchmark import machine, measured
+from openmm_lsd.contexts import ForceContext
+from openmm_lsd.targets import BatchedTarget
+
+SYSTEM = Path(__file__).resolve().parent.parent / "systems/alanine_dipeptide"
+SPIN = 2e-4  # s, at the end of a wait: sleep comes back too late
+
+
+class Device(BatchedTarget):
+    """Energies and forces of a System's force field, after ``seconds`` for one state."""
+
+    def __init__(self, system, seconds, per_state):
+        self._context = ForceContext(system, openmm.Platform.getPlatform("Reference"))
+        self._seconds, self._per_state = seconds, per_state
+
+    def evaluate(self, positions, box=None):
+        ready = time.perf_counter()
+        ready += self._seconds * (1.0 + self._per_state * (len(positions) - 1))
+        result = self._context.evaluate(np.ascontiguousarray(positions))
+        time.sleep(max(0.0, ready - time.perf_counter() - SPIN))
+        while time.perf_counter() < ready:
+            pass
+        return result
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--milliseconds", type=float, nargs="+", default=[0.5, 1, 2, 5, 10, 20])
+    parser.add_argument("--per-state", type=float, default=0.01, help="that each further one adds")
+    parser.add_argument("--timestep", type=float, default=1.0, help="fs")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each latency")
+    parser.add_argument("--warm-up", type=int, default=2000, help="steps in which LSD learns")
+    parser.add_argument("--outfile", type=Path)
+    args = parser.parse_args()
+    molecule = systems.load(SYSTEM)
+    prmtop = app.AmberPrmtopFile(str(SYSTEM / "alanine_dipeptide.prmtop"))
+    target = perturbed(prmtop.createSystem(nonbondedMethod=app.NoCutoff))
+    rows = []
+    print(
+        f"alanine dipeptide, {args.timestep:g} fs, draft and window 'auto'; a batch of B takes "
+        f"(1 + {args.per_state:g} (B - 1)) times what one state takes\n"
+        "device, ms   plain, ms/step   LSD, ms/step   K    steps/round   host, ms/round   speed-up"
+    )
+    for milliseconds in args.milliseconds:
+        device = Device(target, 1e-3 * milliseconds, args.per_state)
+        case = Case(
+            molecule.topology,
+            molecule.positions,
+            "auto",
+            systems.with_target(molecule.draft, device),
+            step_size=1e-3 * args.timestep,
+            platform="Reference",
+            seed=1,
+        )
+        run = case.lsd("auto")
+        run.equilibrate(case, args.warm_up)
+        runs = {"plain": case.plain(), "LSD": run}
+        plain, lsd = measured(case, runs, run.state, args.seconds, 100, lambda line: None)
+        host = lsd["ms per step"] * lsd["steps per round"] * (1 - lsd["target share"])
+        print(
+            f"{milliseconds:10g}   {plain['ms per step']:14.2f}   {lsd['ms per step']:12.2f}   "
+            f"{lsd['window']:2d}   {lsd['steps per round']:11.2f}   {host:14.2f}   "
+            f"{lsd['ratio']:8.2f}",
+            flush=True,
+        )
+        rows.append({"device, ms": milliseconds, "plain": plain, "LSD": lsd, "host, ms": host})
+    if args.outfile:
+        document = {"machine": machine(), "per state": args.per_state, "rows": rows}
+        args.outfile.write_text(json.dumps(document, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
