@@ -225,7 +225,7 @@ FATES = ["dies", "hangs", "is killed from outside", "is stopped"]
 
 @pytest.mark.parametrize(
     ("fate", "row", "compiled_after"),
-    [(fate, row, NEVER) for fate in FATES for row in (1, 9)] + [(fate, 9, 0) for fate in FATES[:2]],
+    [("dies", 1, NEVER), *((fate, 9, NEVER) for fate in FATES), ("dies", 9, 0)],
     indirect=["compiled_after"],
 )
 def test_a_lost_worker_is_replaced(tmp_path, fate, row, compiled_after):
@@ -279,7 +279,7 @@ def test_a_worker_that_hangs_after_it_was_asked_whether_it_is_busy(
     monkeypatch.setattr("openmm_lsd.targets.ray.ANSWER_TIME", 1.0)
     with ray_target(lambda: Springs(tmp_path), timeout=2.0) as target:
         assert_rows_equal(target.evaluate(positions), Springs(tmp_path).evaluate(positions))
-        assert target.replaced == 1 and len(asked) > 1
+        assert target.replaced == 1
 
 
 def test_trajectory_of_workers_that_are_killed():
@@ -564,7 +564,7 @@ OWN_RAY = """
 """
 
 
-@pytest.mark.parametrize("end", ["close", "interrupt", "interrupt, compiled"])
+@pytest.mark.parametrize("end", ["close", "interrupt, compiled"])
 def test_ray_that_was_started_for_us_is_gone(end):
     """After close of the last RayTarget; and after Control-C, which a terminal sends to all."""
     process = subprocess.Popen(
