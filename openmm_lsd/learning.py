@@ -21,10 +21,10 @@ logger = logging.getLogger(__name__)
 
 RIDGE = 0.001  # of the diagonal
 FIRST_FIT = 16  # steps
-EARLY = 512  # steps, up to which one step in EARLY_STRIDE is learned from, and fits come often
-EARLY_STRIDE, LATE_STRIDE = 2, 30
+EARLY, MIDDLE = 512, 4096  # steps, up to which more of them are learned from, and fits come often
+EARLY_STRIDE, MIDDLE_STRIDE, LATE_STRIDE = 2, 10, 30
 LATE_FITS, LAST_FITS = 512, 4096  # steps from one to the next, at first and in the end
-MEMORY = 1000  # steps learned from, after which the weight of old ones has fallen to 1/e
+MEMORY = 2000  # steps learned from, after which the weight of old ones has fallen to 1/e
 LARGEST_WEIGHT = 1e6  # of the equations of a step
 WATCHED = 128  # steps
 GONE_BAD = 4.0  # times the least roughness so far, in two stretches in succession
@@ -111,6 +111,7 @@ class Learner:
         self._weights = np.sqrt(
             np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)
         ).repeat(3)
+        self._mean_square = self._weights**2 / max(1, len(self._weights))
         self.reset()
 
     def reset(self) -> None:
@@ -177,7 +178,7 @@ class Learner:
             discrepancies = np.concatenate([self._last[None], discrepancies])
         self._last = discrepancies[-1]
         changes = np.diff(discrepancies, axis=0).reshape(-1, len(self._weights))
-        self._roughness += np.mean((self._weights * changes) ** 2, axis=1).tolist()
+        self._roughness += np.einsum("bi,bi,i->b", changes, changes, self._mean_square).tolist()
         if len(self._roughness) < WATCHED:
             return False
         roughness = float(np.mean(self._roughness))
@@ -194,7 +195,9 @@ class Learner:
 
     def chosen(self, steps: int) -> list[int]:
         """Which of the next ``steps`` committed steps to learn from."""
-        stride = EARLY_STRIDE if self._seen < EARLY else LATE_STRIDE
+        stride = LATE_STRIDE if self._seen >= MIDDLE else MIDDLE_STRIDE
+        if self._seen < EARLY:
+            stride = EARLY_STRIDE
         return [row for row in range(steps) if (self._seen + row) % stride == 0]
 
     def learn(self, features: Array, discrepancies: Array, steps: int) -> bool:

@@ -80,7 +80,7 @@ def test_schedule_counts_steps_however_they_come():
     assert one_by_one[1] == [16, 32, 64, 128, 256, 512, 1024]
     assert by_sevens[1] == [21, 35, 70, 133, 259, 518, 1029]
     early = [row for row in one_by_one[0] if row < 512]
-    assert early == list(range(0, 512, 2)) and one_by_one[0][256:] == list(range(540, 1200, 30))
+    assert early == list(range(0, 512, 2)) and one_by_one[0][256:] == list(range(520, 1200, 10))
 
 
 def test_a_fit_that_is_not_finite_is_not_taken(caplog):
@@ -298,6 +298,7 @@ def eager(monkeypatch):
     for name, value in (
         ("FIRST_FIT", 1),
         ("EARLY", 1),
+        ("MIDDLE", 1),
         ("EARLY_STRIDE", 1),
         ("LATE_STRIDE", 1),
         ("LATE_FITS", 1),
