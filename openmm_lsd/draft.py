@@ -219,7 +219,7 @@ class LearningDraft(NativeDraft):
             self._make_anew(here)
             return True
         chosen = self._learner.chosen(count)
-        features = self._valence.features(sites[chosen])
+        features = self._valence.features(sites[chosen]) if chosen else sites[:0]
         changed = self._learner.learn(features, discrepancies[chosen], count)
         if changed:
             self._valence.set_parameters(self._learner.parameters)

@@ -64,16 +64,19 @@ class RidgeRegression:
         self.gram = np.zeros((len(prior), len(prior)))
         self.moment = np.zeros(len(prior))
 
-    def add(self, features: Array, residuals: Array, at: Array, memory: float) -> None:
-        """Equations ``features`` (E, P) . (theta - ``at`` (P,)) = ``residuals`` (E,); older ones
-        count less by exp(-1 / memory)."""
+    def add(
+        self, features: Array, residuals: Array, weights: Array, at: Array, memory: float
+    ) -> None:
+        """Equations ``features`` (E, P) . (theta - ``at`` (P,)) = ``residuals`` (E,), both times
+        ``weights`` (E,); older ones count less by exp(-1 / memory)."""
         self.weight *= np.exp(1.0 / memory)
         if self.weight > LARGEST_WEIGHT:
             self.gram /= self.weight
             self.moment /= self.weight
             self.weight = 1.0
-        root = np.sqrt(self.weight)
-        self._add(root * features, root * residuals, at - self.prior, self.gram, self.moment)
+        scale = np.sqrt(self.weight) * weights
+        rows, right = scale[:, None] * features, scale * residuals
+        self._add(rows, right, at - self.prior, self.gram, self.moment)
 
     def solve(self) -> Array:
         """theta (P,)."""
@@ -124,7 +127,7 @@ class Learner:
         self._regression = RidgeRegression(self._prior, self._add)
         self._seen = 0
         self._next_fit = FIRST_FIT
-        self._roughness: list[float] = []
+        self._roughness, self._watched = 0.0, 0  # sum over so many steps
         self._least_roughness = np.inf
         self._rough_stretches = 0
         self._last: Array | None = None
@@ -144,6 +147,7 @@ class Learner:
             "seen": self._seen,
             "next fit": self._next_fit,
             "roughness": self._roughness,
+            "watched": self._watched,
             "least roughness": self._least_roughness,
             "rough stretches": self._rough_stretches,
             "last": self._last,
@@ -157,7 +161,7 @@ class Learner:
         self._regression.gram, self._regression.moment = record["gram"], record["moment"]
         self._regression.weight = record["weight"]
         self._seen, self._next_fit = record["seen"], record["next fit"]
-        self._roughness = list(record["roughness"])
+        self._roughness, self._watched = record["roughness"], record["watched"]
         self._least_roughness = record["least roughness"]
         self._rough_stretches = record["rough stretches"]
         self._last = record["last"]
@@ -174,15 +178,17 @@ class Learner:
             Target force minus draft force at consecutive steps, which follow those of the last
             call.
         """
+        rows = discrepancies.reshape(-1, len(self._weights))
         if self._last is not None:
-            discrepancies = np.concatenate([self._last[None], discrepancies])
-        self._last = discrepancies[-1]
-        changes = np.diff(discrepancies, axis=0).reshape(-1, len(self._weights))
-        self._roughness += np.einsum("bi,bi,i->b", changes, changes, self._mean_square).tolist()
-        if len(self._roughness) < WATCHED:
+            rows = np.concatenate([self._last, rows])
+        self._last = rows[-1:]
+        changes = rows[1:] - rows[:-1]
+        self._roughness += float(np.einsum("bi,bi,i->", changes, changes, self._mean_square))
+        self._watched += len(changes)
+        if self._watched < WATCHED:
             return False
-        roughness = float(np.mean(self._roughness))
-        self._roughness = []
+        roughness = self._roughness / self._watched
+        self._roughness, self._watched = 0.0, 0
         if self._seen < EARLY:
             return False
         self._rough_stretches += 1
@@ -211,8 +217,7 @@ class Learner:
             Target force minus draft force there.
         """
         for rows, values in zip(features, discrepancies, strict=True):
-            weighted = self._weights * values.reshape(-1)
-            self._regression.add(self._weights[:, None] * rows, weighted, self.parameters, MEMORY)
+            self._regression.add(rows, values.reshape(-1), self._weights, self.parameters, MEMORY)
         self._seen += steps
         if self._seen < self._next_fit:
             return False

@@ -245,7 +245,7 @@ def test_steps_that_were_not_seen_are_no_roughness(monkeypatch):
     sites = np.repeat(known.positions[None], 2, axis=0)
     for step, level in ((0, 1.0), (2, 1.0), (50, 7.0)):
         draft.learn(step, sites, np.full(sites.shape, level))
-    assert draft._learner._roughness == [0.0] * 4
+    assert (draft._learner._roughness, draft._learner._watched) == (0.0, 4)
 
 
 def test_what_was_made_anew_is_forgotten_with_its_steps():

@@ -27,13 +27,14 @@ STEM = "systems/alanine_dipeptide/alanine_dipeptide"
 def test_ridge_regression_is_the_dense_solution():
     rng = np.random.default_rng(1)
     prior, memory = rng.standard_normal(5), 3.0
+    importance = rng.uniform(0.5, 2.0, 4)
     regression = RidgeRegression(prior)
     blocks = [(rng.standard_normal((4, 5)), rng.standard_normal(4)) for _ in range(6)]
     for features, values in blocks:
         at = rng.standard_normal(5)
-        regression.add(features, values - features @ at, at, memory)
-    weights = np.exp(-0.5 * np.arange(5, -1, -1) / memory)  # of the equations, newest last
-    a = np.concatenate([w * f for w, (f, _) in zip(weights, blocks, strict=True)])
+        regression.add(features, values - features @ at, importance, at, memory)
+    weights = np.exp(-0.5 * np.arange(5, -1, -1) / memory)[:, None] * importance  # newest last
+    a = np.concatenate([w[:, None] * f for w, (f, _) in zip(weights, blocks, strict=True)])
     b = np.concatenate([w * v for w, (_, v) in zip(weights, blocks, strict=True)])
     ridge = np.diag(np.sqrt(learning.RIDGE * np.square(a).sum(axis=0)))
     expected = np.linalg.lstsq(np.vstack([a, ridge]), np.append(b, ridge @ prior), rcond=None)[0]
@@ -57,7 +58,7 @@ def test_native_normal_equations_agree_with_the_numpy_reference():
 def test_what_no_equation_contains_stays_at_its_prior():
     regression = RidgeRegression(np.array([1.0, 2.0, 3.0]))
     features = np.random.default_rng(2).standard_normal((20, 3)) * [1, 0, 1]
-    regression.add(features, features @ [5.0, 7.0, -1.0], np.zeros(3), 10.0)
+    regression.add(features, features @ [5.0, 7.0, -1.0], np.ones(20), np.zeros(3), 10.0)
     np.testing.assert_allclose(regression.solve(), [5.0, 2.0, -1.0], atol=0.1)
     assert regression.solve()[1] == 2.0
 
