@@ -138,7 +138,7 @@ def _estimate_options(parser: argparse.ArgumentParser) -> None:
 def _benchmark_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("benchmark")
     group.add_argument("--seconds", type=_positive, default=60.0, help="of measurement")
-    group.add_argument("--block", type=_count, default=100, help="steps per block")
+    group.add_argument("--block", type=_count, help="steps per block (default: half a second)")
     group.add_argument("--warm-up", type=_count, default=1000, help="steps")
     group.add_argument(
         "--windows", type=_window, nargs="+", default=["auto"], help="fixed K, a row each; or auto"

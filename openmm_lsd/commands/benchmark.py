@@ -28,6 +28,8 @@ from .timing import fastest_plain, seconds_per_step, settings_of
 
 SECONDS_PER_DAY = 86400.0
 LEAST_BLOCKS = 5
+BLOCK_SECONDS, BLOCK_STEPS = 0.5, (100, 1000)
+PLAIN_STEPS = 20  # to find the fastest plain dynamics
 UNSOUND = 10.0  # times the bath's temperature
 OFFSET_WINDOW = 8  # of the published rule, where LSD's own is tuned down to plain steps
 
@@ -181,7 +183,7 @@ def benchmark(
     case: Case,
     *,
     seconds: float = 60.0,
-    block: int = 100,
+    block: int | None = None,
     warm_up: int = 1000,
     windows: Sequence[int] = (),
     also_auto: bool = False,
@@ -200,8 +202,9 @@ def benchmark(
     case : Case
     seconds : float
         Of measurement; at least five blocks.
-    block : int
-        Steps.
+    block : int, optional
+        Steps. Default: as many as plain dynamics does in half a second, from 100 to 1000. After a
+        change of runs nothing is in the caches, and a user's run changes never.
     warm_up : int
         Steps of LSD before, in which a draft learns and the window is found.
     windows : sequence of int
@@ -215,7 +218,10 @@ def benchmark(
     scout = case.plain()
     notice("minimising")
     scout.equilibrate(case, 1)
-    plain = fastest_plain(case, scout.state, max(10, block // 2), notice)
+    plain = fastest_plain(case, scout.state, PLAIN_STEPS, notice)
+    if block is None:
+        steps = round(BLOCK_SECONDS / seconds_per_step(plain, PLAIN_STEPS))
+        block = int(np.clip(steps, *BLOCK_STEPS))
     # Where LSD does plain steps its Context does them: no slower platform for it.
     case = dataclasses.replace(case, platform=plain.platform)
     speculative = {f"LSD, K = {window}": case.lsd(window) for window in windows}
