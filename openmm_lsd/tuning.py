@@ -21,7 +21,8 @@ STINT, LONGEST_STINT = 8, 64  # rounds with the best window, at first and after 
 # After a change nothing is in the caches, and TorchScript compiles for a new size of the batch.
 WARM_UP = 4  # rounds that are not timed
 TIMINGS = 15  # of the present window that tell the machine's speed
-BLEND = 0.5  # weight of the last comparison of two windows' costs against earlier ones
+BLEND = 0.7  # weight of the last comparison of two windows' costs against earlier ones
+MOST_OFTEN = 6  # times that a step is measured; more are counted as so many
 MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
 WORTH, WORTH_OF_PLAIN = 1.03, 1.06  # times faster, to leave a window, and plain dynamics
 FIRST_PROBE, LAST_PROBE = 60, 2000  # rounds; from one to the next it is twice as many
@@ -32,82 +33,97 @@ SURE = 600  # rounds
 class Acceptance:
     """How many steps a round commits, from rounds of all windows together.
 
-    Whether a round goes on beyond a step depends on what its correction is. Those of the leading
-    steps were measured for these very steps, in the last round, for as many as it left uncommitted;
-    beyond them the last one is all there is. The chances of both kinds are counted; what a window
-    would commit, round after round, follows from them. A long window profits from what it left:
-    rounds of short ones say so, although they have little of that.
+    Whether a round goes on beyond a step depends on how often the discrepancy of that very step has
+    been measured, a round ago, two rounds ago and so on; the last steps of a window are new, and go
+    on with the last correction there is. The chances of both kinds are counted. What a window would
+    commit, round after round, follows from them: in a long one a step is measured more often
+    before its turn comes.
     """
 
     def __init__(self) -> None:
-        longest = WINDOWS[-1]
-        # Measured, by their place in the window; and beyond those, by how far.
-        self._reached, self._passed = np.zeros((2, longest)), np.zeros((2, longest))
+        # By how often a step was measured; and of those that never were, by how far they are off.
+        self._reached = np.zeros(MOST_OFTEN + 1), np.zeros(WINDOWS[-1])
+        self._passed = np.zeros(MOST_OFTEN + 1), np.zeros(WINDOWS[-1])
         self._own: dict[int, tuple[float, float]] = {}  # weight, mean
-        self._rounds = 0
-        self._kept = 0  # corrections for the next round that were measured for its steps
+        self._rounds = self._since_change = 0
+        self._window = 0
+        self._measured = np.zeros(0, dtype=int)  # how often, of the leading steps of the next round
 
     def interrupt(self) -> None:
         """Other steps lie between the last round and the next."""
-        self._kept = 0
+        self._measured = self._measured[:0]
 
     def record(self, window: int, committed: int) -> None:
         """A round of ``window`` sites committed so many steps."""
         self._rounds += 1
         keep = 1.0 - 1.0 / min(MEMORY, 20 + self._rounds / 2)
-        self._reached *= keep
-        self._passed *= keep
-        kept = min(self._kept, window)
+        measured = self._measured[:window]
+        kept = len(measured)
         # The last step of a window is always accepted.
         for counts, steps in (
             (self._reached, min(committed, window - 1)),
             (self._passed, committed - 1),
         ):
-            counts[0, : min(kept, steps)] += 1
-            counts[1, : max(0, steps - kept)] += 1
+            for each in counts:
+                each *= keep
+            counts[0][:] += np.bincount(
+                np.minimum(measured[:steps], MOST_OFTEN), minlength=MOST_OFTEN + 1
+            )
+            counts[1][: max(0, steps - kept)] += 1
         self._own = {each: (keep * weight, mean) for each, (weight, mean) in self._own.items()}
-        weight, mean = self._own.get(window, (0.0, 0.0))
-        self._own[window] = weight + 1.0, mean + (committed - mean) / (weight + 1.0)
-        self._kept = window - committed
+        self._since_change = self._since_change + 1 if window == self._window else 0
+        self._window = window
+        if self._since_change >= WARM_UP:
+            weight, mean = self._own.get(window, (0.0, 0.0))
+            self._own[window] = weight + 1.0, mean + (committed - mean) / (weight + 1.0)
+        measured = np.append(measured, np.zeros(window - kept, dtype=int))
+        self._measured = measured[committed:] + 1
 
     def steps(self) -> dict[int, float]:
         """Steps per round to be expected of each window."""
-        at_least = _at_least(*self._chances())
+        new = _chances(self._reached[1], self._passed[1], 0.5, 1.0)
+        # Of what was measured nothing is known at first but that it should be no worse.
+        measured = _chances(self._reached[0], self._passed[0], new[0], 4.0)
         result = {}
         for window in WINDOWS:
             weight, mean = self._own.get(window, (0.0, 0.0))
-            expected = _steady_steps(window, at_least)
+            expected = _steady_steps(window, measured, new)
             result[window] = (weight * mean + STINT * expected) / (weight + STINT)
         return result
 
-    def _chances(self) -> np.ndarray:
-        """Of going on, at each step; where little is known, as at the step before."""
-        chances = np.zeros_like(self._reached)
-        chance, weight = np.full(2, 0.5), 1.0
-        for k in range(chances.shape[1]):
-            reached, passed = self._reached[:, k], self._passed[:, k]
-            chance = chances[:, k] = (passed + weight * chance) / (reached + weight)
-            weight = 4.0
-        return chances
+
+def _chances(reached: np.ndarray, passed: np.ndarray, chance: float, weight: float) -> np.ndarray:
+    """Of going on, by a number; where little is known, as for the number before, at first
+    ``chance``, with a ``weight`` in rounds."""
+    chances = np.zeros_like(reached)
+    for number, (many, of_them) in enumerate(zip(reached.tolist(), passed.tolist(), strict=True)):
+        chance = chances[number] = (of_them + weight * chance) / (many + weight)
+        weight = 4.0
+    return chances
 
 
-def _at_least(measured: np.ndarray, beyond: np.ndarray) -> np.ndarray:
-    """Chance that a round commits at least s + 1 steps (column s), by what is kept for it (row)."""
-    length = len(measured)
-    kept, step = np.arange(length)[:, None], np.arange(length - 1)
-    chances = np.where(step < kept, measured[step], beyond[np.maximum(step - kept, 0)])
-    return np.hstack([np.ones((length, 1)), np.cumprod(chances, axis=1)])
+def _steady_steps(window: int, measured: np.ndarray, new: np.ndarray) -> float:
+    """Steps of a round, where all rounds commit the same.
 
-
-def _steady_steps(window: int, at_least: np.ndarray) -> float:
-    """Mean steps of a round, where each round leaves the next what it did not commit."""
-    at_least = at_least[:window, :window]
-    exactly = at_least.copy()
-    exactly[:, :-1] -= at_least[:, 1:]
-    share = np.full(window, 1.0 / window)
-    for _ in range(10):
-        share = (share @ exactly)[::-1]  # as many are kept as were not committed
-    return float(share @ at_least.sum(axis=1))
+    Parameters
+    ----------
+    measured : (MOST_OFTEN + 1,)
+        Chances of going on beyond a step, by how often it was measured.
+    new : (K,)
+        Of those that were not, by how many of these come before it.
+    """
+    if window == 1:
+        return 1.0
+    places = np.arange(window - 1)
+    steps = 0.5 * window
+    for _ in range(8):
+        often = ((window - 1 - places) / steps).astype(int)
+        kept = np.count_nonzero(often)
+        chances = np.where(
+            often > 0, measured[np.minimum(often, MOST_OFTEN)], new[np.maximum(places - kept, 0)]
+        )
+        steps = 0.5 * (steps + 1.0 + float(np.cumprod(chances).sum()))
+    return steps
 
 
 class Costs:
@@ -242,6 +258,9 @@ class WindowTuner:
         windows = self._candidates()
         at = windows.index(self.window)
         beside = {windows[0], *windows[max(0, at - 1) : at + 2]}
+        if self.window == 1 and len(windows) > 1:  # another may be the best of the long ones
+            rates = self._rates()
+            beside = {max(windows[1:], key=rates.__getitem__)}
         self._probes = sorted(beside - {self.window})
 
     def _candidates(self) -> list[int]:
@@ -250,11 +269,15 @@ class WindowTuner:
             return self.windows[1:] or self.windows
         return self.windows
 
-    def _best(self) -> int:
+    def _rates(self) -> dict[int, float]:
+        """Steps per second of the candidates."""
         steps = self._acceptance.steps()
-        rates = {each: steps[each] / self._costs.seconds(each) for each in self._candidates()}
+        return {each: steps[each] / self._costs.seconds(each) for each in self._candidates()}
+
+    def _best(self) -> int:
+        rates = self._rates()
         best = max(rates, key=rates.__getitem__)
-        if self._standing not in rates or best == 1:
+        if self._standing not in rates or (best == 1 and not self._patience):
             return best
         worth = WORTH if self._standing > 1 else WORTH_OF_PLAIN
         return best if rates[best] > worth * rates[self._standing] else self._standing

@@ -28,7 +28,7 @@ from test_law import RUNS, STEPS, TARGET, Z, draft, make_scheme, plain
 from openmm_lsd import LSDIntegrator, SpeculativeSampler, TargetError
 from openmm_lsd.schemes import ABOBA, Middle
 from openmm_lsd.targets import BatchedTarget
-from openmm_lsd.tuning import WINDOWS, WindowTuner
+from openmm_lsd.tuning import WINDOWS, Acceptance, WindowTuner
 
 
 class Machine:
@@ -91,9 +91,35 @@ def test_finds_a_fast_window_and_pays_little_for_it(name, steps, most):
     for seed in range(8):
         tuner, machine = WindowTuner(), Machine(*MACHINES[name], seed=seed)
         cost.append(run(tuner, machine, steps) / (steps * machine.best()))
-        quality.append(machine.seconds_per_step(tuner.window) / machine.best())
+        quality.append(machine.seconds_per_step(tuner._standing) / machine.best())
     assert np.mean(quality) < 1.15, quality
     assert np.mean(cost) < most, cost  # of it 1.035 for the disturbances
+
+
+def steps_of_rounds(window, rounds, rng, chances=(0.5, 0.75, 0.92)):
+    """Where it goes on by chances that depend on how often a step was measured."""
+    measured, result = [], []
+    for _ in range(rounds):
+        measured += [0] * (window - len(measured))
+        steps = 1
+        while steps < window and rng.random() < chances[min(measured[steps - 1], 2)]:
+            steps += 1
+        measured = [each + 1 for each in measured[steps:]]
+        result.append(steps)
+    return result
+
+
+@pytest.mark.parametrize("window", [4, 8, 16])
+def test_rounds_of_one_window_tell_of_all(window):
+    rng = np.random.default_rng(1)
+    acceptance = Acceptance()
+    for steps in steps_of_rounds(window, 1000, rng):
+        acceptance.record(window, steps)
+    expected = acceptance.steps()
+    truth = {each: np.mean(steps_of_rounds(each, 4000, rng)) for each in (2, 4, 8, 12, 16, 24)}
+    assert truth[16] > 2 * truth[4]
+    for each, steps in truth.items():
+        assert abs(expected[each] / steps - 1) < 0.15, (each, expected[each], steps)
 
 
 @pytest.mark.parametrize("wander", [0.0, 0.3])
