@@ -9,7 +9,6 @@ import mdtraj
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from openmm import app, unit
-from scipy.spatial import KDTree
 
 Array = NDArray[np.float64]
 Pairs = NDArray[np.int64]
@@ -192,6 +191,8 @@ def differences(positions: Array, pairs: Pairs, box: Array | None) -> Array:
 def close_pairs(positions: Array, cutoff: float, box: Array | None = None) -> Pairs:
     """Pairs (i < j) of atoms within ``cutoff`` nm."""
     if box is None:
+        from scipy.spatial import KDTree  # takes a while to import
+
         pairs = KDTree(positions).query_pairs(cutoff, output_type="ndarray")
         return pairs[np.lexsort(pairs.T[::-1])].astype(int).reshape(-1, 2)
     frame = mdtraj.Trajectory(positions[None], None)
