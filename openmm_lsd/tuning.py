@@ -25,6 +25,8 @@ BLEND = 0.7  # weight of the last comparison of two windows' costs against earli
 MOST_OFTEN = 6  # times that a step is measured; more are counted as so many
 MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
 WORTH, WORTH_OF_PLAIN = 1.03, 1.06  # times faster, to leave a window, and plain dynamics
+# What lies between rounds is not timed, and what disturbs two threads more than one is left out.
+PLAIN_BONUS = 1.05
 FIRST_PROBE, LAST_PROBE = 60, 2000  # rounds; from one to the next it is twice as many
 PATIENCE = 100  # rounds without plain steps, where the draft learns: from those it would not
 SURE = 600  # rounds
@@ -270,9 +272,12 @@ class WindowTuner:
         return self.windows
 
     def _rates(self) -> dict[int, float]:
-        """Steps per second of the candidates."""
+        """Steps per second of the candidates; those of plain dynamics with a bonus."""
         steps = self._acceptance.steps()
-        return {each: steps[each] / self._costs.seconds(each) for each in self._candidates()}
+        rates = {each: steps[each] / self._costs.seconds(each) for each in self._candidates()}
+        if 1 in rates:
+            rates[1] *= PLAIN_BONUS
+        return rates
 
     def _best(self) -> int:
         rates = self._rates()
