@@ -177,8 +177,8 @@ class Benchmark:
         slower = "" if ratio >= 1 else " (slower)"
         return (
             f"{speculative['run']}: {ratio:.2f} times as fast as plain dynamics here{slower}: each "
-            f"batch gives {committed:.2f} exact steps and costs what {cost / plain['ms per step']:.2f} plain "
-            "steps cost."
+            f"batch gives {committed:.2f} exact steps and costs what "
+            f"{cost / plain['ms per step']:.2f} plain steps cost."
         )
 
 
