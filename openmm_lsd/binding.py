@@ -16,7 +16,7 @@ import openmm
 from numpy.typing import NDArray
 
 from . import racing
-from ._native import ContextAccess
+from ._native import ContextAccess, keep_freed_memory
 from .barostat import BarostatMoves
 from .checks import (
     barostat_frequency,
@@ -94,6 +94,8 @@ class Binding:
             check_pair(self._system, draft.system)
         self._masses = masses_of(self._system)
         self._immobile = self._masses[:, None] == 0
+        self._has_immobile = bool(self._immobile.any())
+        self._has_barostat = barostat_frequency(self._system) is not None
         if target is not None and virtual_sites(self._system):
             target = PlacedTarget(target, self._system)
         self._given_target = target
@@ -111,6 +113,7 @@ class Binding:
         self._settings: Settings | None = None
         self._sampler: SpeculativeSampler | None = None
         self._step_count = -1
+        self._in_context: Array | None = None  # positions of the state that it has itself made
         self.noise_step = 0  # index of the next step's random numbers
         self._moves = BarostatMoves(access, self._take_box)
         self._begun = 0  # steps beyond the committed ones that the barostats have begun: 0 or 1
@@ -134,6 +137,10 @@ class Binding:
             return False
         return not self._access.touched or np.array_equal(self._access.get_masses(), self._masses)
 
+    def settings(self) -> Settings:
+        """Those of the integrator at present."""
+        return Settings(*self._access.get_settings())
+
     def step(self, steps: int, settings: Settings, plain: Callable[[int], None] | None) -> None:
         """Advance the Context by ``steps``, and ``noise_step`` with it.
 
@@ -151,9 +158,11 @@ class Binding:
         def plain_steps(state: State, n: int) -> tuple[Array, Array, int]:
             done = state.step - self.noise_step
             at = time + done * settings.step_size
-            self._access.set_state(state.positions, state.velocities, at, step_count + done)
+            if state.positions is not self._in_context:
+                self._access.set_state(state.positions, state.velocities, at, step_count + done)
+            self._in_context = None
             self._moves.tell(state.step)
-            box = self._access.get_box()
+            box = self._access.get_box() if self._has_barostat else None
             try:
                 assert by_itself is not None
                 with target.single_states():
@@ -167,9 +176,11 @@ class Binding:
                     raise TargetError(
                         f"the target failed at the state before step {count}: {error}", count
                     ) from error
-            if not np.array_equal(self._access.get_box(), box):
+            if box is not None and not np.array_equal(self._access.get_box(), box):
                 self._take_box()
-            return *self._access.get_state()[:2], n
+            positions, velocities, *_ = self._access.get_state()
+            self._in_context = positions
+            return positions, velocities, n
 
         moves = self._moves
         moves.begun = self.noise_step + self._begun
@@ -183,9 +194,11 @@ class Binding:
             moves.tell(step)
             self._begun = moves.begun - step
             self.noise_step, self._step_count = step, step_count + done
-            if self._immobile.any():  # OpenMM leaves them alone, their velocities too
+            if self._has_immobile:  # OpenMM leaves them alone, their velocities too
                 velocities = np.where(self._immobile, self._start_velocities, velocities)
-            self._access.set_state(positions, velocities, time, self._step_count)
+            if self._has_immobile or self._has_barostat or positions is not self._in_context:
+                self._access.set_state(positions, velocities, time, self._step_count)
+                self._in_context = None
             self._access.acknowledge()
             counted = self._statistics.seconds - counted
             self._statistics.overhead_seconds += perf_counter() - begin - counted
@@ -340,7 +353,7 @@ class Binding:
         )
         sampler.statistics = self._statistics
         sampler.tuner, sampler.watchers = self.tuner, self._watchers
-        if barostat_frequency(self._system) is not None:
+        if self._has_barostat:
             sampler.intervention = self._moves
         return sampler
 
@@ -382,6 +395,7 @@ class Binding:
         """
         positions, velocities, time, step_count = self._access.get_state()
         box, parameters = self._box(), self._access.get_parameters()
+        keep_freed_memory()
         try:
             if target is None:
                 target = self._own_target = SystemTarget(

@@ -20,7 +20,7 @@ from openmm import app, unit
 
 from . import racing
 from ._native import ContextAccess, connect, speculative_integrator
-from .binding import Binding, Settings
+from .binding import Binding
 from .checks import check_system
 from .draft import DraftChoice
 from .restart import (
@@ -192,7 +192,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
         steps = operator.index(steps)
         if steps <= 0:
             return
-        binding, settings = self._bound(), self._settings()
+        binding = self._bound()
+        settings = binding.settings()
         if self._record is not None:
             binding.go_on_from(self._record)
             self._record = None
@@ -247,15 +248,6 @@ class LSDIntegrator(openmm.CustomIntegrator):
         given = {"draft": draft, "topology": topology, "target": target}
         return _rebuild({**settings["arguments"], **given}, settings["setters"])
 
-    def _settings(self) -> Settings:
-        return Settings(
-            self._value("temperature"),
-            self._value("friction"),
-            self.getStepSize().value_in_unit(unit.picosecond),
-            self.getRandomNumberSeed(),
-            self.getIntegrationForceGroups() % 2**32,
-        )
-
     def _bound(self) -> Binding:
         """The binding to the Context that owns this integrator."""
         if self._binding is None or not self._binding.is_current():
@@ -308,7 +300,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             return {**self._record, **record}
         if self._binding is None or not self._binding.is_current():
             return record
-        return {**self._binding.record(self._settings()), **record}
+        return {**self._binding.record(self._binding.settings()), **record}
 
     def examine_record(self, record: Record | None) -> None:
         """Raise RestartError if a run of this integrator cannot go on from a record.

@@ -11,6 +11,7 @@ Units: nm, ps, amu, kJ/mol. Arrays are float64, positions and velocities (N, 3).
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -320,13 +321,14 @@ class SpeculativeSampler:
         self._state = self._front = State(positions, velocities, step)
         self._queue: deque[State] = deque()
         self._step_count_offset = (step if step_count is None else step_count) - step
-        self._corrections = np.zeros((self.window, *shape))
+        self._corrections = self._no_corrections = np.zeros((self.window, *shape))
         self._kept = 0  # leading corrections that were measured for their very step
         self._leap_seen = np.inf  # at committed steps, in units of the largest allowed
         self._lesson: _Lesson | None = None
         if self._learns:
             self._draft.start(step)
         self._noise: list[tuple[Array, float]] = []  # of the steps after the front
+        self._lap_began = self.statistics.seconds
 
     def snapshot(self) -> dict[str, Any]:
         """All that the next steps depend on besides the draft, for ``restore``."""
@@ -347,8 +349,10 @@ class SpeculativeSampler:
         self._queue = deque(queue)
         self._step_count_offset = record["step count offset"]
         self._corrections, self._noise = record["corrections"], []
+        self._no_corrections = np.zeros_like(self._corrections)
         self._leap_seen = record["leap seen"]
         self._kept = record["kept"]
+        self._lap_began = self.statistics.seconds
         lesson = record["lesson"]
         self._lesson = None if lesson is None else _Lesson(**lesson)
         window, self.window = self.window, record["window"]
@@ -376,10 +380,8 @@ class SpeculativeSampler:
             tuner finds that no window pays.
         """
         state = self.state
-        statistics = self.statistics
-        begin = perf_counter()
-        elsewhere = statistics.counted_seconds
         goal = state.step + n
+        self._mark = perf_counter(), self.statistics.counted_seconds
         try:
             while state.step < goal:
                 if not self._queue:
@@ -390,9 +392,20 @@ class SpeculativeSampler:
                         self._round()
                 state = self._state = self._queue.popleft()
         finally:
-            elsewhere = statistics.counted_seconds - elsewhere
-            statistics.overhead_seconds += perf_counter() - begin - elsewhere
+            self._count_overhead()
         return state.positions, state.velocities
+
+    def _count_overhead(self) -> None:
+        """All time since the mark that has no other name."""
+        before, counted = self._mark
+        self._mark = now, counted_now = perf_counter(), self.statistics.counted_seconds
+        self.statistics.overhead_seconds += now - before - (counted_now - counted)
+
+    def _lap(self) -> float:
+        """Seconds spent in steps since the last call, with what lies between rounds."""
+        self._count_overhead()
+        before, self._lap_began = self._lap_began, self.statistics.seconds
+        return self._lap_began - before
 
     def _intervene(self) -> None:
         """What is due at the front: all committed steps have been handed out, but no more."""
@@ -410,7 +423,6 @@ class SpeculativeSampler:
 
     def _round(self) -> None:
         """Draft a window, verify it, commit a part of it, keep what was learned."""
-        begin_round = perf_counter()
         self._learn_last_round()
         if self.tuner is not None and self.tuner.window != self.window:
             self._set_window(self.tuner.window)
@@ -451,8 +463,10 @@ class SpeculativeSampler:
         statistics.window_length = self.window
         statistics.shortened_windows += length < self.window
         statistics.steps += len(committed)
-        if self.tuner is not None and length == self.window:
-            self.tuner.record(len(committed), perf_counter() - begin_round)
+        if self.tuner is not None:
+            seconds = self._lap()
+            if length == self.window:
+                self.tuner.record(len(committed), seconds)
         if self._learns:
             self._lesson = _Lesson(step, window.sites, target_forces, discrepancies, len(committed))
         if self.watchers:
@@ -469,7 +483,7 @@ class SpeculativeSampler:
         positions, velocities, n = plain(self._front, n)
         seconds = perf_counter() - begin
         step = self._front.step + n
-        if not (np.isfinite(positions).all() and np.isfinite(velocities).all()):
+        if not math.isfinite(np.vdot(positions, positions) + np.vdot(velocities, velocities)):
             count = step + self._step_count_offset
             raise TargetError(
                 f"plain steps of the target led to a state that is not finite, before step {count}"
@@ -478,14 +492,14 @@ class SpeculativeSampler:
             )
         self._front = State(positions, velocities, step)
         self._queue = deque([self._front])
-        self._corrections, self._noise = np.zeros_like(self._corrections), []
+        self._corrections, self._noise = self._no_corrections, []
         self._kept = 0
         self.statistics.window_length = 1
         self.statistics.rounds += n
         self.statistics.steps += n
         self.statistics.target_seconds += seconds
         assert self.tuner is not None
-        self.tuner.record(n, seconds, rounds=n)
+        self.tuner.record(n, self._lap(), rounds=n)
 
     def _learn_last_round(self) -> None:
         """Show the steps of the last round to the draft; if it changes, so do the corrections.
@@ -510,6 +524,7 @@ class SpeculativeSampler:
         """Another K; what was kept for later steps of a longer window is given up."""
         rows = np.minimum(np.arange(window), self.window - 1)
         self._corrections = self._corrections[rows]
+        self._no_corrections = np.zeros_like(self._corrections)
         self._noise = self._noise[:window]
         self.window = window
 

@@ -24,11 +24,9 @@ TIMINGS = 15  # of the present window that tell the machine's speed
 BLEND = 0.7  # weight of the last comparison of two windows' costs against earlier ones
 MOST_OFTEN = 6  # times that a step is measured; more are counted as so many
 MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
-WORTH, WORTH_OF_PLAIN = 1.03, 1.06  # times faster, to leave a window, and plain dynamics
-# What lies between rounds is not timed, and what disturbs two threads more than one is left out.
-PLAIN_BONUS = 1.05
+WORTH = 1.03  # times faster, to leave a window
 FIRST_PROBE, LAST_PROBE = 60, 2000  # rounds; from one to the next it is twice as many
-PATIENCE = 100  # rounds without plain steps, where the draft learns: from those it would not
+SCHOOL = 24  # rounds that do not tell how good a draft is that learns: it has just begun
 SURE = 600  # rounds
 
 
@@ -138,7 +136,7 @@ class Costs:
 
     def __init__(self) -> None:
         self._relative: dict[int, float] = {}
-        self._speed = 1.0  # seconds per unit of relative cost
+        self._speed_before = 1.0
         self._present: int | None = None
         self._seconds: deque[float] = deque(maxlen=TIMINGS)  # of the present window's rounds
 
@@ -148,10 +146,17 @@ class Costs:
     def follow(self, window: int, seconds: float) -> None:
         """A round of the present window, whose cost is known, tells the machine's speed."""
         if window != self._present:
-            self._present = window
+            self._speed_before, self._present = self._speed, window
             self._seconds.clear()
         self._seconds.append(seconds)
-        self._speed = float(np.median(self._seconds)) / self._relative[window]
+
+    @property
+    def _speed(self) -> float:
+        """Seconds per unit of relative cost."""
+        if not self._seconds:
+            return self._speed_before
+        assert self._present is not None
+        return float(np.median(self._seconds)) / self._relative[self._present]
 
     def compare(self, window: int, seconds: list[float]) -> None:
         """Rounds of a window that is tried, with the present one just before."""
@@ -161,16 +166,27 @@ class Costs:
         self._relative[window] = known * (measured / known) ** BLEND
 
     def seconds(self, window: int) -> float:
-        """On the machine as it is now; the least that is possible, if the window was never tried.
+        """On the machine as it is now; if the window was never tried, hardly less than it will be.
 
-        A batch costs no less than a smaller one, and in proportion no less than a larger one.
+        A batch costs no less than a smaller one, in proportion no less than a larger one, and more
+        states cost at least half of what they cost between two sizes that were tried.
         """
+        return self._relative_cost(window) * self._speed
+
+    def _relative_cost(self, window: int) -> float:
         known = self._relative
         if window in known:
-            return known[window] * self._speed
-        smaller = [known[each] for each in known if each < window]
-        larger = [known[each] * window / each for each in known if each > window]
-        return max([*smaller, *larger]) * self._speed
+            return known[window]
+        smaller = [each for each in self.tried if each < window]
+        larger = [each for each in self.tried if each > window]
+        bounds = [known[each] for each in smaller]
+        bounds += [known[each] * window / each for each in larger]
+        if smaller and len(known) > 1:
+            low = smaller[-1]
+            first, last = (low, larger[0]) if larger else self.tried[-2:]
+            slope = (known[last] - known[first]) / (last - first)
+            bounds.append(known[low] + 0.5 * slope * (window - low))
+        return max(bounds)
 
     @property
     def tried(self) -> list[int]:
@@ -190,11 +206,11 @@ class WindowTuner:
     longest : int, optional
         No longer window has room, because something comes in between so often.
     learns : bool
-        Whether the draft becomes better while the run goes on.
+        Whether the draft knows nothing yet, and learns while the run goes on.
     """
 
     def __init__(self, longest: int | None = None, learns: bool = False) -> None:
-        self._patience = PATIENCE if learns else 0
+        self._school = SCHOOL if learns else 0
         self.windows = [w for w in WINDOWS if longest is None or w <= longest]
         self.window = self._standing = min(FIRST, self.windows[-1])
         self._acceptance = Acceptance()
@@ -203,19 +219,24 @@ class WindowTuner:
         self._left = 0  # rounds of a stint
         self._since_change = 0  # rounds
         self._on_trial: list[float] | None = []  # seconds of the window that is tried, if one is
-        self._probes: list[int] = []
+        self._probes = [1] if self.window > 1 else []
         self._interval = self._next_probe = FIRST_PROBE
         self._said: int | None = None
         self._said_plain = False
 
     def start_from(self, window: int) -> None:
-        """Go on with this window, if it is one of those that are tried."""
+        """Go on with this window, if it is one of those that are tried, and with what the draft
+        has learned."""
+        self._school = 0
         if window in self.windows:
             self.window = self._standing = window
             self._since_change, self._on_trial, self._probes = 0, [], []
 
     def record(self, committed: int, seconds: float, rounds: int = 1) -> None:
-        """Rounds of ``window`` sites committed so many steps in so much time."""
+        """Rounds of ``window`` sites committed so many steps in so much time, all told."""
+        if self._school > 0:
+            self._school -= rounds
+            return
         window = self.window
         if self._since_change >= WARM_UP:
             if self._on_trial is not None:
@@ -242,12 +263,14 @@ class WindowTuner:
             self.window = self._best()
             self._on_trial = []
             if self.window in self._costs:
-                stint = min(max(STINT, self._since_change // 4), LONGEST_STINT)
-                self._left, self._on_trial = stint, None
+                self._on_trial = None
                 if self.window != self._standing:  # perhaps by mistake: look again soon
                     self._standing, self._interval = self.window, FIRST_PROBE
                     self._next_probe = min(self._next_probe, self._rounds + FIRST_PROBE)
                 self._plan_probes()
+                self._left = min(max(STINT, self._since_change // 4), LONGEST_STINT)
+                if self.window == 1 and not self._probes:  # plain steps tell nothing new
+                    self._left = max(self._left, self._next_probe - self._rounds)
         if self.window != before:
             self._since_change = 0
 
@@ -257,35 +280,23 @@ class WindowTuner:
         self._interval = min(2 * self._interval, LAST_PROBE)
         self._next_probe = self._rounds + self._interval
         self._say()
-        windows = self._candidates()
+        windows = self.windows
         at = windows.index(self.window)
-        beside = {windows[0], *windows[max(0, at - 1) : at + 2]}
+        beside = {1, *windows[max(0, at - 1) : at + 2]}
         if self.window == 1 and len(windows) > 1:  # another may be the best of the long ones
             rates = self._rates()
             beside = {max(windows[1:], key=rates.__getitem__)}
         self._probes = sorted(beside - {self.window})
 
-    def _candidates(self) -> list[int]:
-        """Windows to choose from at present."""
-        if self._rounds < self._patience:
-            return self.windows[1:] or self.windows
-        return self.windows
-
     def _rates(self) -> dict[int, float]:
-        """Steps per second of the candidates; those of plain dynamics with a bonus."""
+        """Steps per second."""
         steps = self._acceptance.steps()
-        rates = {each: steps[each] / self._costs.seconds(each) for each in self._candidates()}
-        if 1 in rates:
-            rates[1] *= PLAIN_BONUS
-        return rates
+        return {each: steps[each] / self._costs.seconds(each) for each in self.windows}
 
     def _best(self) -> int:
         rates = self._rates()
         best = max(rates, key=rates.__getitem__)
-        if self._standing not in rates or (best == 1 and not self._patience):
-            return best
-        worth = WORTH if self._standing > 1 else WORTH_OF_PLAIN
-        return best if rates[best] > worth * rates[self._standing] else self._standing
+        return best if rates[best] > WORTH * rates[self._standing] else self._standing
 
     def _say(self) -> None:
         if self.window != self._said:

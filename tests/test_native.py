@@ -1,6 +1,10 @@
 """The native module against its NumPy reference and against OpenMM's own interface."""
 
 import gc
+import os
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import openmm
@@ -183,3 +187,41 @@ def test_empty_forces_are_told_from_others():
     compound.addBond([0, 1, 2], [])
     others = [openmm.NonbondedForce(), openmm.CMMotionRemover(), openmm.CustomExternalForce("x")]
     assert not any(is_empty(force) for force in [bonds, compound, *others])
+
+
+BATCHES = """
+import resource
+import numpy as np
+from openmm_lsd._native import keep_freed_memory
+kept = {keep} and keep_freed_memory()
+faults = []
+for _ in range(20):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for array in [np.empty(1 << 17) for _ in range(8)]:  # a mebibyte each
+        array.fill(1.0)
+    del array
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(int(kept), sum(faults[-10:]))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the malloc of another C library")
+def test_freed_memory_is_kept_for_the_next_batch():
+    """Else every array's pages come fresh from the system; unless the user has tuned malloc."""
+
+    def kept_and_faults(keep, **environment):
+        untuned = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_"))}
+        environment = {**untuned, **environment}
+        command = [sys.executable, "-c", BATCHES.format(keep=keep)]
+        output = subprocess.run(
+            command, capture_output=True, text=True, env=environment, check=True
+        )
+        return [int(each) for each in output.stdout.split()]
+
+    kept, faults = kept_and_faults(True)
+    assert kept
+    assert faults < 100
+    assert kept_and_faults(False)[1] > 10_000
+    kept, faults = kept_and_faults(True, MALLOC_TRIM_THRESHOLD_="131072")
+    assert not kept
+    assert faults > 10_000

@@ -28,7 +28,7 @@ from test_law import RUNS, STEPS, TARGET, Z, draft, make_scheme, plain
 from openmm_lsd import LSDIntegrator, SpeculativeSampler, TargetError
 from openmm_lsd.schemes import ABOBA, Middle
 from openmm_lsd.targets import BatchedTarget
-from openmm_lsd.tuning import WINDOWS, Acceptance, WindowTuner
+from openmm_lsd.tuning import SCHOOL, WINDOWS, Acceptance, WindowTuner
 
 
 class Machine:
@@ -170,16 +170,20 @@ def test_plain_steps_where_nothing_is_faster_and_says_so_once(caplog):
     assert caplog.text.count("no window is faster than plain dynamics") == 1
 
 
-def test_a_draft_that_learns_has_time_before_plain_steps():
-    """It would not learn from those."""
+def test_a_draft_that_has_just_begun_to_learn_is_not_judged():
+    """As bad as it is at first, plain steps would be the fastest, and teach it nothing."""
+    chosen = {}
     for learns in (True, False):
-        tuner, machine = WindowTuner(learns=learns), Machine(1.0, 0.3, 0.02)
-        windows = []
-        for _ in range(120):
-            windows.append(tuner.window)
-            tuner.record(*machine.round(tuner.window))
-        assert (1 in windows[:100]) is not learns
-        assert tuner.window == 1
+        tuner, ignorant = WindowTuner(learns=learns), Machine(1.0, 0.25, 0.02)
+        for _ in range(SCHOOL):
+            tuner.record(*ignorant.round(tuner.window))
+        learned = Machine(1.0, 0.25, 0.85)
+        chosen[learns] = []
+        while learned.work < 100.0:
+            chosen[learns].append(tuner._standing)
+            tuner.record(*learned.round(tuner.window))
+    assert 1 in chosen[False]
+    assert 1 not in chosen[True]
 
 
 def test_looks_again_when_the_draft_has_learned():

@@ -17,6 +17,9 @@
 #include <nanobind/stl/tuple.h>
 
 #include <cxxabi.h>
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 
 #include <algorithm>
 #include <cmath>
@@ -275,6 +278,14 @@ public:
         context().setVelocities(vectors);
         context().setTime(time);
         context().setStepCount(stepCount);
+    }
+
+    // Of a CustomIntegrator with these global variables.
+    std::tuple<double, double, double, int, uint32_t> getSettings() const {
+        SpeculativeIntegrator& own = speculative();
+        return {own.getGlobalVariableByName("temperature"), own.getGlobalVariableByName("friction"),
+                own.getStepSize(), own.getRandomNumberSeed(),
+                static_cast<uint32_t>(own.getIntegrationForceGroups())};
     }
 
     std::tuple<double, long long> getTime() const {
@@ -622,6 +633,26 @@ std::tuple<NumpyArray, NumpyArray> evaluatePythonForce(uintptr_t address, Vector
     return {energies.numpy(), forces.numpy()};
 }
 
+// A batch's temporary arrays are too large for the heap as glibc comes, and fresh pages cost as much
+// as computing with them.
+bool keepFreedMemory() {
+#ifdef __GLIBC__
+    for (const char* name : {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_",
+                             "MALLOC_MMAP_MAX_"})
+        if (std::getenv(name) != nullptr)
+            return false;
+    const char* tunables = std::getenv("GLIBC_TUNABLES");
+    if (tunables != nullptr && std::strstr(tunables, "glibc.malloc.") != nullptr)
+        return false;
+    constexpr int mebibyte = 1 << 20;
+    // The first is the largest value that is allowed.
+    return mallopt(M_MMAP_THRESHOLD, 32 * mebibyte) == 1 &&
+           mallopt(M_TRIM_THRESHOLD, 256 * mebibyte) == 1;
+#else
+    return false;
+#endif
+}
+
 } // namespace
 
 NB_MODULE(_native, m) {
@@ -671,6 +702,8 @@ NB_MODULE(_native, m) {
         .def("set_state", &ContextAccess::setState, nb::arg("positions"), nb::arg("velocities"),
              nb::arg("time"), nb::arg("step_count"))
         .def("get_time", &ContextAccess::getTime, "Time and step count.")
+        .def("get_settings", &ContextAccess::getSettings,
+             "Temperature, friction, step size, seed, force groups (bits) of the integrator.")
         .def_prop_ro("touched", &ContextAccess::touched,
                      "Whether the Context may have been changed since acknowledge().")
         .def_prop_ro("changed", &ContextAccess::changed,
@@ -743,6 +776,10 @@ NB_MODULE(_native, m) {
           nb::arg("offset"), nb::arg("gram"), nb::arg("moment"),
           "Add the upper triangle of A^T A to that of gram (P, P) and A^T (residuals + A offset) to "
           "moment (P,), A = features (E, P), in place.");
+    m.def("keep_freed_memory", &keepFreedMemory,
+          "From now on keep up to 256 MiB of freed memory per thread for the next batch, instead of "
+          "giving it back; only with glibc, and unless the user has tuned its malloc by the "
+          "environment. Whether that was done.");
     m.def("evaluate_python_force", &evaluatePythonForce, nb::arg("address"), nb::arg("positions"),
           nb::arg("box").none(), nb::arg("parameters"),
           "Energies (B,) and forces (B, n, 3) of the PythonForce at an address, int(force.this), at "

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .._native import keep_freed_memory
 from .base import Array, BatchedTarget, Evaluation, checked
 from .raygraph import CompiledCalls
 
@@ -463,6 +464,7 @@ class _Actor:
     def __init__(self, threads: int) -> None:
         for name in THREAD_VARIABLES:
             os.environ[name] = str(threads)
+        keep_freed_memory()
         self._threads = threads
         self._is_busy = False
 
