@@ -16,7 +16,7 @@ import openmm
 from numpy.typing import NDArray
 
 from . import racing
-from ._native import ContextAccess, keep_freed_memory
+from ._native import ContextAccess, commit, keep_freed_memory
 from .barostat import BarostatMoves
 from .checks import (
     barostat_frequency,
@@ -351,7 +351,7 @@ class Binding:
             correction=self.correction,
             cm_removal_frequency=cm_removal_frequency(self._system),
         )
-        sampler.statistics = self._statistics
+        sampler.commit, sampler.statistics = commit, self._statistics
         sampler.tuner, sampler.watchers = self.tuner, self._watchers
         if self._has_barostat:
             sampler.intervention = self._moves

@@ -13,7 +13,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ._native import Valence, add_normal_equations
+from ._native import Valence
 from .autodraft import auto_draft
 from .bondwatch import BondWatch
 from .checks import default_box, has_forces
@@ -135,7 +135,7 @@ class LearningDraft(NativeDraft):
             terms.classes,
         )
         self._valence.set_box(self._box)
-        self._learner = Learner(guesses, self._masses, add_normal_equations)
+        self._learner = Learner(guesses, self._masses, self._valence.add_normal_equations)
         self._valence.set_parameters(self._learner.parameters)
 
     @property
@@ -219,8 +219,7 @@ class LearningDraft(NativeDraft):
             self._make_anew(here)
             return True
         chosen = self._learner.chosen(count)
-        features = self._valence.features(sites[chosen]) if chosen else sites[:0]
-        changed = self._learner.learn(features, discrepancies[chosen], count)
+        changed = self._learner.learn(sites[chosen], discrepancies[chosen], count)
         if changed:
             self._valence.set_parameters(self._learner.parameters)
         return changed

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 RIDGE = 0.001  # of the diagonal
 FIRST_FIT = 16  # steps
-EARLY, MIDDLE = 512, 4096  # steps, up to which more of them are learned from, and fits come often
+EARLY, MIDDLE = 256, 4096  # steps, up to which more of them are learned from, and fits come often
 EARLY_STRIDE, MIDDLE_STRIDE, LATE_STRIDE = 2, 10, 30
 LATE_FITS, LAST_FITS = 512, 4096  # steps from one to the next, at first and in the end
 MEMORY = 2000  # steps learned from, after which the weight of old ones has fallen to 1/e
@@ -32,12 +32,23 @@ ROUGH_STRETCHES = 2
 
 
 def add_normal_equations(
-    features: Array, residuals: Array, offset: Array, gram: Array, moment: Array
+    features: Array,
+    residuals: Array,
+    weights: Array,
+    offset: Array,
+    scale: float,
+    gram: Array,
+    moment: Array,
 ) -> None:
-    """Add A^T A to ``gram`` (P, P) and A^T (residuals + A offset) to ``moment`` (P,), A = features
-    (E, P), in place. Only the upper triangle of ``gram`` counts; native code has the same."""
-    gram += np.triu(features.T @ features)
-    moment += features.T @ (residuals + features @ offset)
+    """Add A^T A to ``gram`` (P, P) and A^T b to ``moment`` (P,), in place, of equations A x = b.
+
+    A = W features (E, P), b = W (``residuals`` (E,) + features . ``offset`` (P,)), W = ``scale``
+    times ``weights`` (E,). Only the upper triangle of ``gram`` counts. ``Valence`` has the same,
+    with positions in the place of the features at them.
+    """
+    rows = scale * weights[:, None] * features
+    gram += np.triu(rows.T @ rows)
+    moment += rows.T @ (scale * weights * (residuals + features @ offset))
 
 
 @cache
@@ -74,9 +85,8 @@ class RidgeRegression:
             self.gram /= self.weight
             self.moment /= self.weight
             self.weight = 1.0
-        scale = np.sqrt(self.weight) * weights
-        rows, right = scale[:, None] * features, scale * residuals
-        self._add(rows, right, at - self.prior, self.gram, self.moment)
+        scale = float(np.sqrt(self.weight))
+        self._add(features, residuals, weights, at - self.prior, scale, self.gram, self.moment)
 
     def solve(self) -> Array:
         """theta (P,)."""
@@ -212,7 +222,7 @@ class Learner:
         Parameters
         ----------
         features : (B, 3 N, P)
-            At the force sites of the ``chosen`` steps.
+            At the force sites of the ``chosen`` steps; or what ``add`` takes in their place.
         discrepancies : (B, N, 3) kJ/mol/nm
             Target force minus draft force there.
         """

@@ -21,10 +21,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .commit import commit
 from .noise import StepNoise
-from .rollout import Window, reciprocal, remove_cm_motion, rollout
+from .rollout import Window, reciprocal, rollout
 from .schemes import Scheme
-from .transport import transport
 from .tuning import WindowTuner
 
 Array = NDArray[np.float64]
@@ -77,8 +77,7 @@ def without_leaps(discrepancies: Array, first: int, largest: Array) -> Array:
 
     Row j of the result depends on rows up to j only, as the measurability rule demands.
     """
-    changes = np.abs(np.diff(discrepancies[first - 1 :], axis=0))
-    if not (changes > largest).any():
+    if not (np.abs(discrepancies[first:] - discrepancies[first - 1 : -1]) > largest).any():
         return discrepancies
     result = discrepancies.copy()
     astray = np.zeros(result.shape[1], dtype=bool)
@@ -271,17 +270,18 @@ class SpeculativeSampler:
         self.tuner: WindowTuner | None = None  # if there is one, it chooses ``window``
         self.intervention: Intervention | None = None  # no window goes past the next one
         self.watchers: list[Callable[[Round], Any]] = []  # called after every round
+        self.commit: Callable[..., tuple] = commit  # or what does the same faster
         self._masses = np.array(masses, dtype=np.float64).reshape(-1, 1)
         if not (np.isfinite(self._masses).all() and (self._masses >= 0).all()):
             raise ValueError("masses must be finite and not negative")
-        self._inverse_masses = reciprocal(self._masses)
+        inverse_masses = reciprocal(self._masses)
         self._step_noise = StepNoise(seed, len(self._masses))
-        self._noise_scale = scheme.noise_scale(self._inverse_masses)
-        scheme.check_noise(self._inverse_masses)
-        self._inverse_noise_scale = reciprocal(self._noise_scale)
+        self._noise_scale = scheme.noise_scale(inverse_masses)
+        scheme.check_noise(inverse_masses)
         self._largest_leap = (
-            LARGEST_LEAP * self._masses * scheme.thermal_speed(self._inverse_masses)
+            LARGEST_LEAP * self._masses * scheme.thermal_speed(inverse_masses)
         ) / scheme.step_size
+        self._inverse_leap = reciprocal(self._largest_leap)
         self._draft: Any = draft
         self._rollout = getattr(draft, "rollout", None) or partial(rollout, draft)
         self._learns = hasattr(draft, "learn")
@@ -327,7 +327,6 @@ class SpeculativeSampler:
         self._lesson: _Lesson | None = None
         if self._learns:
             self._draft.start(step)
-        self._noise: list[tuple[Array, float]] = []  # of the steps after the front
         self._lap_began = self.statistics.seconds
 
     def snapshot(self) -> dict[str, Any]:
@@ -348,7 +347,7 @@ class SpeculativeSampler:
         self._state, self._front, *queue = (State(*each) for each in record["states"])
         self._queue = deque(queue)
         self._step_count_offset = record["step count offset"]
-        self._corrections, self._noise = record["corrections"], []
+        self._corrections = record["corrections"]
         self._no_corrections = np.zeros_like(self._corrections)
         self._leap_seen = record["leap seen"]
         self._kept = record["kept"]
@@ -429,8 +428,8 @@ class SpeculativeSampler:
         statistics = self.statistics
         length = self._length()
         positions, velocities, step = self._front
-        noise = self._window_noise(step, length)
-        kicks = self._noise_scale * np.stack([xi for xi, _ in noise])
+        noise, log_uniforms = self._step_noise(step, length)
+        kicks = self._noise_scale * noise
         removals = self._cm_removals(step, length)
         corrections = self._corrections[:length]
 
@@ -444,7 +443,9 @@ class SpeculativeSampler:
         statistics.draft_seconds += drafted - begin
         statistics.target_seconds += verified - drafted
 
-        committed, shifts, accepted = self._commit(window, target_forces, noise, removals)
+        committed, shifts, accepted = self._commit(
+            window, target_forces, noise, log_uniforms, removals
+        )
         statistics.noise_shifts += sum(shifts)
         statistics.accepted += len(shifts) - (not accepted)
         statistics.rejected += not accepted
@@ -452,11 +453,10 @@ class SpeculativeSampler:
         discrepancies = target_forces - window.draft_forces[: len(target_forces)]
         corrections = self._next_corrections(discrepancies, len(committed))
         # All at once: an interrupt must not come between.
-        self._queue, self._front, self._corrections, self._noise, self._kept = (
+        self._queue, self._front, self._corrections, self._kept = (
             deque(committed),
             committed[-1],
             corrections,
-            noise[len(committed) :],
             len(target_forces) - len(committed),
         )
         statistics.rounds += 1
@@ -492,8 +492,7 @@ class SpeculativeSampler:
             )
         self._front = State(positions, velocities, step)
         self._queue = deque([self._front])
-        self._corrections, self._noise = self._no_corrections, []
-        self._kept = 0
+        self._corrections, self._kept = self._no_corrections, 0
         self.statistics.window_length = 1
         self.statistics.rounds += n
         self.statistics.steps += n
@@ -525,13 +524,7 @@ class SpeculativeSampler:
         rows = np.minimum(np.arange(window), self.window - 1)
         self._corrections = self._corrections[rows]
         self._no_corrections = np.zeros_like(self._corrections)
-        self._noise = self._noise[:window]
         self.window = window
-
-    def _window_noise(self, step: int, length: int) -> list[tuple[Array, float]]:
-        known = self._noise[:length]
-        steps = range(step + len(known), step + length)
-        return known + [self._step_noise(n) for n in steps]
 
     def _cm_removals(self, step: int, length: int) -> NDArray[np.bool_]:
         counts = np.arange(step, step + length) + self._step_count_offset
@@ -580,52 +573,32 @@ class SpeculativeSampler:
         self,
         window: Window,
         target_forces: Array,
-        noise: list[tuple[Array, float]],
+        noise: Array,
+        log_uniforms: Array,
         removals: NDArray[np.bool_],
     ) -> tuple[list[State], list[float], bool]:
-        """Target steps up to the first that leaves the drafted path; at least one.
-
-        Also |delta| of those whose noise was transported, and whether the last was accepted.
-
-        Each is the plain scheme with the target's force, driven by transported noise. Only the
-        last step of a full window, from which nothing was drafted, takes its noise untransported.
-        A window that was cut short by a failing site is no exception to that: whether the site
-        fails depends on the noise of the step before it, so the failure must not choose how that
-        noise is used.
-        """
-        scheme = self.scheme
-        positions, velocities, step = self._front
-        committed: list[State] = []
-        shifts: list[float] = []
-        verified = len(target_forces)
-        target_accelerations = target_forces * self._inverse_masses
-        draft_accelerations = (
-            window.draft_forces[:verified] + self._corrections[:verified]
-        ) * self._inverse_masses
-        for k, acceleration in enumerate(target_accelerations):
-            if removals[k]:
-                velocities = remove_cm_motion(velocities, self._masses)
-            xi, log_uniform = noise[k]
-            accepted = True
-            if k + 1 < len(noise):
-                shift = self._inverse_noise_scale * scheme.kick_shift(
-                    velocities, window.velocities[k], acceleration, draft_accelerations[k]
-                )
-                shifts.append(float(np.sqrt(np.vdot(shift, shift))))
-                xi, accepted = transport(xi, shift, log_uniform)
-            positions, velocities = scheme.step(
-                positions, velocities, acceleration, self._noise_scale * xi
-            )
-            committed.append(State(positions, velocities, step + k + 1))
-            if not accepted:
-                break
-        return committed, shifts, accepted
+        """See ``commit.commit``; the committed states, for arrays of positions and velocities."""
+        front, verified = self._front, len(target_forces)
+        positions, velocities, shifts, accepted = self.commit(
+            self.scheme,
+            self._masses,
+            self._noise_scale,
+            front.positions,
+            front.velocities,
+            window.velocities,
+            target_forces,
+            window.draft_forces[:verified] + self._corrections[:verified],
+            noise,
+            log_uniforms,
+            removals,
+        )
+        states = zip(positions, velocities, strict=True)
+        return [State(*each, front.step + k) for k, each in enumerate(states, 1)], shifts, accepted
 
     def _leap_allowed(self, committed: Array) -> Array:
         """The largest sound leap (N, 1), by the discrepancies at committed steps (B, N, 3)."""
         if len(committed) > 1:
-            leaps = np.abs(np.diff(committed, axis=0)) * reciprocal(self._largest_leap)
-            seen = float(leaps.max())
+            seen = float((np.abs(committed[1:] - committed[:-1]) * self._inverse_leap).max())
             kept = KEPT_PER_ROUND * self._leap_seen
             self._leap_seen = max(seen, kept) if np.isfinite(kept) else seen
         return min(1.0, LEAP_BEYOND_SEEN * self._leap_seen) * self._largest_leap

@@ -87,6 +87,12 @@ class ConstantOffset(SpeculativeSampler):
         super().__init__(*args, correction="constant")
 
 
+class Native(SpeculativeSampler):
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.commit = openmm_lsd._native.commit
+
+
 class NoCorrection(SpeculativeSampler):
     def __init__(self, *args):
         super().__init__(*args, correction="none")
@@ -101,7 +107,7 @@ def failing_in_the_window(positions):
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
-@pytest.mark.parametrize("sampler_class", [SpeculativeSampler, ConstantOffset])
+@pytest.mark.parametrize("sampler_class", [SpeculativeSampler, Native, ConstantOffset])
 def test_law_is_that_of_the_plain_scheme(kind, sampler_class, reference):
     states, rate = ensemble(kind, sampler_class=sampler_class)
     assert 0.15 < rate < 0.85, "the draft must be bad, but not so bad that nothing is accepted"
@@ -157,8 +163,11 @@ def judged_by_the_next_row(discrepancies, first, largest):
 class PlainBeforeFailingSite(NoCorrection):
     """Takes the noise untransported where the next site has failed: a choice made by that noise."""
 
-    def _commit(self, window, target_forces, noise, removals):
-        return super()._commit(window, target_forces, noise[: len(target_forces)], removals)
+    def _commit(self, window, target_forces, noise, log_uniforms, removals):
+        rows = slice(len(target_forces))
+        return super()._commit(
+            window, target_forces, noise[rows], log_uniforms[rows], removals[rows]
+        )
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
@@ -191,7 +200,7 @@ def test_noise_chosen_by_a_failing_site_is_caught(kind, reference):
 @pytest.mark.parametrize("kind", SCHEMES)
 def test_missing_transport_is_caught(kind, reference, monkeypatch):
     monkeypatch.setattr(
-        openmm_lsd.sampler, "transport", lambda noise, shift, log_uniform: (noise, True)
+        openmm_lsd.commit, "transport", lambda noise, shift, log_uniform: (noise, True)
     )
     states, _ = ensemble(kind)
     name, score = worst(z_scores(states, reference[kind]))

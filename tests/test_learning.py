@@ -11,7 +11,7 @@ from openmm import app, unit
 from test_law import TARGET, NoCorrection, Z, ensemble, plain
 
 import openmm_lsd.learning as learning
-from openmm_lsd import SpeculativeSampler, _native
+from openmm_lsd import SpeculativeSampler
 from openmm_lsd.autodraft import auto_draft
 from openmm_lsd.draft import LearningDraft
 from openmm_lsd.learning import Learner, RidgeRegression
@@ -39,20 +39,6 @@ def test_ridge_regression_is_the_dense_solution():
     ridge = np.diag(np.sqrt(learning.RIDGE * np.square(a).sum(axis=0)))
     expected = np.linalg.lstsq(np.vstack([a, ridge]), np.append(b, ridge @ prior), rcond=None)[0]
     np.testing.assert_allclose(regression.solve(), expected, rtol=1e-9)
-
-
-def test_native_normal_equations_agree_with_the_numpy_reference():
-    rng = np.random.default_rng(9)
-    features = rng.standard_normal((12, 7)) * (rng.random((12, 7)) < 0.4)
-    arguments = features, rng.standard_normal(12), rng.standard_normal(7)
-    sums = []
-    for add in (learning.add_normal_equations, _native.add_normal_equations):
-        gram, moment = np.ones((7, 7)), np.ones(7)
-        add(*arguments, gram, moment)
-        sums.append(np.append(gram, moment))
-    np.testing.assert_allclose(sums[1], sums[0], rtol=1e-12)
-    with pytest.raises(ValueError, match="do not fit together"):
-        _native.add_normal_equations(*arguments, np.ones((6, 7)), np.ones(7))
 
 
 def test_what_no_equation_contains_stays_at_its_prior():

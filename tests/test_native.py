@@ -11,10 +11,12 @@ import openmm
 import pytest
 from openmm import app, unit
 from openmm_lsd._native import ContextAccess, speculative_integrator
+from openmm_lsd._native import commit as native_commit
 
+from openmm_lsd.commit import commit
 from openmm_lsd.contexts import ForceContext, fastest_context, is_empty
 from openmm_lsd.draft import Draft
-from openmm_lsd.rollout import rollout
+from openmm_lsd.rollout import reciprocal, rollout
 from openmm_lsd.schemes import ABOBA, Middle
 
 REFERENCE = openmm.Platform.getPlatform("Reference")
@@ -187,6 +189,65 @@ def test_empty_forces_are_told_from_others():
     compound.addBond([0, 1, 2], [])
     others = [openmm.NonbondedForce(), openmm.CMMotionRemover(), openmm.CustomExternalForce("x")]
     assert not any(is_empty(force) for force in [bonds, compound, *others])
+
+
+def random_window(kind, seed, verified=6, size=0.3):
+    """Arguments of ``commit``: five particles, the second without mass; a draft off by ``size``."""
+    rng = np.random.default_rng(seed)
+    length, masses = 6, np.array([12.0, 0.0, 1.0, 14.0, 16.0])[:, None]
+    scheme = kind(300.0, 5.0, 0.001)
+    scale = scheme.noise_scale(reciprocal(masses))
+    noise, log_uniforms = rng.standard_normal((length, 5, 3)), np.log(rng.random(length))
+    removals = rng.random(length) < 0.4
+    target_forces = 1e3 * rng.standard_normal((length, 5, 3))
+    off = size * masses * scale / scheme.step_size * rng.standard_normal((length, 5, 3))
+    start = rng.standard_normal((2, 5, 3)) * (masses > 0)
+    draft_forces = iter(target_forces + off)
+    window = rollout(
+        *(lambda site: next(draft_forces), scheme, masses, *start),
+        *(np.zeros_like(noise), scale * noise, removals),
+    )
+    forces = target_forces[:verified], window.draft_forces[:verified]
+    return [
+        scheme,
+        masses,
+        scale,
+        *start,
+        window.velocities,
+        *forces,
+        noise,
+        log_uniforms,
+        removals,
+    ]
+
+
+@pytest.mark.parametrize("kind", [Middle, ABOBA])
+@pytest.mark.parametrize("verified", [6, 3, 1])
+@pytest.mark.parametrize("size", [0.0, 0.02, 0.3, 1e200])
+def test_commit_agrees_with_the_numpy_reference(kind, verified, size):
+    committed, accepted_last = set(), set()
+    for seed in range(40):
+        window = random_window(kind, seed, verified, size)
+        *path, shifts, accepted = native_commit(*window)
+        *expected_path, expected_shifts, expected = commit(*window)
+        assert accepted is expected
+        for mine, theirs in zip([*path, shifts], [*expected_path, expected_shifts], strict=True):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
+        committed.add(len(shifts))
+        accepted_last.add(accepted)
+    if size == 0.02:
+        assert {1, min(verified, 5)} <= committed
+        assert accepted_last == {True, False}
+
+
+@pytest.mark.parametrize("wrong", range(1, 11))
+def test_commit_refuses_arrays_that_do_not_fit(wrong):
+    window = list(random_window(Middle, 1))
+    window[wrong] = window[wrong][:-1]
+    if wrong == 5:  # may be longer
+        window[5] = window[5][:-1]
+    with pytest.raises(ValueError, match=r"particles|length"):
+        native_commit(*window)
 
 
 BATCHES = """

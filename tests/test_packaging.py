@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PURE = ["sampler", "schemes", "transport", "noise", "rollout", "tuning", "learning", "valence"]
+PURE = [
+    "sampler",
+    "commit",
+    "schemes",
+    "transport",
+    "noise",
+    "rollout",
+    "tuning",
+    "learning",
+    "valence",
+]
 
 
 def run_python(code):

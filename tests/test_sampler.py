@@ -37,7 +37,7 @@ def plain_run(scheme, steps, seed, cm_removal=0):
         if cm_removal and n % cm_removal == 0:
             velocities = remove_cm_motion(velocities, TARGET.masses[:, None])
         acceleration = TARGET.forces(scheme.site(positions, velocities)) * inverse_masses
-        kick = scale * step_noise(n)[0]
+        kick = scale * step_noise(n, 1)[0][0]
         positions, velocities = scheme.step(positions, velocities, acceleration, kick)
     return positions, velocities
 
@@ -346,22 +346,28 @@ def test_bad_states():
 
 
 def test_noise_is_a_function_of_seed_and_step():
+    """However many steps are asked for at once, and in which order."""
     seven, eight = StepNoise(7, 5), StepNoise(8, 5)
-    first = seven(1000)
-    others = [eight(1000), seven(1001), seven(2**40)]
-    for again in (seven(1000), StepNoise(7, 5)(1000)):
-        assert np.array_equal(first[0], again[0]) and first[1] == again[1]
-    for other in others:
-        assert not np.isin(first[0], other[0]).any()
+    noise, uniform = seven(1000, 40)
+    for first, count in ((1000, 1), (1013, 5), (1007, 33), (1001, 2), (1039, 1)):
+        for again in (seven(first, count), StepNoise(7, 5)(first, count)):
+            rows = slice(first - 1000, first - 1000 + count)
+            assert np.array_equal(noise[rows], again[0])
+            assert np.array_equal(uniform[rows], again[1])
+    assert len(np.unique(noise)) == noise.size
+    for other in (eight(1000, 40), seven(1040, 8), seven(2**40, 40)):
+        assert not np.isin(noise, other[0]).any()
 
 
 def test_noise_is_standard_normal_and_uniform():
-    rows = list(map(StepNoise(1, 4), range(20_000)))
-    noise, uniform = np.array([xi for xi, _ in rows]), np.exp([u for _, u in rows])
+    step_noise = StepNoise(1, 4)
+    rows = [step_noise(step, 5) for step in range(0, 20_000, 5)]
+    noise, uniform = (np.concatenate(each) for each in zip(*rows, strict=True))
+    uniform = np.exp(uniform)
     count = noise.size
     assert abs(noise.mean()) < 5.5 / np.sqrt(count)
     assert abs(noise.var() - 1) < 5.5 * np.sqrt(2 / count)
-    assert abs(uniform.mean() - 0.5) < 5.5 / np.sqrt(12 * len(rows))
+    assert abs(uniform.mean() - 0.5) < 5.5 / np.sqrt(12 * len(uniform))
     # Neither from step to step nor between the numbers of one step is there a correlation.
     for product in (noise[1:] * noise[:-1], noise * (uniform - 0.5)[:, None, None]):
         assert abs(product.mean()) < 5.5 * product.std() / np.sqrt(product.size)

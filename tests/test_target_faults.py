@@ -326,7 +326,7 @@ def test_interrupted_anywhere_in_a_round(simulate, state_of):
     is seen is a step that is lost or done twice, or the noise of one step used for another.
     """
     file = openmm_lsd.sampler.__file__
-    functions = ("_round", "_window_noise", "_cm_removals", "_verify", "_commit")
+    functions = ("_round", "_cm_removals", "_verify", "_commit")
     functions += ("_next_corrections",)
     place = ""
 

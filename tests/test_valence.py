@@ -11,6 +11,7 @@ from openmm_lsd._native import Valence
 from openmm_lsd.autodraft import auto_draft
 from openmm_lsd.contexts import ForceContext
 from openmm_lsd.draft import LearningDraft
+from openmm_lsd.learning import add_normal_equations
 from openmm_lsd.molgraph import (
     MolecularGraph,
     elements_of_masses,
@@ -98,12 +99,18 @@ def test_native_agrees_with_the_numpy_reference(box, limits):
     valence = native(terms)
     valence.set_parameters(parameters)
     valence.set_box(box)
-    forces, features = valence.forces(states, None), valence.features(states)
-    for state, ours, rows in zip(states, forces, features, strict=True):
-        theirs = terms.features(state, box)
-        assert np.abs(rows - theirs).max() < 1e-12 * np.abs(theirs).max()
+    for state, ours in zip(states, valence.forces(states, None), strict=True):
         theirs = terms.forces(state, parameters, box)
         assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
+        residuals, weights = rng.standard_normal((2, 24))
+        arguments = residuals, weights, rng.standard_normal(20), 1.7
+        sums = [(np.ones((20, 20)), np.ones(20)) for _ in range(2)]
+        valence.add_normal_equations(state, *arguments, *sums[0])
+        add_normal_equations(terms.features(state, box), *arguments, *sums[1])
+        for ours, theirs in zip(*sums, strict=True):
+            assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
+    with pytest.raises(ValueError, match="do not fit together"):
+        valence.add_normal_equations(state, *arguments, np.ones((19, 20)), np.ones(20))
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])

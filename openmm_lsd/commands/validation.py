@@ -19,7 +19,8 @@ import numpy as np
 from openmm import app
 from scipy import stats
 
-from .. import sampler as sampler_module
+from .. import binding as binding_module
+from .. import commit as commit_module
 from ..checks import barostat_frequency, cm_removal_frequency, masses_of
 from ..rollout import reciprocal, remove_cm_motion
 from ..sampler import Round
@@ -387,24 +388,32 @@ def _noise_of_path(case: Case, run: Run, steps: int, level: float) -> Check:
 @contextmanager
 def _recorded_shifts(run: Run) -> Iterator[dict[int, Array]]:
     """While this lasts: the noise shift of every step whose noise is transported, by its index."""
-    right = sampler_module.transport
+    sampler = run.integrator._binding.sampler
+    right = sampler.commit
     found: dict[int, Array] = {}
     recent: list[Array] = []
 
-    def transport(noise: Array, shift: Array, log_uniform: float) -> tuple[Array, bool]:
-        recent.append(shift)
-        return right(noise, shift, log_uniform)
+    def commit(*window: Any) -> tuple:
+        result = right(*window)
+        scheme, masses, scale, _, velocities, drafted, target, draft, _, _, removals = window
+        inverse_masses, inverse_scale = reciprocal(masses), reciprocal(scale)
+        starts = [velocities, *result[1][:-1]]
+        for k in range(len(result[2])):
+            v = remove_cm_motion(starts[k], masses) if removals[k] else starts[k]
+            accelerations = target[k] * inverse_masses, draft[k] * inverse_masses
+            recent.append(inverse_scale * scheme.kick_shift(v, drafted[k], *accelerations))
+        return result
 
     def watch(became: Round) -> None:
         found.update(zip(itertools.count(became.step), recent, strict=False))
         recent.clear()
 
-    sampler_module.transport = transport
+    sampler.commit = commit
     run.integrator.watchers.append(watch)
     try:
         yield found
     finally:
-        sampler_module.transport = right
+        sampler.commit = right
         run.integrator.watchers.remove(watch)
 
 
@@ -603,9 +612,9 @@ def wrong_sampler(name: str | None) -> Iterator[None]:
     if name is None:
         yield
         return
-    right = sampler_module.transport
-    sampler_module.transport = WRONG[name]
+    right = commit_module.transport, binding_module.commit
+    commit_module.transport, binding_module.commit = WRONG[name], commit_module.commit
     try:
         yield
     finally:
-        sampler_module.transport = right
+        commit_module.transport, binding_module.commit = right

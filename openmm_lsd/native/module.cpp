@@ -15,6 +15,7 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <cxxabi.h>
 #ifdef __GLIBC__
@@ -94,51 +95,6 @@ bool allFinite(const double* values, size_t count) {
     return true;
 }
 
-// A row of features has few entries that are not zero: the terms that an atom is part of. The
-// threads of a BLAS would besides go on spinning while the target is evaluated.
-void addNormalEquations(Matrix features, DoubleVector residuals, DoubleVector offset,
-                        OwnMatrix gram, OwnVector moment) {
-    const size_t rows = features.shape(0), parameters = features.shape(1);
-    if (residuals.shape(0) != rows || offset.shape(0) != parameters ||
-        gram.shape(0) != parameters || gram.shape(1) != parameters ||
-        moment.shape(0) != parameters)
-        throw std::invalid_argument("the arrays of normal equations do not fit together");
-    nb::gil_scoped_release release;
-    // The three equations of an atom have the same parameters: one pass for three.
-    constexpr size_t together = 3;
-    std::vector<size_t> present;
-    std::vector<double> values[together];
-    for (size_t first = 0; first < rows; first += together) {
-        const size_t count = std::min(together, rows - first);
-        const double* block = features.data() + first * parameters;
-        present.clear();
-        for (size_t p = 0; p < parameters; p++)
-            for (size_t e = 0; e < count; e++)
-                if (block[e * parameters + p] != 0.0) {
-                    present.push_back(p);
-                    break;
-                }
-        double right[together] = {};
-        for (size_t e = 0; e < together; e++) {
-            values[e].assign(present.size(), 0.0);
-            if (e >= count)
-                continue;
-            right[e] = residuals.data()[first + e];
-            for (size_t i = 0; i < present.size(); i++) {
-                values[e][i] = block[e * parameters + present[i]];
-                right[e] += values[e][i] * offset.data()[present[i]];
-            }
-        }
-        const double *x = values[0].data(), *y = values[1].data(), *z = values[2].data();
-        for (size_t i = 0; i < present.size(); i++) {
-            moment.data()[present[i]] += x[i] * right[0] + y[i] * right[1] + z[i] * right[2];
-            double* gramRow = gram.data() + present[i] * parameters;
-            for (size_t j = i; j < present.size(); j++)
-                gramRow[present[j]] += x[i] * x[j] + y[i] * y[j] + z[i] * z[j];
-        }
-    }
-}
-
 struct Scheme {
     bool aboba;
     double stepSize, decay;
@@ -160,7 +116,40 @@ struct Scheme {
             x += 0.5 * stepSize * (half + v);
         }
     }
+    double kickShift(double vTarget, double vDraft, double accelerationOfTarget,
+                     double accelerationOfDraft) const {
+        const double difference = stepSize * (accelerationOfTarget - accelerationOfDraft);
+        return aboba ? 0.5 * (1.0 + decay) * difference
+                     : (1.0 + decay) * (vTarget - vDraft + difference);
+    }
 };
+
+// transport.py, in place: noise becomes that of the target step. Whether it is accepted.
+bool transport(double* noise, const double* shift, double logUniform, size_t components) {
+    double overlap = 0.0, squared = 0.0, scale = 1.0;
+    const auto project = [&] {
+        overlap = squared = 0.0;
+        for (size_t i = 0; i < components; i++) {
+            overlap += noise[i] * (shift[i] / scale);
+            squared += (shift[i] / scale) * (shift[i] / scale);
+        }
+    };
+    project();
+    if (logUniform <= overlap - 0.5 * squared) {
+        for (size_t i = 0; i < components; i++)
+            noise[i] -= shift[i];
+        return true;
+    }
+    if (!std::isfinite(squared)) {
+        scale = 0.0;
+        for (size_t i = 0; i < components; i++)
+            scale = std::max(scale, std::abs(shift[i]));
+        project();
+    }
+    for (size_t i = 0; i < components; i++)
+        noise[i] -= 2.0 * overlap / squared * (shift[i] / scale);
+    return false;
+}
 
 void removeCmMotion(std::vector<double>& v, const double* masses) {
     double momentum[3] = {0.0, 0.0, 0.0}, total = 0.0;
@@ -238,6 +227,66 @@ RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPosi
         }
     }
     return {drafted, sites.numpy(), velocities.numpy(), forces.numpy()};
+}
+
+using CommitResult = std::tuple<NumpyArray, NumpyArray, std::vector<double>, bool>;
+
+// See commit.py for the equations, shapes and rules.
+CommitResult commitWindow(nb::object schemeObject, Masses masses, Masses noiseScale,
+                          Vectors startPositions, Vectors startVelocities,
+                          VectorBatch draftVelocities, VectorBatch targetForces,
+                          VectorBatch draftForces, VectorBatch noise, DoubleVector logUniforms,
+                          Flags cmRemovals) {
+    const Scheme scheme(nb::cast<std::string>(schemeObject.attr("name")),
+                        nb::cast<double>(schemeObject.attr("step_size")),
+                        nb::cast<double>(schemeObject.attr("decay")));
+    const size_t length = noise.shape(0), verified = targetForces.shape(0);
+    const size_t particles = masses.shape(0), components = 3 * particles;
+    for (size_t given : {noiseScale.shape(0), startPositions.shape(0), startVelocities.shape(0),
+                         draftVelocities.shape(1), targetForces.shape(1), draftForces.shape(1),
+                         noise.shape(1)})
+        checkParticles(given, particles);
+    if (logUniforms.shape(0) != length || cmRemovals.shape(0) != length || verified < 1 ||
+        verified > length || draftVelocities.shape(0) < verified ||
+        draftForces.shape(0) != verified)
+        throw std::invalid_argument("the arrays of a window differ in length");
+
+    Buffer positions({verified, particles, 3}), velocities(positions.shape);
+    std::vector<double> shifts;
+    bool accepted = true;
+    size_t committed = 0;
+    {
+        nb::gil_scoped_release release;
+        std::vector<double> x(startPositions.data(), startPositions.data() + components);
+        std::vector<double> v(startVelocities.data(), startVelocities.data() + components);
+        std::vector<double> acceleration(components), shift(components), xi(components);
+        while (committed < verified && accepted) {
+            const size_t k = committed++, row = k * components;
+            if (cmRemovals.data()[k])
+                removeCmMotion(v, masses.data());
+            std::copy_n(noise.data() + row, components, xi.begin());
+            double squared = 0.0;
+            for (size_t i = 0; i < components; i++) {
+                const double mass = masses.data()[i / 3], scale = noiseScale.data()[i / 3];
+                acceleration[i] = mass > 0 ? targetForces.data()[row + i] / mass : 0.0;
+                const double drafted = mass > 0 ? draftForces.data()[row + i] / mass : 0.0;
+                const double difference = scheme.kickShift(
+                    v[i], draftVelocities.data()[row + i], acceleration[i], drafted);
+                shift[i] = scale > 0 ? difference / scale : 0.0;
+                squared += shift[i] * shift[i];
+            }
+            if (k + 1 < length) {
+                shifts.push_back(std::sqrt(squared));
+                accepted = transport(xi.data(), shift.data(), logUniforms.data()[k], components);
+            }
+            for (size_t i = 0; i < components; i++)
+                scheme.step(x[i], v[i], acceleration[i], noiseScale.data()[i / 3] * xi[i]);
+            std::copy(x.begin(), x.end(), positions.data.get() + row);
+            std::copy(v.begin(), v.end(), velocities.data.get() + row);
+        }
+    }
+    positions.shape[0] = velocities.shape[0] = committed;
+    return {positions.numpy(), velocities.numpy(), shifts, accepted};
 }
 
 class ContextAccess {
@@ -542,19 +591,17 @@ public:
         return result.numpy();
     }
 
-    NumpyArray features(VectorBatch positions) {
-        const size_t batch = positions.shape(0), particles = positions.shape(1);
-        checkParticles(particles, terms.particles);
-        const size_t size = 3 * particles * terms.parameters;
-        Buffer result({batch, 3 * particles, (size_t)terms.parameters});
-        {
-            nb::gil_scoped_release release;
-            std::fill(result.data.get(), result.data.get() + batch * size, 0.0);
-            for (size_t b = 0; b < batch; b++)
-                terms.addFeatures(positions.data() + b * particles * 3, boxOrNull(),
-                                  result.data.get() + b * size);
-        }
-        return result.numpy();
+    void addNormalEquations(Vectors positions, DoubleVector residuals, DoubleVector weights,
+                            DoubleVector offset, double scale, OwnMatrix gram, OwnVector moment) {
+        const size_t parameters = terms.parameters, components = 3 * positions.shape(0);
+        checkParticles(positions.shape(0), terms.particles);
+        if (residuals.shape(0) != components || weights.shape(0) != components ||
+            offset.shape(0) != parameters || gram.shape(0) != parameters ||
+            gram.shape(1) != parameters || moment.shape(0) != parameters)
+            throw std::invalid_argument("the arrays of normal equations do not fit together");
+        nb::gil_scoped_release release;
+        terms.addNormalEquations(positions.data(), boxOrNull(), residuals.data(), weights.data(),
+                                 offset.data(), scale, gram.data(), moment.data());
     }
 
     RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
@@ -752,8 +799,10 @@ NB_MODULE(_native, m) {
         .def("set_box", &Valence::setBox, nb::arg("box").none())
         .def("forces", &Valence::forces, nb::arg("positions"), nb::arg("base").none(),
              "Forces (B, N, 3) at positions (B, N, 3).")
-        .def("features", &Valence::features, nb::arg("positions"),
-             "Forces (B, 3 N, P) for each parameter being one.")
+        .def("add_normal_equations", &Valence::addNormalEquations, nb::arg("positions"),
+             nb::arg("residuals"), nb::arg("weights"), nb::arg("offset"), nb::arg("scale"),
+             nb::arg("gram"), nb::arg("moment"),
+             "As learning.add_normal_equations with the features at positions (N, 3).")
         .def("rollout", &Valence::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
@@ -772,10 +821,10 @@ NB_MODULE(_native, m) {
               return result;
           },
           nb::arg("address"), "Name of the C++ class of a Force, given by int(force.this).");
-    m.def("add_normal_equations", &addNormalEquations, nb::arg("features"), nb::arg("residuals"),
-          nb::arg("offset"), nb::arg("gram"), nb::arg("moment"),
-          "Add the upper triangle of A^T A to that of gram (P, P) and A^T (residuals + A offset) to "
-          "moment (P,), A = features (E, P), in place.");
+    m.def("commit", &commitWindow, nb::arg("scheme"), nb::arg("masses"), nb::arg("noise_scale"),
+          nb::arg("positions"), nb::arg("velocities"), nb::arg("draft_velocities"),
+          nb::arg("target_forces"), nb::arg("draft_forces"), nb::arg("noise"),
+          nb::arg("log_uniforms"), nb::arg("cm_removals"), "As commit.commit.");
     m.def("keep_freed_memory", &keepFreedMemory,
           "From now on keep up to 256 MiB of freed memory per thread for the next batch, instead of "
           "giving it back; only with glibc, and unless the user has tuned its malloc by the "

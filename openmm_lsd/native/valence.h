@@ -100,25 +100,44 @@ public:
         }
     }
 
-    // Features (N, 3, P) of one state, to be zero before.
-    void addFeatures(const double* positions, const double* box, double* features) {
+    // The rows of the features (3 N, P) of one state, times ``scale`` and ``weights`` (3 N), as
+    // equations of the parameters: see learning.add_normal_equations.
+    void addNormalEquations(const double* positions, const double* box, const double* residuals,
+                            const double* weights, const double* offset, double scale,
+                            double* gram, double* moment) {
+        if (starts.empty())
+            findParametersOfAtoms();
         measure(positions, box);
+        rows.assign(present.size(), {});
         gradients.resize(coordinates.size());
         for (size_t q = 0; q < coordinates.size(); q++)
             gradients[q] = gradient(q);
+        size_t next = 0;
         for (const Term& term : terms)
             for (int f = 0; f < term.count; f++) {
                 const int q = term.factors[f];
                 const double slope = -productOfOthers(term, f);
-                for (int a = 0; a < 2 + coordinates[q].kind; a++) {
-                    const Vector& g = gradients[q].byAtom[a];
-                    double* row = features + 3 * (size_t)coordinates[q].atoms[a] * parameters +
-                                  term.parameter;
-                    row[0] += slope * g.x;
-                    row[parameters] += slope * g.y;
-                    row[2 * parameters] += slope * g.z;
-                }
+                for (int a = 0; a < 2 + coordinates[q].kind; a++)
+                    add(rows[places[next++]], gradients[q].byAtom[a], slope);
             }
+        for (int atom = 0; atom < particles; atom++) {
+            const double *w = weights + 3 * atom, *r = residuals + 3 * atom;
+            Vector right = {r[0], r[1], r[2]};
+            for (size_t i = starts[atom]; i < starts[atom + 1]; i++)
+                right = right + rows[i] * offset[present[i]];
+            // Both sides of an equation are weighted.
+            const Vector squared = {w[0] * w[0], w[1] * w[1], w[2] * w[2]};
+            for (size_t i = starts[atom]; i < starts[atom + 1]; i++) {
+                const Vector& row = rows[i];
+                const Vector weighted = {scale * scale * squared.x * row.x,
+                                         scale * scale * squared.y * row.y,
+                                         scale * scale * squared.z * row.z};
+                moment[present[i]] += weighted.dot(right);
+                double* gramRow = gram + (size_t)present[i] * parameters;
+                for (size_t j = i; j < starts[atom + 1]; j++)
+                    gramRow[present[j]] += weighted.dot(rows[j]);
+            }
+        }
     }
 
 private:
@@ -163,6 +182,34 @@ private:
         Vector byAtom[4];
     };
     std::vector<Gradient> gradients;
+
+    // An atom's equations have few parameters: those of its terms.
+    std::vector<int> present;   // in increasing order, of the first atom, of the second, ...
+    std::vector<size_t> starts; // in ``present``, of each atom
+    std::vector<Vector> rows;   // features by ``present``
+    std::vector<size_t> places; // in ``present``, of each atom of each factor of each term
+
+    void findParametersOfAtoms() {
+        std::vector<std::map<int, size_t>> byAtom(particles); // place of each parameter
+        const auto forAll = [&](auto&& act) {
+            for (const Term& term : terms)
+                for (int f = 0; f < term.count; f++) {
+                    const Coordinate& c = coordinates[term.factors[f]];
+                    for (int a = 0; a < 2 + c.kind; a++)
+                        act(byAtom[c.atoms[a]], term.parameter);
+                }
+        };
+        forAll([](auto& ofAtom, int parameter) { ofAtom[parameter] = 0; });
+        for (auto& ofAtom : byAtom) {
+            starts.push_back(present.size());
+            for (auto& [parameter, place] : ofAtom) {
+                place = present.size();
+                present.push_back(parameter);
+            }
+        }
+        starts.push_back(present.size());
+        forAll([&](auto& ofAtom, int parameter) { places.push_back(ofAtom[parameter]); });
+    }
 
     static void add(double* to, const Vector& v, double scale) {
         to[0] += scale * v.x;
