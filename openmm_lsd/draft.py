@@ -35,6 +35,9 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 
+TOGETHER = 16  # steps that are learned from at a time, or more: it costs less
+
+
 class NativeDraft(ABC):
     """Draft forces, as ``SpeculativeSampler`` takes them, whose windows are drafted natively."""
 
@@ -93,6 +96,13 @@ class Draft(NativeDraft):
         self.context.set_environment(box, parameters)
 
 
+class _Lesson(NamedTuple):
+    """Arguments of ``learn``."""
+
+    sites: Array
+    discrepancies: Array
+
+
 class LearningDraft(NativeDraft):
     """A valence force field that learns, by itself or on top of the forces of a System.
 
@@ -120,7 +130,8 @@ class LearningDraft(NativeDraft):
         self._masses = masses
         self._box: Array | None = None
         self._at_start = terms, guesses
-        self._learned_until = 0  # index of a step
+        self._shown_until = 0  # index of a step
+        self._waiting: list[_Lesson] = []
         self._take(terms, guesses)
 
     def _take(self, terms: ValenceTerms, guesses: Array) -> None:
@@ -152,8 +163,10 @@ class LearningDraft(NativeDraft):
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
-        self._box = None if box is None else np.ascontiguousarray(box)
-        self._valence.set_box(self._box)
+        if box is None or self._box is None or not np.array_equal(box, self._box):
+            self._learn_what_waits()
+            self._box = None if box is None else np.ascontiguousarray(box)
+            self._valence.set_box(self._box)
         if self._base is not None:
             self._base.set_environment(box, parameters)
 
@@ -166,7 +179,8 @@ class LearningDraft(NativeDraft):
             "terms": dataclasses.asdict(self._terms),
             "learner": self._learner.snapshot(),
             "bonds": None if self._bonds is None else self._bonds.snapshot(),
-            "learned until": self._learned_until,
+            "shown until": self._shown_until,
+            "waiting": [lesson._asdict() for lesson in self._waiting],
         }
 
     def restore(self, record: dict[str, Any]) -> None:
@@ -178,22 +192,25 @@ class LearningDraft(NativeDraft):
         self._valence.set_parameters(self._learner.parameters)
         if self._bonds is not None:
             self._bonds.restore(record["bonds"])
-        self._learned_until = record["learned until"]
+        self._shown_until = record["shown until"]
+        self._waiting = [_Lesson(**lesson) for lesson in record["waiting"]]
 
     def start(self, step: int) -> None:
         """A run starts at this step. What was learned from it or later ones is forgotten.
 
         Their noise is about to be used again, and must not have shaped the draft.
         """
-        if step < self._learned_until:
+        if step < self._shown_until:
             if self._bonds is not None:
                 self._bonds.reset()
+            self._waiting = []
             self._take(*self._at_start)
+        self._learn_what_waits()
         self._learner.interrupt()
-        self._learned_until = step
+        self._shown_until = step
 
     def learn(self, step: int, sites: Array, discrepancies: Array) -> bool:
-        """Learn from committed steps; whether the draft's forces have changed.
+        """Learn from committed steps, as soon as there are some; whether the forces have changed.
 
         Parameters
         ----------
@@ -204,17 +221,31 @@ class LearningDraft(NativeDraft):
         discrepancies : (B, N, 3) kJ/mol/nm
             Target force minus this draft's force there.
         """
-        count = len(sites)
-        if step != self._learned_until:  # plain steps lie between
+        changed = False
+        if step != self._shown_until:  # plain steps lie between
+            changed = self._learn_what_waits()
             self._learner.interrupt()
-        self._learned_until = step + count
-        bonds, here = self._bonds, sites[-1]
-        formed = bonds is not None and bonds.have_formed(self._learned_until, here, self._box)
+        self._shown_until = step + len(sites)
+        if changed:  # these discrepancies are those of the forces before
+            return True
+        self._waiting.append(_Lesson(sites, discrepancies))
+        if sum(len(lesson.sites) for lesson in self._waiting) < TOGETHER:
+            return False
+        return self._learn_what_waits()
+
+    def _learn_what_waits(self) -> bool:
+        """Whether the forces have changed."""
+        lessons, self._waiting = self._waiting, []
+        if not lessons:
+            return False
+        sites, discrepancies = map(np.concatenate, zip(*lessons, strict=True))
+        bonds, here, count = self._bonds, sites[-1], len(sites)
+        formed = bonds is not None and bonds.have_formed(self._shown_until, here, self._box)
         if self._learner.has_gone_bad(discrepancies) or formed:
             logger.info(
                 "%s at step %d: the draft is made anew",
                 "bonds have formed" if formed else "it has become worse",
-                self._learned_until,
+                self._shown_until,
             )
             self._make_anew(here)
             return True

@@ -17,7 +17,7 @@ from test_learning import Known
 from openmm_lsd import learning
 from openmm_lsd.autodraft import auto_draft
 from openmm_lsd.bondwatch import BETWEEN_LOOKS, BondWatch
-from openmm_lsd.draft import LearningDraft
+from openmm_lsd.draft import TOGETHER, LearningDraft
 from openmm_lsd.molgraph import (
     MolecularGraph,
     graph_of_positions,
@@ -234,7 +234,7 @@ def test_a_sound_draft_is_left_alone(monkeypatch):
     )
     sampler = known.sampler(known.draft())
     sampler.advance(3000)
-    assert len(begun) == 2  # target and draft were made
+    assert len(begun) == 1  # when it was made
 
 
 def test_steps_that_were_not_seen_are_no_roughness(monkeypatch):
@@ -242,10 +242,10 @@ def test_steps_that_were_not_seen_are_no_roughness(monkeypatch):
     monkeypatch.setattr(learning, "WATCHED", 1000)
     known = Known()
     draft = known.draft()
-    sites = np.repeat(known.positions[None], 2, axis=0)
-    for step, level in ((0, 1.0), (2, 1.0), (50, 7.0)):
+    sites = np.repeat(known.positions[None], TOGETHER, axis=0)
+    for step, level in ((0, 1.0), (TOGETHER, 1.0), (50, 7.0)):
         draft.learn(step, sites, np.full(sites.shape, level))
-    assert (draft._learner._roughness, draft._learner._watched) == (0.0, 4)
+    assert (draft._learner._roughness, draft._learner._watched) == (0.0, 3 * TOGETHER - 3)
 
 
 def test_what_was_made_anew_is_forgotten_with_its_steps():
@@ -259,9 +259,10 @@ def test_what_was_made_anew_is_forgotten_with_its_steps():
     )
     forces = draft(positions)
     draft.start(0)
-    assert draft.learn(0, on_the_right[None], np.zeros((1, 9, 3)))
+    sites = np.repeat(on_the_right[None], TOGETHER, axis=0)
+    assert draft.learn(0, sites, np.zeros(sites.shape))
     assert np.abs(draft(positions) - forces).max() > 1.0
-    draft.start(1)
+    draft.start(TOGETHER)
     assert np.abs(draft(positions) - forces).max() > 1.0
     draft.start(0)
     np.testing.assert_array_equal(draft(positions), forces)
