@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 RIDGE = 0.001  # of the diagonal
 FIRST_FIT = 16  # steps
-EARLY, MIDDLE = 256, 4096  # steps, up to which more of them are learned from, and fits come often
+EARLY, MIDDLE = 256, 2048  # steps, up to which more of them are learned from, and fits come often
 EARLY_STRIDE, MIDDLE_STRIDE, LATE_STRIDE = 2, 10, 30
 LATE_FITS, LAST_FITS = 512, 4096  # steps from one to the next, at first and in the end
 MEMORY = 2000  # steps learned from, after which the weight of old ones has fallen to 1/e

@@ -25,6 +25,7 @@ BLEND = 0.7  # weight of the last comparison of two windows' costs against earli
 MOST_OFTEN = 6  # times that a step is measured; more are counted as so many
 MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
 WORTH = 1.03  # times faster, to leave a window
+HOPELESS = 0.75  # times as fast as the present window, as far as is known: not tried again
 FIRST_PROBE, LAST_PROBE = 60, 2000  # rounds; from one to the next it is twice as many
 SCHOOL = 24  # rounds that do not tell how good a draft is that learns: it has just begun
 SURE = 600  # rounds
@@ -240,7 +241,7 @@ class WindowTuner:
         window = self.window
         if self._since_change >= WARM_UP:
             if self._on_trial is not None:
-                self._on_trial.append(seconds / rounds)
+                self._on_trial += [seconds / rounds] * rounds
             else:
                 self._costs.follow(window, seconds / rounds)
         if window > 1:
@@ -280,13 +281,13 @@ class WindowTuner:
         self._interval = min(2 * self._interval, LAST_PROBE)
         self._next_probe = self._rounds + self._interval
         self._say()
-        windows = self.windows
-        at = windows.index(self.window)
-        beside = {1, *windows[max(0, at - 1) : at + 2]}
-        if self.window == 1 and len(windows) > 1:  # another may be the best of the long ones
-            rates = self._rates()
-            beside = {max(windows[1:], key=rates.__getitem__)}
-        self._probes = sorted(beside - {self.window})
+        windows, rates = self.windows, self._rates()
+        if self.window == 1:  # while these last nothing is heard of the others
+            self._probes = sorted(windows[1:], key=rates.__getitem__)[-1:]
+            return
+        at, least = windows.index(self.window), HOPELESS * rates[self.window]
+        beside = {1, *windows[max(0, at - 1) : at + 2]} - {self.window}
+        self._probes = sorted(each for each in beside if rates[each] > least)
 
     def _rates(self) -> dict[int, float]:
         """Steps per second."""
