@@ -277,6 +277,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         cls = LSDIntegrator
         connect(
             int(self.this),
+            self._scheme,
             SCHEMES[self._scheme].velocity_offset,
             to(lambda self, before: to_checkpoint(before, cls._make_record(self))),
             to(lambda self, rest: cls._take_record(self, from_checkpoint(rest))),

@@ -18,7 +18,8 @@ def toda_system():
     system = openmm.System()
     for mass in TARGET.masses:
         system.addParticle(mass)
-    spring = "k*L^2*(exp({0}/L)-{0}/L-1)"
+    # The wall is cut as in law.py.
+    spring = "k*L^2*(exp(min({0}/L,50))*(1+max({0}/L-50,0))-{0}/L-1)"
     own = openmm.CustomExternalForce("+".join(spring.format(axis) for axis in "xyz"))
     bond = openmm.CustomCompoundBondForce(
         2, "+".join(spring.format(f"({axis}2-{axis}1)") for axis in "xyz")
@@ -40,7 +41,8 @@ class Toda(torch.nn.Module):
     def forward(self, positions):
         def energy(displacement, stiffness):
             reduced = displacement / TARGET.length
-            return stiffness * TARGET.length**2 * (torch.exp(reduced) - reduced - 1)
+            wall = torch.exp(reduced.clamp(max=50)) * (1 + (reduced - 50).clamp(min=0))
+            return stiffness * TARGET.length**2 * (wall - reduced - 1)
 
         own = energy(positions, TARGET.stiffness).sum(dim=(1, 2))
         return own + energy(positions[:, 1] - positions[:, 0], TARGET.coupling).sum(dim=1)

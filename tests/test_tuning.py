@@ -253,6 +253,33 @@ def test_plain_steps_are_the_contexts_own(simulate, build_cold, state_of, scheme
     assert mixed.step == 70
 
 
+def test_plain_middle_steps_are_those_of_langevin_middle_integrator(simulate, state_of):
+    """To the last bit, for they are done by the same kernel with the same random numbers."""
+
+    def stepped(integrator):
+        simulation = simulate(target_system(), integrator)
+        if isinstance(integrator, LSDIntegrator):
+            simulation.context.setPositions(POSITIONS)
+            integrator.step(1)
+            always(integrator, 1)
+        simulation.context.setPositions(POSITIONS)
+        simulation.context.setVelocities(VELOCITIES)
+        simulation.context.setStepCount(0)
+        integrator.step(30)
+        integrator.setTemperature(500)
+        integrator.setFriction(5)
+        integrator.setStepSize(0.0005)
+        integrator.step(30)
+        return state_of(simulation)
+
+    plain = openmm.LangevinMiddleIntegrator(300, 1, 0.001)
+    plain.setRandomNumberSeed(7)
+    expected = stepped(plain)
+    found = stepped(lsd(windowLength="auto", randomNumberSeed=7))
+    np.testing.assert_array_equal(found.positions, expected.positions)
+    np.testing.assert_array_equal(found.velocities, expected.velocities)
+
+
 def test_plain_steps_that_fail_leave_the_last_committed_state(simulate, state_of):
     cliff = external_force("sqrt(0.3-x)", 3)  # not a number beyond
     integrator = lsd(draft=soft_draft(), windowLength="auto")

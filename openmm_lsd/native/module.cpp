@@ -719,12 +719,13 @@ NB_MODULE(_native, m) {
     m.attr("speculative_integrator") = Maker::name;
     m.def(
         "connect",
-        [](uintptr_t address, double velocityOffset, nb::object save, nb::object load,
+        [](uintptr_t address, const std::string& scheme, double velocityOffset, nb::object save, nb::object load,
            nb::object parameters, nb::object setParameters, nb::object settings) {
             auto* integrator = dynamic_cast<SpeculativeIntegrator*>(
                 reinterpret_cast<OpenMM::Integrator*>(address));
             if (integrator == nullptr)
                 throw std::invalid_argument("there is no SpeculativeIntegrator at this address");
+            integrator->isMiddle = scheme == "middle";
             integrator->velocityOffset = velocityOffset;
             integrator->save = save;
             integrator->load = load;
@@ -732,10 +733,10 @@ NB_MODULE(_native, m) {
             integrator->setParameters = setParameters;
             integrator->settings = settings;
         },
-        nb::arg("address"), nb::arg("velocity_offset"), nb::arg("save"), nb::arg("load"),
+        nb::arg("address"), nb::arg("scheme"), nb::arg("velocity_offset"), nb::arg("save"), nb::arg("load"),
         nb::arg("parameters"), nb::arg("set_parameters"), nb::arg("settings"),
-        "Tell the SpeculativeIntegrator at an address by how many steps velocities are behind "
-        "positions, and what to call: save(bytes before) -> bytes and "
+        "Tell the SpeculativeIntegrator at an address its scheme, by how many steps velocities are "
+        "behind positions, and what to call: save(bytes before) -> bytes and "
         "load(bytes) for checkpoints, parameters() -> str and set_parameters(str) for States, "
         "settings() -> str for the XML of the integrator.");
     nb::class_<ContextAccess>(m, "ContextAccess",

@@ -1,11 +1,13 @@
 // The integrator in C++: a CustomIntegrator (plain dynamics of the target) that passes on what OpenMM
 // tells its integrators: when something has changed, and when a checkpoint or a State is written or
-// loaded. Python does the rest.
+// loaded. Plain steps of the Middle scheme are done by OpenMM's own kernel for it, which costs less
+// than the expressions of a CustomIntegrator. Python does the rest.
 
 #pragma once
 
 #include <OpenMM.h>
 #include <openmm/internal/ContextImpl.h>
+#include <openmm/kernels.h>
 #include <openmm/serialization/SerializationNode.h>
 #include <openmm/serialization/SerializationProxy.h>
 
@@ -13,6 +15,7 @@
 
 #include <istream>
 #include <iterator>
+#include <memory>
 #include <ostream>
 #include <sstream>
 #include <string>
@@ -34,6 +37,9 @@ public:
     // that setVelocitiesToTemperature() draws are shifted by so much.
     double velocityOffset = 0.0;
 
+    // Whether plain steps are those of LangevinMiddleIntegrator.
+    bool isMiddle = false;
+
     // What connect() in module.cpp says.
     nanobind::object save, load, parameters, setParameters, settings;
 
@@ -49,6 +55,21 @@ public:
             each->reset();
     }
 
+    void step(int steps) override {
+        if (middle == nullptr) {
+            CustomIntegrator::step(steps);
+            return;
+        }
+        middle->setTemperature(getGlobalVariableByName("temperature"));
+        middle->setFriction(getGlobalVariableByName("friction"));
+        middle->setStepSize(getStepSize());
+        for (int i = 0; i < steps; i++) {
+            context->updateContextState();
+            context->calcForcesAndEnergy(true, false, getIntegrationForceGroups());
+            middleKernel.getAs<OpenMM::IntegrateLangevinMiddleStepKernel>().execute(*context, *middle);
+        }
+    }
+
     std::string settingsText() const {
         nanobind::gil_scoped_acquire acquire;
         return settings.is_valid() ? toText(call(settings)) : "";
@@ -61,6 +82,21 @@ protected:
                 "An LSDIntegrator cannot be part of a CompoundIntegrator");
         CustomIntegrator::initialize(contextRef);
         touched = true;
+        if (!isMiddle)
+            return;
+        using Kernel = OpenMM::IntegrateLangevinMiddleStepKernel;
+        if (!contextRef.getPlatform().supportsKernels({Kernel::Name()}))
+            return;
+        middle = std::make_unique<OpenMM::LangevinMiddleIntegrator>(300.0, 1.0, getStepSize());
+        middle->setRandomNumberSeed(getRandomNumberSeed());
+        middleKernel = contextRef.getPlatform().createKernel(Kernel::Name(), contextRef);
+        middleKernel.getAs<Kernel>().initialize(contextRef.getSystem(), *middle);
+    }
+
+    void cleanup() override {
+        middle.reset();
+        middleKernel = OpenMM::Kernel();
+        CustomIntegrator::cleanup();
     }
 
     void stateChanged(OpenMM::State::DataType changed) override {
@@ -117,6 +153,9 @@ protected:
     }
 
 private:
+    std::unique_ptr<OpenMM::LangevinMiddleIntegrator> middle; // what its kernel is told
+    OpenMM::Kernel middleKernel;
+
     template <class... Arguments>
     static nanobind::object call(const nanobind::object& function, Arguments&&... arguments) {
         std::string message;
