@@ -15,6 +15,9 @@ Way = TypeVar("Way", bound=Hashable)
 decisions: dict[str, Any] = {}
 
 
+SPINNING = 0.1  # s, more than the threads of OpenMP libraries wait for more work
+
+
 def race(
     run: Callable[[Way], object],
     ways: Iterable[Way],
@@ -26,7 +29,8 @@ def race(
     """Median seconds of ``run(way)`` for the ways that were not beaten early.
 
     In turns, because other programs take the machine's cores for a while and give them back. The
-    median, because threads that wait for a busy core are what makes a way slow.
+    median, because threads that wait for a busy core are what makes a way slow. Twice, if it is
+    short, and the second time counts: threads of the way before spin for a while, and take a core.
 
     Parameters
     ----------
@@ -42,12 +46,19 @@ def race(
     start = perf_counter()
     for turn in range(warm_up + turns):
         for way in left:
-            begin = perf_counter()
-            run(way)
-            times[way].append(perf_counter() - begin)
+            seconds = _seconds(run, way)
+            if seconds < SPINNING:
+                seconds = _seconds(run, way)
+            times[way].append(seconds)
         if perf_counter() - start > longest:
             break
         if turn == warm_up + 2:  # most have lost already
             medians = {way: np.median(times[way][warm_up:]) for way in left}
             left = [way for way in left if medians[way] < 2 * min(medians.values())]
     return {way: float(np.median(times[way][min(warm_up, turn) :])) for way in left}
+
+
+def _seconds(run: Callable[[Way], object], way: Way) -> float:
+    begin = perf_counter()
+    run(way)
+    return perf_counter() - begin

@@ -27,16 +27,23 @@ def runner(clock, durations):
 
 
 def test_the_median_counts_and_not_the_shortest_nor_the_warm_up(clock):
-    noisy = [0.1, 0.1] + [0.1, 0.5, 0.5] * 3
+    noisy = [0.2, 0.2] + [0.2, 0.5, 0.5] * 3
     steady = [9e-1, 9e-1] + [0.4] * 9
     medians = race(runner(clock, {"noisy": noisy, "steady": steady})[0], ["noisy", "steady"])
     assert medians == {"noisy": pytest.approx(0.5), "steady": pytest.approx(0.4)}
 
 
 def test_a_hopeless_way_is_dropped_early(clock):
-    run, counts = runner(clock, {"fast": [0.01] * 11, "slow": [0.1] * 11})
-    assert race(run, ["slow", "fast"]) == {"fast": pytest.approx(0.01)}
+    run, counts = runner(clock, {"fast": [0.11] * 11, "slow": [0.3] * 11})
+    assert race(run, ["slow", "fast"]) == {"fast": pytest.approx(0.11)}
     assert counts == {"fast": 11, "slow": 5}
+
+
+def test_threads_of_the_way_before_do_not_count(clock):
+    """What is short is run twice at a time."""
+    run, counts = runner(clock, {"spins": [0.05] * 22, "suffers": [0.09, 0.04] * 11})
+    assert min((seconds := race(run, ["spins", "suffers"])), key=seconds.get) == "suffers"
+    assert counts == {"spins": 22, "suffers": 22}
 
 
 def test_a_slow_function_is_tried_once(clock):

@@ -57,9 +57,14 @@ def import_openmmtorch() -> Any:
         If either cannot be imported, with what to install.
     """
     try:
-        import torch  # noqa: F401, I001
-        import openmmtorch
+        import torch  # noqa: F401
 
+        disabled = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # that a name which openmmtorch itself uses is out of date
+        try:
+            import openmmtorch
+        finally:
+            logging.disable(disabled)
         load_plugin()
     except ImportError as error:
         raise ImportError(
