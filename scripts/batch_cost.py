@@ -15,7 +15,15 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import torch
 from openmm import app, unit
+from openmm_lsd._native import keep_freed_memory
 from train_mlip import Potential, build_model
+
+WAYS = ["eager", "scripted", "frozen", "compiled"]
+
+
+def set_threads(threads):
+    torch.get_num_threads()  # else the process's number is taken up later
+    torch.set_num_threads(threads)
 
 
 def forces(module, positions):
@@ -39,7 +47,15 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--pdb", required=True)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 16])
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS)
+    parser.add_argument(
+        "--give-memory-back",
+        action="store_true",
+        help="to the system after every use, as glibc does by itself; LSDIntegrator keeps it",
+    )
     args = parser.parse_args()
+    if not args.give_memory_back:
+        keep_freed_memory()
     pdb = app.PDBFile(args.pdb)
     numbers = [atom.element.atomic_number for atom in pdb.topology.atoms()]
     positions = np.array(pdb.positions.value_in_unit(unit.nanometer))
@@ -49,6 +65,7 @@ def main():
     scripted = torch.jit.script(module)
     ways = {"eager": module, "scripted": scripted, "frozen": torch.jit.freeze(scripted)}
     ways["compiled"] = torch.compile(module, dynamic=True)
+    ways = {name: ways[name] for name in args.ways}
     cores = torch.get_num_threads()
     print(f"{len(numbers)} atoms; ms per batch")
     print(f"{'':12s}{'threads':>10s}" + "".join(f"{f'B = {b}':>10s}" for b in args.batches))
@@ -64,9 +81,7 @@ def main():
                 if workers == 1 or batch < workers:
                     run = lambda way=way, states=states: forces(way, states)  # noqa: E731
                 else:
-                    pool = ThreadPoolExecutor(
-                        workers, initializer=torch.set_num_threads, initargs=(threads,)
-                    )
+                    pool = ThreadPoolExecutor(workers, initializer=set_threads, initargs=(threads,))
                     shares = torch.chunk(states, workers)
                     run = lambda way=way, shares=shares, pool=pool: list(  # noqa: E731
                         pool.map(lambda share: forces(way, share), shares)

@@ -25,6 +25,7 @@ from particles import (
 )
 from test_law import RUNS, STEPS, TARGET, Z, draft, make_scheme, plain
 
+import openmm_lsd.sampler
 from openmm_lsd import LSDIntegrator, SpeculativeSampler, TargetError
 from openmm_lsd.schemes import ABOBA, Middle
 from openmm_lsd.targets import BatchedTarget
@@ -198,6 +199,17 @@ def test_looks_again_when_the_draft_has_learned():
     assert np.median(windows) >= 16 > short
 
 
+class Noting(Always):
+    """Notes what rounds took."""
+
+    def __init__(self, window):
+        super().__init__(window)
+        self.seconds = []
+
+    def record(self, committed, seconds, rounds=1):
+        self.seconds.append(seconds)
+
+
 class Retuned(SpeculativeSampler):
     def __init__(self, *args):
         super().__init__(*args)
@@ -228,6 +240,29 @@ def test_a_longer_window_keeps_what_is_known():
     np.testing.assert_array_equal(sampler._corrections[4:], before[[3, 3]])
     sampler._set_window(2)
     np.testing.assert_array_equal(sampler._corrections, before[:2])
+
+
+def test_rounds_are_timed_with_what_lies_between_them(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(openmm_lsd.sampler, "perf_counter", lambda: now[0])
+
+    def target(positions):
+        now[0] += 2.0
+        return TARGET.forces(positions)
+
+    def watch(became):
+        now[0] += 5.0
+
+    sampler = SpeculativeSampler(make_scheme(Middle), TARGET.masses, draft, target, 4, 1)
+    sampler.tuner = tuner = Noting(4)
+    sampler.watchers.append(watch)
+    positions, velocities = TARGET.starts(1, np.random.default_rng(1))
+    sampler.set_state(positions[0], velocities[0])
+    for _ in range(10):
+        sampler.advance(3)
+        now[0] += 100.0  # the caller's own time is not a round's
+    assert tuner.seconds == [2.0] + [7.0] * (sampler.statistics.rounds - 1)
+    assert sampler.statistics.seconds == sum(tuner.seconds) + 5.0
 
 
 @pytest.mark.parametrize("scheme", ["middle", "aboba"])
