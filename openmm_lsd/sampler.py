@@ -327,7 +327,7 @@ class SpeculativeSampler:
         self._lesson: _Lesson | None = None
         if self._learns:
             self._draft.start(step)
-        self._lap_began = self.statistics.seconds
+        self._lap_began = self._seconds_without_learning()
 
     def snapshot(self) -> dict[str, Any]:
         """All that the next steps depend on besides the draft, for ``restore``."""
@@ -351,7 +351,7 @@ class SpeculativeSampler:
         self._no_corrections = np.zeros_like(self._corrections)
         self._leap_seen = record["leap seen"]
         self._kept = record["kept"]
-        self._lap_began = self.statistics.seconds
+        self._lap_began = self._seconds_without_learning()
         lesson = record["lesson"]
         self._lesson = None if lesson is None else _Lesson(**lesson)
         window, self.window = self.window, record["window"]
@@ -401,10 +401,14 @@ class SpeculativeSampler:
         self.statistics.overhead_seconds += now - before - (counted_now - counted)
 
     def _lap(self) -> float:
-        """Seconds spent in steps since the last call, with what lies between rounds."""
+        """Seconds spent in steps since the last call, with what lies between rounds; not those
+        of learning."""
         self._count_overhead()
-        before, self._lap_began = self._lap_began, self.statistics.seconds
+        before, self._lap_began = self._lap_began, self._seconds_without_learning()
         return self._lap_began - before
+
+    def _seconds_without_learning(self) -> float:
+        return self.statistics.seconds - self.statistics.learning_seconds
 
     def _intervene(self) -> None:
         """What is due at the front: all committed steps have been handed out, but no more."""

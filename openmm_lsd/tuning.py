@@ -25,7 +25,7 @@ BLEND = 0.7  # weight of the last comparison of two windows' costs against earli
 MOST_OFTEN = 6  # times that a step is measured; more are counted as so many
 MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
 WORTH = 1.03  # times faster, to leave a window
-HOPELESS = 0.75  # times as fast as the present window, as far as is known: not tried again
+HOPELESS = 0.75  # times as fast as the present window: plain steps that are not tried again
 FIRST_PROBE, LAST_PROBE = 60, 2000  # rounds; from one to the next it is twice as many
 SCHOOL = 24  # rounds that do not tell how good a draft is that learns: it has just begun
 SURE = 600  # rounds
@@ -234,7 +234,8 @@ class WindowTuner:
             self._since_change, self._on_trial, self._probes = 0, [], []
 
     def record(self, committed: int, seconds: float, rounds: int = 1) -> None:
-        """Rounds of ``window`` sites committed so many steps in so much time, all told."""
+        """Rounds of ``window`` sites committed so many steps in so much time, all told but for
+        learning, which costs much at first and little later."""
         if self._school > 0:
             self._school -= rounds
             return
@@ -285,9 +286,11 @@ class WindowTuner:
         if self.window == 1:  # while these last nothing is heard of the others
             self._probes = sorted(windows[1:], key=rates.__getitem__)[-1:]
             return
-        at, least = windows.index(self.window), HOPELESS * rates[self.window]
-        beside = {1, *windows[max(0, at - 1) : at + 2]} - {self.window}
-        self._probes = sorted(each for each in beside if rates[each] > least)
+        at = windows.index(self.window)
+        beside = {*windows[max(0, at - 1) : at + 2]} - {self.window}
+        if rates[1] > HOPELESS * rates[self.window]:
+            beside.add(1)
+        self._probes = sorted(beside)
 
     def _rates(self) -> dict[int, float]:
         """Steps per second."""
