@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,19 +40,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s"
     )
     warnings.filterwarnings("ignore", category=DeprecationWarning)
+    with _counted_interrupts() as interrupts:
+        try:
+            return args.command(args, given)
+        except KeyboardInterrupt:
+            return _stopped(parser.prog)
+        except BrokenPipeError:
+            return 2
+        except Exception as error:
+            # In Python that OpenMM has called, Ctrl-C becomes an OpenMMException.
+            if interrupts:
+                return _stopped(parser.prog)
+            if args.debug:
+                raise
+            failure = error
+    text = " ".join(str(failure).split()) or type(failure).__name__
+    print(f"{parser.prog} {args.name}: error: {text}", file=sys.stderr)
+    return 2
+
+
+@contextmanager
+def _counted_interrupts() -> Iterator[list[int]]:
+    """While this lasts: the interrupts that there were; each raises KeyboardInterrupt as ever."""
+    interrupts: list[int] = []
+    in_main_thread = threading.current_thread() is threading.main_thread()  # it alone gets signals
+    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield interrupts
+        return
+
+    def interrupt(number: int, frame: Any) -> NoReturn:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
     try:
-        return args.command(args, given)
-    except KeyboardInterrupt:
-        print(f"\n{parser.prog}: stopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        return 2
-    except Exception as error:
-        if args.debug:
-            raise
-        text = " ".join(str(error).split()) or type(error).__name__
-        print(f"{parser.prog} {args.name}: error: {text}", file=sys.stderr)
-        return 2
+        yield interrupts
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _stopped(program: str) -> int:
+    print(f"\n{program}: stopped", file=sys.stderr)
+    return 130
 
 
 def _parser() -> argparse.ArgumentParser:

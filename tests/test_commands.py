@@ -161,6 +161,24 @@ def test_stopped_and_resumed(tmp_path, potential, how):
     assert len(again["trajectory.dcd"]) == len(once["trajectory.dcd"])
 
 
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_ctrl_c_in_python_that_openmm_has_called(monkeypatch, capsys, interrupted):
+    """OpenMM turns every exception of such Python into its own."""
+
+    def run(args, given):
+        if interrupted:
+            with pytest.raises(KeyboardInterrupt):
+                signal.raise_signal(signal.SIGINT)
+        raise openmm.OpenMMException("")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(cli, "_run", run)
+    assert cli.main(["run", *FILES, "--steps", "10"]) == (130 if interrupted else 2)
+    said = "stopped" if interrupted else "error: OpenMMException"
+    assert said in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
