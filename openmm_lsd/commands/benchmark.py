@@ -160,10 +160,11 @@ class Benchmark:
         return "\n".join(lines)
 
     def _temperature_error(self, row: dict[str, Any]) -> float:
-        """Standard error of the mean; the energy's correlation time is 1/gamma."""
+        """Standard error of the mean; values are independent two correlation times apart, and that of
+        the energy is 1/gamma."""
         case = self.case
         picoseconds = row["blocks"] * row["steps per block"] * case.step_size
-        independent = 1.0 + picoseconds * case.friction
+        independent = 1.0 + 0.5 * picoseconds * case.friction
         return case.temperature * float(np.sqrt(2.0 / case.degrees_of_freedom / independent))
 
     def verdict(self) -> str:

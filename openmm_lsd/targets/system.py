@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -117,14 +117,13 @@ class SystemTarget(BatchedTarget):
         for part in self.parts:
             part.prepare(positions, batch, box)
 
-    def single_states(self) -> AbstractContextManager:
+    @contextmanager
+    def single_states(self) -> Iterator[None]:
         """See BatchedTarget."""
-        if len(self.parts) == 1:
-            return self.parts[0].single_states()
-        stack = ExitStack()
-        for part in self.parts:
-            stack.enter_context(part.single_states())
-        return stack
+        with ExitStack() as stack:
+            for part in self.parts:
+                stack.enter_context(part.single_states())
+            yield
 
     def close(self) -> None:
         """See BatchedTarget."""

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -370,12 +370,12 @@ class TorchForceTarget(BatchedTarget):
             raise ValueError(f"forces of shape {tuple(forces.shape)} instead of {tuple(x.shape)}")
         return energy.detach().reshape(batch), forces
 
-    def _threads(self, threads: int) -> AbstractContextManager:
-        before = self._torch.get_num_threads()
-        return nullcontext() if threads == before else self._changed_threads(threads, before)
-
     @contextmanager
-    def _changed_threads(self, threads: int, before: int) -> Iterator[None]:
+    def _threads(self, threads: int) -> Iterator[None]:
+        before = self._torch.get_num_threads()
+        if threads == before:
+            yield
+            return
         self._torch.set_num_threads(threads)
         try:
             yield
