@@ -160,8 +160,8 @@ class Benchmark:
         return "\n".join(lines)
 
     def _temperature_error(self, row: dict[str, Any]) -> float:
-        """Standard error of the mean; values are independent two correlation times apart, and that of
-        the energy is 1/gamma."""
+        """Standard error of the mean. Values two correlation times apart are independent, and that
+        time is 1/gamma for the energy."""
         case = self.case
         picoseconds = row["blocks"] * row["steps per block"] * case.step_size
         independent = 1.0 + 0.5 * picoseconds * case.friction
