@@ -23,12 +23,19 @@ class BarostatMoves:
     Parameters
     ----------
     access : ContextAccess
+    show : callable, State
+        Puts a state into the Context, with its time and step count.
     moved : callable
         Called after every move that was accepted: the box is another.
     """
 
-    def __init__(self, access: ContextAccess, moved: Callable[[], None]) -> None:
-        self._access, self._moved = access, moved
+    def __init__(
+        self,
+        access: ContextAccess,
+        show: Callable[[State], None],
+        moved: Callable[[], None],
+    ) -> None:
+        self._access, self._show, self._moved = access, show, moved
         self.begun = 0  # steps before this index have begun, as far as the barostats know
 
     @property
@@ -47,7 +54,7 @@ class BarostatMoves:
         """See Intervention; if the move fails the Context has its box back."""
         access, box = self._access, self._access.get_box()
         self.tell(state.step)
-        access.set_state(state.positions, state.velocities, *access.get_time())
+        self._show(state)
         try:
             access.begin_step()
         except BaseException:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 import logging
+import os
 import secrets
 from collections.abc import Callable
 from functools import partial
@@ -32,10 +32,9 @@ from .restart import Record, digest_of
 from .rollout import reciprocal
 from .sampler import Round, SpeculativeSampler, State, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
+from .snapshot import SystemSnapshot
 from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
 from .targets.base import Evaluation
-from .targets.pythonforce import as_python_force
-from .targets.torchforce import as_torch_force
 from .targets.virtualsites import PlacedTarget
 from .tuning import WindowTuner
 
@@ -66,6 +65,8 @@ class Binding:
     ----------
     access : ContextAccess
         Of the Context that owns the integrator.
+    system : SystemSnapshot
+        What that Context holds.
     draft : DraftChoice
     target : BatchedTarget or None
         None: built from the Context's System.
@@ -80,6 +81,7 @@ class Binding:
     def __init__(
         self,
         access: ContextAccess,
+        system: SystemSnapshot,
         draft: DraftChoice,
         target: BatchedTarget | None,
         scheme_name: str,
@@ -88,14 +90,13 @@ class Binding:
         watchers: list[Callable[[Round], Any]],
     ) -> None:
         self._access = access
-        self._system = _python_system(access)
+        self._system = system
         check_system(self._system, "target")
         if draft.system is not None:
             check_pair(self._system, draft.system)
         self._masses = masses_of(self._system)
         self._immobile = self._masses[:, None] == 0
         self._has_immobile = bool(self._immobile.any())
-        self._has_barostat = barostat_frequency(self._system) is not None
         if target is not None and virtual_sites(self._system):
             target = PlacedTarget(target, self._system)
         self._given_target = target
@@ -109,16 +110,20 @@ class Binding:
             self.tuner = WindowTuner(barostat_frequency(self._system), draft.learning)
         self._window = TYPICAL_WINDOW if window is None else window
         self._statistics, self._watchers = statistics, watchers
-        self._fingerprint = _fingerprint(self._system)
+        self._version = system.version  # of what the target was built from
+        self._unchecked = {"target"}  # what has changed in the forces since the last check
+        self._checked_parameters: set[tuple] = set()  # values of the Context's parameters
+        self._has_checked_box = False
         self._settings: Settings | None = None
         self._sampler: SpeculativeSampler | None = None
         self._step_count = -1
         self._in_context: Array | None = None  # positions of the state that it has itself made
         self.noise_step = 0  # index of the next step's random numbers
-        self._moves = BarostatMoves(access, self._take_box)
+        self._moves = BarostatMoves(access, self._show, self._take_box)
         self._begun = 0  # steps beyond the committed ones that the barostats have begun: 0 or 1
         self._record: Record | None = None  # to go on from
-        self._fresh_seed = secrets.randbits(63)
+        self._fresh_seed, self._process = secrets.randbits(63), os.getpid()
+        self._time, self._step_size = 0.0, 0.0  # at noise_step, while steps are done
         self.correction = "per-step"  # before the first step; see SpeculativeSampler
         if target is not None and not has_forces(self._system):
             logger.warning(
@@ -127,15 +132,6 @@ class Binding:
         self._draft_is_periodic = draft.is_periodic(self._system)
         self._draft = draft.make(self._state()[0], self._masses, self._box())
         self._environment_of_draft()
-
-    def is_current(self) -> bool:
-        """Whether the integrator still belongs to the System that was bound, with its particles.
-
-        Raises openmm.OpenMMException if its Context was deleted.
-        """
-        if self._access.get_system_address() != int(self._system.this):
-            return False
-        return not self._access.touched or np.array_equal(self._access.get_masses(), self._masses)
 
     def settings(self) -> Settings:
         """Those of the integrator at present."""
@@ -150,19 +146,17 @@ class Binding:
         sampler, target = self._prepared(settings), self._target
         assert target is not None
         begin, counted = perf_counter(), self._statistics.seconds
-        time, step_count = self._access.get_time()
+        self._time, self._step_size = self._access.get_time()[0], settings.step_size
 
         # A target that was given may be a faster form of the System's forces, if it has any.
         by_itself = plain if self._given_target is None else None
 
         def plain_steps(state: State, n: int) -> tuple[Array, Array, int]:
-            done = state.step - self.noise_step
-            at = time + done * settings.step_size
             if state.positions is not self._in_context:
-                self._access.set_state(state.positions, state.velocities, at, step_count + done)
+                self._show(state)
             self._in_context = None
             self._moves.tell(state.step)
-            box = self._access.get_box() if self._has_barostat else None
+            before, box = self._access.get_time()[1], self._access.get_box()
             try:
                 assert by_itself is not None
                 with target.single_states():
@@ -170,13 +164,13 @@ class Binding:
                 self._moves.begun += n
             except Exception as error:
                 count = self._access.get_time()[1]
-                n = count - (step_count + done)
+                n = count - before
                 self._moves.begun += n + 1
                 if n == 0:
                     raise TargetError(
                         f"the target failed at the state before step {count}: {error}", count
                     ) from error
-            if box is not None and not np.array_equal(self._access.get_box(), box):
+            if not np.array_equal(self._access.get_box(), box):
                 self._take_box()
             positions, velocities, *_ = self._access.get_state()
             self._in_context = positions
@@ -187,21 +181,27 @@ class Binding:
         try:
             sampler.advance(steps, None if by_itself is None else plain_steps)
         finally:
-            positions, velocities, step = sampler.state
-            done = step - self.noise_step
-            for _ in range(done):
-                time += settings.step_size
-            moves.tell(step)
-            self._begun = moves.begun - step
-            self.noise_step, self._step_count = step, step_count + done
-            if self._has_immobile:  # OpenMM leaves them alone, their velocities too
-                velocities = np.where(self._immobile, self._start_velocities, velocities)
-            if self._has_immobile or self._has_barostat or positions is not self._in_context:
-                self._access.set_state(positions, velocities, time, self._step_count)
-                self._in_context = None
+            state = sampler.state
+            moves.tell(state.step)
+            self._begun = moves.begun - state.step
+            is_shown = state.positions is self._in_context and not self._has_immobile
+            if not is_shown or moves.next_step is not None:
+                self._show(state)
+            self._in_context = None if not is_shown else self._in_context
+            self._step_count += state.step - self.noise_step
+            self.noise_step = state.step
             self._access.acknowledge()
             counted = self._statistics.seconds - counted
             self._statistics.overhead_seconds += perf_counter() - begin - counted
+
+    def _show(self, state: State) -> None:
+        """Put a state into the Context, with its time and step count."""
+        done, time, velocities = state.step - self.noise_step, self._time, state.velocities
+        for _ in range(done):  # with the rounding of one step after another
+            time += self._step_size
+        if self._has_immobile:  # OpenMM leaves them alone, their velocities too
+            velocities = np.where(self._immobile, self._start_velocities, velocities)
+        self._access.set_state(state.positions, velocities, time, self._step_count + done)
 
     def take_tuner(self, tuner: WindowTuner | None) -> None:
         """Let another object of that kind choose the windows from now on."""
@@ -239,48 +239,79 @@ class Binding:
         return self.evaluate(positions)[1] - draft_forces
 
     def _prepared(self, settings: Settings) -> SpeculativeSampler:
-        """The sampler, standing where the Context stands; made anew if something has changed."""
-        sampler, target, record = self._sampler, self._target, self._record
+        """The sampler, standing where the Context stands; what has changed is made anew."""
+        record, previous = self._record, self._settings
+        is_touched = self._access.touched or self._system.version != self._version
+        has_changed = is_touched and self._follow_changes()
         if record is not None:
-            sampler, self._fresh_seed = None, record["seed"]
-        previous = self._settings
+            self._sampler, self._fresh_seed = None, record["seed"]
+        elif os.getpid() != self._process:
+            self._leave_parent()
         if previous is not None and settings.force_groups != previous.force_groups:
-            target = self._given_target
-        if self._access.touched:
-            check_system(self._system, "target")
-            fingerprint = _fingerprint(self._system)
-            if fingerprint != self._fingerprint:
-                if fingerprint.forces != self._fingerprint.forces or self._own_target is None:
-                    target = self._given_target
-                else:  # a bias grows, a restraint is tightened: may happen often
-                    self._own_target.refresh()
-                self._fingerprint = fingerprint
-                sampler = None
-            if self._access.changed:
-                sampler = None
-            # Now, because what follows may fail, and be tried again.
-            self._target, self._sampler = target, sampler
-        if sampler is None or target is None or settings != previous:
+            self._target = self._given_target
+            self._unchecked.add("force groups")
+        sampler = self._sampler if settings == previous else None
+        if sampler is None or self._unchecked:
             scheme = SCHEMES[self._scheme_name](
                 settings.temperature, settings.friction, settings.step_size
             )
             scheme.check_noise(reciprocal(self._masses))
-            if sampler is None or target is None:
+            if self._unchecked:
                 self._state()
                 self._environment_of_draft()
-                self._target = self._checked_target(target, settings, scheme)
-            sampler = self._new_sampler(settings, scheme)
-        elif (sampler.state.step, self._step_count) == (
+                self._target = self._checked_target(self._target, settings, scheme)
+                self._unchecked.clear()
+            if sampler is None:
+                sampler = self._new_sampler(settings, scheme)
+        elif not has_changed and (sampler.state.step, self._step_count) == (
             self.noise_step,
             self._access.get_time()[1],
         ):
             return sampler
-        positions, velocities, step_count = self._state()
-        self._start_velocities = velocities
+        self._take_box()
+        positions, velocities, self._step_count = self._state()
+        self._start_velocities, self._in_context = velocities, None
         if record is None or not self._resume(record, sampler, settings):
-            sampler.set_state(positions, velocities, self.noise_step, step_count=step_count)
+            sampler.set_state(
+                positions, velocities, self.noise_step, step_count=self._step_count
+            )
         self._sampler, self._settings, self._record = sampler, settings, None
         return sampler
+
+    def _follow_changes(self) -> bool:
+        """Take over what the user has changed in the Context; whether there was anything.
+
+        Forces are compared with the Context's when they, or the parameters, are new.
+        """
+        self._system.update_unknown()
+        if self._system.version != self._version:
+            self._version = self._system.version
+            if self._own_target is not None:
+                self._own_target.refresh(self._system.getForces())
+            self._checked_parameters.clear()
+            self._unchecked.add("forces")
+        if self._settings is None:  # the first step: everything is new
+            return True
+        has_new_parameters = bool(self._access.changed_parameters)
+        if has_new_parameters:
+            parameters = self._access.get_parameters()
+            if self._target is not None:
+                self._target.set_parameters(parameters)
+            values = tuple(sorted(parameters.items()))
+            if values not in self._checked_parameters:
+                self._checked_parameters.add(values)
+                self._unchecked.add("parameters")
+        if not self._has_checked_box and not np.array_equal(self._box_of_target, self._box()):
+            self._has_checked_box = True
+            self._unchecked.add("box")
+        return bool(self._unchecked) or has_new_parameters or self._access.state_changed
+
+    def _leave_parent(self) -> None:
+        """This process was forked: it has random numbers of its own, unless a seed was given."""
+        self._process = os.getpid()
+        if self._access.get_settings()[3] == 0:
+            self._fresh_seed, self._sampler = secrets.randbits(63), None
+            self._access.renew_plain_noise()
 
     def go_on_from(self, record: Record) -> None:
         """The Context has been loaded from a checkpoint or a State that had this record."""
@@ -297,7 +328,7 @@ class Binding:
         if (
             record["sampler"] is None
             or Settings(*record["settings"]) != settings
-            or record["system"] != self._fingerprint.contents
+            or record["system"] != self._system.digest
             or record["shown"] != self._shown()
         ):
             return False
@@ -314,14 +345,14 @@ class Binding:
         is_in_step = (
             sampler is not None
             and settings == self._settings
-            and not access.changed
-            and (not access.touched or _fingerprint(self._system) == self._fingerprint)
+            and self._system.version == self._version
+            and not (access.touched and (access.state_changed or access.changed_parameters))
             and (sampler.state.step, self._step_count) == (self.noise_step, access.get_time()[1])
         )
         return {
             "seed": settings.seed % 2**64 or self._fresh_seed,
             "settings": list(settings),
-            "system": self._fingerprint.contents,
+            "system": self._system.digest,
             "shown": self._shown(),
             "draft state": self._draft.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
@@ -340,7 +371,6 @@ class Binding:
     def _new_sampler(self, settings: Settings, scheme: Scheme) -> SpeculativeSampler:
         target = self._target
         assert target is not None
-        self._take_box()
         sampler = SpeculativeSampler(
             scheme,
             self._masses,
@@ -353,8 +383,7 @@ class Binding:
         )
         sampler.commit, sampler.statistics = commit, self._statistics
         sampler.tuner, sampler.watchers = self.tuner, self._watchers
-        if self._has_barostat:
-            sampler.intervention = self._moves
+        sampler.intervention = self._moves
         return sampler
 
     def _state(self) -> tuple[Array, Array, int]:
@@ -462,42 +491,3 @@ class Binding:
         """The forces (B, N, 3) that the Context's integrator would see."""
         groups = settings.force_groups - 2**32 * (settings.force_groups >= 2**31)
         return self._access.forces(states, groups)
-
-
-class Fingerprint(NamedTuple):
-    """Of a System's forces: their addresses and groups, and a digest of what is in them."""
-
-    forces: list[tuple[int, int]]
-    contents: str
-
-
-def _fingerprint(system: openmm.System) -> Fingerprint:
-    """See Fingerprint.
-
-    The code behind a TorchForce or a PythonForce cannot be exchanged, nor always serialised.
-    """
-    forces = system.getForces()
-    contents = (
-        openmm.XmlSerializer.serialize(force)
-        for force in forces
-        if as_torch_force(force) is None and as_python_force(force) is None
-    )
-    return Fingerprint(
-        [(int(force.this), force.getForceGroup()) for force in forces], digest_of("".join(contents))
-    )
-
-
-def _python_system(access: ContextAccess) -> openmm.System:
-    """The Python System that the Context was made from, found by its address.
-
-    The Context's Python object keeps it alive. Making a copy in C++ instead is no way: a TorchForce
-    does not survive its own serialisation.
-    """
-    address = access.get_system_address()
-    for candidate in gc.get_objects():
-        if issubclass(type(candidate), openmm.System) and int(candidate.this) == address:
-            return candidate
-    raise RuntimeError(
-        "the System of the Context is not to be found among Python's objects; make the Context "
-        "with openmm.Context or openmm.app.Simulation and keep it"
-    )

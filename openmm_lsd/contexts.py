@@ -74,11 +74,32 @@ def without_forces(system: openmm.System) -> openmm.System:
     through XML.
     """
     result = openmm.System()
-    for index in range(system.getNumParticles()):
-        result.addParticle(system.getParticleMass(index))
-    copy_virtual_sites(int(system.this), int(result.this))
-    result.setDefaultPeriodicBoxVectors(*system.getDefaultPeriodicBoxVectors())
+    copy_particles(system, result)
     return result
+
+
+def copy_particles(system: openmm.System, to: openmm.System) -> None:
+    """Give an empty System the particles, virtual sites and box of another."""
+    for index in range(system.getNumParticles()):
+        to.addParticle(system.getParticleMass(index))
+    copy_virtual_sites(int(system.this), int(to.this))
+    to.setDefaultPeriodicBoxVectors(*system.getDefaultPeriodicBoxVectors())
+
+
+def describe_system(system: openmm.System) -> str:
+    """A digest that is the same for the same System, in every process.
+
+    Of a Force that OpenMM cannot serialize (a PythonForce that cannot be pickled) the class counts.
+    """
+    frame = without_forces(system)
+    return digest_of(*map(_serialized, (frame, *system.getForces())))
+
+
+def _serialized(part: openmm.System | openmm.Force) -> str:
+    try:
+        return openmm.XmlSerializer.serialize(part)
+    except openmm.OpenMMException:
+        return type(part).__name__
 
 
 def is_empty(force: openmm.Force) -> bool:
@@ -118,7 +139,7 @@ def fastest_context(
     openmm.OpenMMException
         If the System works on none of them.
     """
-    key = f"platform {digest_of(openmm.XmlSerializer.serialize(system))}"
+    key = f"platform {describe_system(system)}"
     known = decisions.get(key)
     platforms = loaded_platforms() if platforms is None else platforms
     if known is not None and known in platforms:

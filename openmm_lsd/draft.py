@@ -17,7 +17,7 @@ from ._native import Valence
 from .autodraft import auto_draft
 from .bondwatch import BondWatch
 from .checks import default_box, has_forces
-from .contexts import ForceContext, fastest_context
+from .contexts import ForceContext, describe_system, fastest_context
 from .learning import Learner
 from .molgraph import (
     elements_of_masses,
@@ -283,7 +283,7 @@ class DraftChoice(NamedTuple):
 
     def digest(self) -> str:
         """The same for the same draft, in every process."""
-        system = "auto" if self.system is None else openmm.XmlSerializer.serialize(self.system)
+        system = "auto" if self.system is None else describe_system(self.system)
         return digest_of(system, self.learning)
 
     def is_periodic(self, target: openmm.System) -> bool:

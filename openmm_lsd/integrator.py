@@ -28,12 +28,11 @@ from .restart import (
     RestartError,
     examine_before_loading,
     from_checkpoint,
-    from_text,
     to_checkpoint,
-    to_text,
 )
 from .sampler import Round, Statistics
 from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from .snapshot import SystemSnapshot, existing
 from .targets import BatchedTarget, as_target
 from .targets.torchforce import load_plugin
 
@@ -56,7 +55,15 @@ class LSDIntegrator(openmm.CustomIntegrator):
     force. A bad draft costs speed, never correctness.
 
     The CustomIntegrator underneath is the plain dynamics of the target with the same scheme; that
-    is what an XML round trip of the integrator gives.
+    is what an XML round trip of the integrator gives. Nothing can be added to its program.
+
+    A checkpoint continues its own run to the last bit. A State is a place to start from: it holds
+    no random numbers, and the Context that loads it goes on with its own, at indices that it has
+    never used.
+
+    So that this can be so, importing the package puts a function in front of
+    ``openmm.Context.loadCheckpoint``, and making a Context with an LSDIntegrator one in front of
+    ``updateParametersInContext`` of its forces; for other integrators they change nothing.
 
     Every callable in the list ``watchers`` is called after every round with its ``sampler.Round``.
 
@@ -75,7 +82,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
     scheme : 'middle' or 'aboba'
         'middle' is that of LangevinMiddleIntegrator.
     randomNumberSeed : int, optional
-        None or 0: a fresh seed for every Context.
+        None or 0: a fresh seed for every Context, and for every process that a fork makes.
     draftPlatform : openmm.Platform or str, optional
         Platform of the draft's forces; default: the fastest for them, found by timing.
     topology : openmm.app.Topology, optional
@@ -143,9 +150,11 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._scheme, self._window = scheme, _window(windowLength)
         self._statistics = Statistics()
         self.watchers: list[Callable[[Round], Any]] = []
+        self._snapshot: SystemSnapshot | None = None  # of the Context
         self._binding: Binding | None = None
         self._groups_of_plain_steps: int | None = None
         self._record: Record | None = None  # to go on from, once there is a binding
+        self._is_stepping = False
         self._connect()
         if "openmmtorch" in sys.modules:
             load_plugin()
@@ -155,28 +164,29 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self.setRandomNumberSeed(randomNumberSeed)
 
     def _add_program(self) -> None:
+        program = super()
         for name in ("temperature", "friction", "kT", "a", "b", NOISE_STEP):
-            self.addGlobalVariable(name, 0.0)
-        self.addUpdateContextState()
-        self.addComputeGlobal("kT", f"{MOLAR_GAS_CONSTANT!r}*temperature")
-        self.addComputeGlobal("a", "exp(-friction*dt)")
-        self.addComputeGlobal("b", "sqrt(1-a*a)")
+            program.addGlobalVariable(name, 0.0)
+        program.addUpdateContextState()
+        program.addComputeGlobal("kT", f"{MOLAR_GAS_CONSTANT!r}*temperature")
+        program.addComputeGlobal("a", "exp(-friction*dt)")
+        program.addComputeGlobal("b", "sqrt(1-a*a)")
         if self._scheme == "middle":
-            self.addPerDofVariable("x1", 0.0)
-            self.addComputePerDof("v", "v + dt*f/m")
-            self.addConstrainVelocities()
-            self.addComputePerDof("x", "x + 0.5*dt*v")
-            self.addComputePerDof("v", "a*v + b*sqrt(kT/m)*gaussian")
-            self.addComputePerDof("x", "x + 0.5*dt*v")
-            self.addComputePerDof("x1", "x")
-            self.addConstrainPositions()
-            self.addComputePerDof("v", "v + (x-x1)/dt")
+            program.addPerDofVariable("x1", 0.0)
+            program.addComputePerDof("v", "v + dt*f/m")
+            program.addConstrainVelocities()
+            program.addComputePerDof("x", "x + 0.5*dt*v")
+            program.addComputePerDof("v", "a*v + b*sqrt(kT/m)*gaussian")
+            program.addComputePerDof("x", "x + 0.5*dt*v")
+            program.addComputePerDof("x1", "x")
+            program.addConstrainPositions()
+            program.addComputePerDof("v", "v + (x-x1)/dt")
         else:
-            self.addComputePerDof("x", "x + 0.5*dt*v")
-            self.addComputePerDof("v", "a*v + 0.5*(1+a)*dt*f/m + b*sqrt(kT/m)*gaussian")
-            self.addComputePerDof("x", "x + 0.5*dt*v")
+            program.addComputePerDof("x", "x + 0.5*dt*v")
+            program.addComputePerDof("v", "a*v + 0.5*(1+a)*dt*f/m + b*sqrt(kT/m)*gaussian")
+            program.addComputePerDof("x", "x + 0.5*dt*v")
 
-    def step(self, steps: int) -> None:
+    def step(self, steps: int | float) -> None:
         """Advance the simulation by ``steps`` time steps.
 
         Afterwards the Context holds the committed state of exactly that step. Further committed
@@ -184,12 +194,13 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
         Raises
         ------
-        ValueError
-            Before the first step, if a System or the state of the Context is not fit for LSD.
+        TypeError, ValueError
+            If ``steps`` is not a whole number (whole floats are, as with OpenMM's integrators); and
+            before the first step, if a System or the state of the Context is not fit for LSD.
         TargetError
             If the target fails at a committed state, in which the Context is left.
         """
-        steps = operator.index(steps)
+        steps = _steps(steps)
         if steps <= 0:
             return
         binding = self._bound()
@@ -206,10 +217,12 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
         # A CustomIntegrator keeps to the force groups of its first step.
         stale = self._groups_of_plain_steps not in (None, settings.force_groups)
+        self._is_stepping = True
         try:
             binding.step(steps, settings, None if stale else plain)
         finally:
             self.setGlobalVariableByName(NOISE_STEP, binding.noise_step)
+            self._is_stepping = False
 
     def _settings_for_xml(self) -> dict[str, Any]:
         arguments, setters = self._recipe()
@@ -248,11 +261,27 @@ class LSDIntegrator(openmm.CustomIntegrator):
         given = {"draft": draft, "topology": topology, "target": target}
         return _rebuild({**settings["arguments"], **given}, settings["setters"])
 
+    def _take_system(self, system: openmm.System) -> None:
+        """A Context was made, or made anew by ``reinitialize``: all is learned again."""
+        self._snapshot, self._binding = SystemSnapshot(system), None
+
+    def note_update(self, force: openmm.Force, inner: bool = False) -> None:
+        """Parameters of a Force were copied to the Context, by ``updateParametersInContext``.
+
+        ``inner``: those of a Force inside it. Forces of OpenMM's Python layer call this by
+        themselves.
+        """
+        if self._snapshot is not None:
+            self._snapshot.update(force, inner)
+
     def _bound(self) -> Binding:
         """The binding to the Context that owns this integrator."""
-        if self._binding is None or not self._binding.is_current():
+        if self._binding is None:
+            access = ContextAccess(int(self.this))
+            assert self._snapshot is not None
             self._binding = Binding(
-                ContextAccess(int(self.this)),
+                access,
+                self._snapshot,
                 self._draft,
                 self._target,
                 self._scheme,
@@ -263,7 +292,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
         return self._binding
 
     def _connect(self) -> None:
-        """Tell the C++ object whom to ask when OpenMM writes or loads a checkpoint or a State."""
+        """Tell the C++ object whom to ask when OpenMM makes a Context, or writes or loads a
+        checkpoint."""
         reference = weakref.ref(self)
 
         def to(method: Callable) -> Callable:
@@ -281,8 +311,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             SCHEMES[self._scheme].velocity_offset,
             to(lambda self, before: to_checkpoint(before, cls._make_record(self))),
             to(lambda self, rest: cls._take_record(self, from_checkpoint(rest))),
-            to(lambda self: to_text(cls._make_record(self))),
-            to(lambda self, text: cls._take_record(self, from_text(text))),
+            to(lambda self, address: cls._take_system(self, existing(address))),
             to(lambda self: json.dumps(cls._settings_for_xml(self))),
         )
 
@@ -296,17 +325,23 @@ class LSDIntegrator(openmm.CustomIntegrator):
         }
 
     def _make_record(self) -> Record:
+        if self._is_stepping:
+            raise RestartError(
+                "a checkpoint was asked for while step() runs (by a signal handler?), when the "
+                "Context holds no complete step; let the handler set a flag, and save the "
+                "checkpoint when step() has returned"
+            )
         record = {**self._identity(), "noise step": self._value(NOISE_STEP)}
         if self._record is not None:  # no step since
             return {**self._record, **record}
-        if self._binding is None or not self._binding.is_current():
+        if self._binding is None:
             return record
         return {**self._binding.record(self._binding.settings()), **record}
 
     def examine_record(self, record: Record | None) -> None:
         """Raise RestartError if a run of this integrator cannot go on from a record.
 
-        Called before a checkpoint or a State is loaded.
+        Called before a checkpoint is loaded.
         """
         if record is None:
             return
@@ -332,7 +367,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._record = None
         if record is None:
             logger.warning(
-                "what was loaded was not written by an LSDIntegrator; the run goes on from its "
+                "the checkpoint was not written by an LSDIntegrator; the run continues from its "
                 "state, with random numbers of its own"
             )
             return
@@ -408,6 +443,38 @@ class LSDIntegrator(openmm.CustomIntegrator):
         return arguments, {"setIntegrationForceGroups": self.getIntegrationForceGroups()}
 
 
+def _refuse(name: str) -> Callable:
+    def refuse(self: LSDIntegrator, *arguments: Any) -> None:
+        raise ValueError(
+            f"{name}() would have no effect: an LSDIntegrator runs the steps of its own scheme. Add "
+            "forces and restraints to the System, change temperature, friction or Context "
+            "parameters between steps, and use barostats and reporters as ever; a program of your "
+            "own needs an openmm.CustomIntegrator"
+        )
+
+    refuse.__name__ = name
+    refuse.__doc__ = "Raises ValueError: the steps are those of the scheme."
+    return refuse
+
+
+for _name in (
+    "addGlobalVariable",
+    "addPerDofVariable",
+    "addTabulatedFunction",
+    "addComputeGlobal",
+    "addComputePerDof",
+    "addComputeSum",
+    "addConstrainPositions",
+    "addConstrainVelocities",
+    "addUpdateContextState",
+    "beginIfBlock",
+    "beginWhileBlock",
+    "endBlock",
+    "setKineticEnergyExpression",
+):
+    setattr(LSDIntegrator, _name, _refuse(_name))
+
+
 def _rebuild(arguments: dict[str, Any], settings: dict[str, Any]) -> LSDIntegrator:
     integrator = LSDIntegrator(**arguments)
     for setter, value in settings.items():
@@ -447,6 +514,18 @@ def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> fl
             f"{name} is {number} {in_unit.get_symbol()}; it must be positive and finite"
         )
     return number
+
+
+def _steps(value: Any) -> int:
+    """A number of steps; a float such as 1 ps / 1 fs may be off by its rounding."""
+    number = value
+    if isinstance(value, unit.Quantity):
+        number = value.value_in_unit(unit.dimensionless) if value.unit.is_dimensionless() else None
+    if np.ndim(number) > 0 or not isinstance(number, numbers.Real | np.ndarray):
+        raise TypeError(f"steps is {value!r}; it must be a whole number")
+    if not math.isfinite(number) or abs(number - round(float(number))) > 1e-9 * abs(number):
+        raise ValueError(f"steps is {value!r}; it must be a whole number")
+    return round(float(number)) if isinstance(number, float | np.floating) else int(number)
 
 
 def _seed(value: Any) -> int:

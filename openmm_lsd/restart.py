@@ -1,18 +1,17 @@
-"""What a run needs to go on to the last bit, inside OpenMM's own checkpoints and States.
+"""What a run needs to continue to the last bit, inside OpenMM's own checkpoints.
 
 OpenMM lets an integrator add to a checkpoint what it likes, and read it back when all else has been
 loaded. What LSDIntegrator adds there is a *record*: a tree of numbers and arrays as bytes, and a
-digest of the whole checkpoint, so that a damaged one is refused before anything is loaded.
+digest of the whole checkpoint, so that a damaged one is refused before anything is loaded. A State
+holds nothing of the kind: it is a place to start from, and no random numbers travel in it.
 """
 
 from __future__ import annotations
 
-import base64
 import functools
 import hashlib
 import io
 import json
-import re
 import zipfile
 from collections.abc import Callable, Collection
 from typing import Any
@@ -26,11 +25,11 @@ Record = dict[str, Any]
 
 MARK = b"\nopenmm-lsd record, version 1\n"
 LENGTH_BYTES, DIGEST_BYTES = 8, hashlib.sha256().digest_size
-STATE_PROPERTY = re.compile(r'<IntegratorParameters[^>]*\bopenmm_lsd="([^"]*)"')
 
 
 class RestartError(ValueError):
-    """A checkpoint or a State that cannot be gone on from; nothing of it has been loaded."""
+    """A checkpoint that a run cannot continue from, of which nothing has been loaded; or one that
+    cannot be written now."""
 
 
 def pack(record: Record) -> bytes:
@@ -106,26 +105,6 @@ def from_checkpoint(
     return unpack(checkpoint[start:end])
 
 
-def to_text(record: Record) -> str:
-    """The record as a string for the integrator's parameters in a State."""
-    data = pack(record)
-    return base64.b64encode(hashlib.sha256(data).digest() + data).decode()
-
-
-def from_text(text: str) -> Record | None:
-    """The record that ``to_text`` made this string from; None from an empty string."""
-    if not text:
-        return None
-    try:
-        sealed = base64.b64decode(text, validate=True)
-    except ValueError as error:
-        raise RestartError(f"its record cannot be read ({error})") from error
-    digest, data = sealed[:DIGEST_BYTES], sealed[DIGEST_BYTES:]
-    if hashlib.sha256(data).digest() != digest:
-        raise RestartError("its record was damaged (its digest is another)")
-    return unpack(data)
-
-
 def digest_of(*parts: Any) -> str:
     """Of arrays, strings and whatever has a ``repr`` that says all; the same in every process."""
     digest = hashlib.sha256()
@@ -138,27 +117,24 @@ def digest_of(*parts: Any) -> str:
 
 
 def examine_before_loading() -> None:
-    """Let an integrator refuse a checkpoint or a State before OpenMM loads it.
+    """Let an integrator refuse a checkpoint before OpenMM loads it.
 
     OpenMM asks its integrators last, when positions and all else have been overwritten, and it
-    would read on beyond the end of a file that was cut short. So ``Context.loadCheckpoint`` and
-    ``Context.setState`` first call the ``examine_record`` of their integrator, if it has one; for
-    all other integrators nothing changes.
+    would read on beyond the end of a file that was cut short. So ``Context.loadCheckpoint`` first
+    calls the ``examine_record`` of its integrator, if it has one; for all other integrators nothing
+    changes.
     """
+    load = openmm.Context.loadCheckpoint
 
-    def first(examine: Callable, load: Callable) -> Callable:
-        @functools.wraps(load)
-        def examined(self: openmm.Context, source: Any) -> None:
-            integrator = getattr(self, "_integrator", None)
-            if hasattr(integrator, "examine_record"):
-                examine(self, integrator, source)
-            load(self, source)
+    @functools.wraps(load)
+    def examined(self: openmm.Context, checkpoint: Any) -> None:
+        integrator = getattr(self, "_integrator", None)
+        if hasattr(integrator, "examine_record"):
+            _examine_checkpoint(self, integrator, checkpoint)
+        load(self, checkpoint)
 
-        return examined
-
-    if not hasattr(openmm.Context.loadCheckpoint, "__wrapped__"):
-        openmm.Context.loadCheckpoint = first(_examine_checkpoint, openmm.Context.loadCheckpoint)
-        openmm.Context.setState = first(_examine_state, openmm.Context.setState)
+    if not hasattr(load, "__wrapped__"):
+        openmm.Context.loadCheckpoint = examined
 
 
 def _examine_checkpoint(context: openmm.Context, integrator: Any, checkpoint: bytes) -> None:
@@ -175,15 +151,3 @@ def _examine_checkpoint(context: openmm.Context, integrator: Any, checkpoint: by
         integrator.examine_record(from_checkpoint(checkpoint, lengths))
     except RestartError as error:
         raise RestartError(f"the checkpoint was not loaded: {error}") from error
-
-
-def _examine_state(_: openmm.Context, integrator: Any, state: openmm.State) -> None:
-    if not (
-        isinstance(state, openmm.State) and state.getDataTypes() & openmm.State.IntegratorParameters
-    ):
-        return
-    found = STATE_PROPERTY.search(openmm.XmlSerializer.serialize(state))
-    try:
-        integrator.examine_record(from_text(found.group(1) if found else ""))
-    except RestartError as error:
-        raise RestartError(f"the State was not set: {error}") from error

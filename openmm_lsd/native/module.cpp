@@ -28,6 +28,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <initializer_list>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <stdexcept>
@@ -83,6 +84,12 @@ struct Buffer {
         return NumpyArray(pointer, shape.size(), shape.data(), owner);
     }
 };
+
+// Whether a platform computes elsewhere than on this processor, and in single precision unless told
+// otherwise.
+bool isOnDevice(const OpenMM::Platform& platform) {
+    return platform.getName() != "Reference" && platform.getName() != "CPU";
+}
 
 void copyOut(const std::vector<Vec3>& from, double* to) {
     std::memcpy(to, from.data(), from.size() * sizeof(Vec3));
@@ -337,40 +344,44 @@ public:
                 static_cast<uint32_t>(own.getIntegrationForceGroups())};
     }
 
+    void renewPlainNoise() { speculative().renewPlainNoise(); }
+
     std::tuple<double, long long> getTime() const {
         return {context().getTime(), context().getStepCount()};
     }
 
-    // Whether the Context may have been changed since acknowledge().
+    // Whether the Context may have been changed since acknowledge(). Not all that moves atoms tells the
+    // integrator: OpenMM's minimiser does not where it runs on a device.
     bool touched() const {
-        return !everAcknowledged || speculative().touched || box() != boxOf(acknowledged);
+        return !everAcknowledged || speculative().touched || box() != boxOf(acknowledged) || moved();
     }
 
-    // Whether positions, velocities, parameters or box have changed since acknowledge().
-    bool changed() const {
+    // Whether positions, velocities or box have changed since acknowledge().
+    bool stateChanged() const {
         if (!everAcknowledged)
             return true;
-        if (!touched())
-            return false;
         const OpenMM::State now = context().getState(watched);
         return now.getPositions() != acknowledged.getPositions() ||
                now.getVelocities() != acknowledged.getVelocities() ||
-               now.getParameters() != acknowledged.getParameters() ||
                boxOf(now) != boxOf(acknowledged);
+    }
+
+    // Names of the parameters that have changed since acknowledge().
+    std::vector<std::string> changedParameters() const {
+        std::vector<std::string> names;
+        for (const auto& [name, value] : context().getParameters()) {
+            const auto& before = acknowledged.getParameters();
+            const auto found = before.find(name);
+            if (found == before.end() || found->second != value)
+                names.push_back(name);
+        }
+        return names;
     }
 
     void acknowledge() {
         acknowledged = context().getState(watched);
         everAcknowledged = true;
         speculative().touched = false;
-    }
-
-    NumpyArray getMasses() const {
-        const OpenMM::System& system = context().getSystem();
-        Buffer masses({numParticles()});
-        for (size_t i = 0; i < masses.size; i++)
-            masses.data[i] = system.getParticleMass(i);
-        return masses.numpy();
     }
 
     NumpyArray getBox() const {
@@ -397,10 +408,6 @@ public:
         for (const std::string& name : platform.getPropertyNames())
             properties[name] = platform.getPropertyValue(context(), name);
         return properties;
-    }
-
-    uintptr_t getSystemAddress() const {
-        return reinterpret_cast<uintptr_t>(&context().getSystem());
     }
 
     // Positions (B, N, 3) with the virtual sites where their parents put them.
@@ -493,6 +500,26 @@ private:
     bool hasVirtualSites = false;
     static constexpr int watched =
         OpenMM::State::Positions | OpenMM::State::Velocities | OpenMM::State::Parameters;
+
+    // Whether atoms are elsewhere than at acknowledge(). A device may wrap molecules at any time,
+    // which changes positions by their rounding to single precision.
+    bool moved() const {
+        const OpenMM::State now = context().getState(OpenMM::State::Positions);
+        const std::vector<Vec3>& before = acknowledged.getPositions();
+        const std::vector<Vec3>& after = now.getPositions();
+        if (after == before)
+            return false;
+        if (!isOnDevice(context().getPlatform()))
+            return true;
+        constexpr double rounding = 4 * std::numeric_limits<float>::epsilon();
+        for (size_t i = 0; i < after.size(); i++)
+            for (int j = 0; j < 3; j++) {
+                const double scale = std::max(1.0, std::abs(before[i][j]));
+                if (!(std::abs(after[i][j] - before[i][j]) <= rounding * scale))
+                    return true;
+            }
+        return false;
+    }
 
     static std::vector<Vec3> boxOf(const OpenMM::State& state) {
         std::vector<Vec3> result(3);
@@ -717,10 +744,11 @@ NB_MODULE(_native, m) {
     });
     registerSpeculativeIntegrator();
     m.attr("speculative_integrator") = Maker::name;
+    m.attr("existing_system") = ExistingSystem::name;
     m.def(
         "connect",
         [](uintptr_t address, const std::string& scheme, double velocityOffset, nb::object save, nb::object load,
-           nb::object parameters, nb::object setParameters, nb::object settings) {
+           nb::object contextMade, nb::object settings) {
             auto* integrator = dynamic_cast<SpeculativeIntegrator*>(
                 reinterpret_cast<OpenMM::Integrator*>(address));
             if (integrator == nullptr)
@@ -729,16 +757,15 @@ NB_MODULE(_native, m) {
             integrator->velocityOffset = velocityOffset;
             integrator->save = save;
             integrator->load = load;
-            integrator->parameters = parameters;
-            integrator->setParameters = setParameters;
+            integrator->contextMade = contextMade;
             integrator->settings = settings;
         },
         nb::arg("address"), nb::arg("scheme"), nb::arg("velocity_offset"), nb::arg("save"), nb::arg("load"),
-        nb::arg("parameters"), nb::arg("set_parameters"), nb::arg("settings"),
+        nb::arg("context_made"), nb::arg("settings"),
         "Tell the SpeculativeIntegrator at an address its scheme, by how many steps velocities are "
         "behind positions, and what to call: save(bytes before) -> bytes and "
-        "load(bytes) for checkpoints, parameters() -> str and set_parameters(str) for States, "
-        "settings() -> str for the XML of the integrator.");
+        "load(bytes) for checkpoints, context_made(address of the System) when a Context is made or "
+        "reinitialised, settings() -> str for the XML of the integrator.");
     nb::class_<ContextAccess>(m, "ContextAccess",
                               "The Context that owns the integrator at an address, "
                               "int(integrator.this). Units nm, ps, kJ/mol.")
@@ -754,19 +781,20 @@ NB_MODULE(_native, m) {
              "Temperature, friction, step size, seed, force groups (bits) of the integrator.")
         .def_prop_ro("touched", &ContextAccess::touched,
                      "Whether the Context may have been changed since acknowledge().")
-        .def_prop_ro("changed", &ContextAccess::changed,
-                     "Whether positions, velocities, parameters or box of the Context have changed "
-                     "since acknowledge().")
+        .def_prop_ro("state_changed", &ContextAccess::stateChanged,
+                     "Whether positions, velocities or box of the Context have changed since "
+                     "acknowledge().")
+        .def_prop_ro("changed_parameters", &ContextAccess::changedParameters,
+                     "Names of the Context's parameters that have changed since acknowledge().")
         .def("acknowledge", &ContextAccess::acknowledge)
-        .def("get_masses", &ContextAccess::getMasses, "Masses (N,) in amu.")
+        .def("renew_plain_noise", &ContextAccess::renewPlainNoise,
+             "From now on other random numbers for plain steps, unless a seed was given.")
         .def("get_box", &ContextAccess::getBox, "Periodic box vectors (3, 3).")
         .def("set_box", &ContextAccess::setBox, nb::arg("box"))
         .def("get_parameters", &ContextAccess::getParameters)
         .def("set_parameter", &ContextAccess::setParameter, nb::arg("name"), nb::arg("value"))
         .def("get_platform", &ContextAccess::getPlatform)
         .def("get_properties", &ContextAccess::getProperties)
-        .def("get_system_address", &ContextAccess::getSystemAddress,
-             "Equals int(system.this) of the System that the Context was made from.")
         .def("with_virtual_sites", &ContextAccess::withVirtualSites, nb::arg("positions"),
              "Positions (B, N, 3) with the virtual sites where their parents put them; the Context "
              "is left at the last.")

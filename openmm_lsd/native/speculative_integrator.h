@@ -1,6 +1,6 @@
 // The integrator in C++: a CustomIntegrator (plain dynamics of the target) that passes on what OpenMM
-// tells its integrators: when something has changed, and when a checkpoint or a State is written or
-// loaded. Plain steps of the Middle scheme are done by OpenMM's own kernel for it, which costs less
+// tells its integrators: when a Context is made, when something has changed, and when a checkpoint is
+// written or loaded. Plain steps of the Middle scheme are done by OpenMM's own kernel for it, which costs less
 // than the expressions of a CustomIntegrator. Python does the rest.
 
 #pragma once
@@ -26,7 +26,7 @@ class SpeculativeIntegrator : public OpenMM::CustomIntegrator {
 public:
     using OpenMM::CustomIntegrator::CustomIntegrator;
 
-    // Name of the property of a State's integrator parameters, and of the XML of the integrator.
+    // Name of the property of the integrator's XML.
     static constexpr const char* property = "openmm_lsd";
 
     // Whether the user may have changed the state, a parameter or a force; asking for energies does
@@ -41,10 +41,10 @@ public:
     bool isMiddle = false;
 
     // What connect() in module.cpp says.
-    nanobind::object save, load, parameters, setParameters, settings;
+    nanobind::object save, load, contextMade, settings;
 
     ~SpeculativeIntegrator() override {
-        nanobind::object* all[] = {&save, &load, &parameters, &setParameters, &settings};
+        nanobind::object* all[] = {&save, &load, &contextMade, &settings};
         if (!nanobind::is_alive()) {
             for (auto* each : all)
                 each->release(); // the interpreter is gone
@@ -70,6 +70,12 @@ public:
         }
     }
 
+    // From now on other random numbers for plain steps, unless a seed was given.
+    void renewPlainNoise() {
+        if (middle != nullptr)
+            makeMiddleKernel(*context);
+    }
+
     std::string settingsText() const {
         nanobind::gil_scoped_acquire acquire;
         return settings.is_valid() ? toText(call(settings)) : "";
@@ -82,15 +88,17 @@ protected:
                 "An LSDIntegrator cannot be part of a CompoundIntegrator");
         CustomIntegrator::initialize(contextRef);
         touched = true;
+        {
+            nanobind::gil_scoped_acquire acquire;
+            if (contextMade.is_valid())
+                call(contextMade, reinterpret_cast<uintptr_t>(&contextRef.getSystem()));
+        }
         if (!isMiddle)
             return;
         using Kernel = OpenMM::IntegrateLangevinMiddleStepKernel;
         if (!contextRef.getPlatform().supportsKernels({Kernel::Name()}))
             return;
-        middle = std::make_unique<OpenMM::LangevinMiddleIntegrator>(300.0, 1.0, getStepSize());
-        middle->setRandomNumberSeed(getRandomNumberSeed());
-        middleKernel = contextRef.getPlatform().createKernel(Kernel::Name(), contextRef);
-        middleKernel.getAs<Kernel>().initialize(contextRef.getSystem(), *middle);
+        makeMiddleKernel(contextRef);
     }
 
     void cleanup() override {
@@ -138,23 +146,25 @@ protected:
             call(load, nanobind::bytes(rest.data(), rest.size()));
     }
 
+    // A State is a place to start from: no random numbers travel in it, nor settings, as with OpenMM's
+    // own Langevin integrators.
     void serializeParameters(OpenMM::SerializationNode& node) const override {
         node.setIntProperty("version", 1);
-        nanobind::gil_scoped_acquire acquire;
-        if (parameters.is_valid())
-            node.setStringProperty(property, toText(call(parameters)));
     }
 
-    void deserializeParameters(const OpenMM::SerializationNode& node) override {
-        const std::string text = node.getStringProperty(property, "");
-        nanobind::gil_scoped_acquire acquire;
-        if (setParameters.is_valid())
-            call(setParameters, nanobind::str(text.data(), text.size()));
-    }
+    void deserializeParameters(const OpenMM::SerializationNode&) override {}
 
 private:
     std::unique_ptr<OpenMM::LangevinMiddleIntegrator> middle; // what its kernel is told
     OpenMM::Kernel middleKernel;
+
+    void makeMiddleKernel(OpenMM::ContextImpl& contextRef) {
+        using Kernel = OpenMM::IntegrateLangevinMiddleStepKernel;
+        middle = std::make_unique<OpenMM::LangevinMiddleIntegrator>(300.0, 1.0, getStepSize());
+        middle->setRandomNumberSeed(getRandomNumberSeed());
+        middleKernel = contextRef.getPlatform().createKernel(Kernel::Name(), contextRef);
+        middleKernel.getAs<Kernel>().initialize(contextRef.getSystem(), *middle);
+    }
 
     template <class... Arguments>
     static nanobind::object call(const nanobind::object& function, Arguments&&... arguments) {
@@ -210,6 +220,22 @@ public:
     }
 };
 
+// OpenMM's Python layer wraps what its XmlSerializer has made: the way to a Python object for a System
+// that exists already. The object must be disowned at once.
+class ExistingSystem : public OpenMM::SerializationProxy {
+public:
+    static constexpr const char* name = "openmm_lsd.ExistingSystem";
+    ExistingSystem() : SerializationProxy(name) {}
+
+    void serialize(const void*, OpenMM::SerializationNode&) const override {
+        throw OpenMM::OpenMMException("A System is serialized as such");
+    }
+
+    void* deserialize(const OpenMM::SerializationNode& node) const override {
+        return reinterpret_cast<void*>(std::stoull(node.getStringProperty("address")));
+    }
+};
+
 inline void registerSpeculativeIntegrator() {
     using OpenMM::SerializationProxy;
     const SerializationProxy& custom =
@@ -217,4 +243,5 @@ inline void registerSpeculativeIntegrator() {
     SerializationProxy::registerProxy(typeid(SpeculativeIntegrator), new AsCustomIntegrator(custom));
     SerializationProxy::registerProxy(typeid(OpenMM::CustomIntegrator), &custom);
     SerializationProxy::registerProxy(typeid(Maker), new Maker);
+    SerializationProxy::registerProxy(typeid(ExistingSystem), new ExistingSystem);
 }

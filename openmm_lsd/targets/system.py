@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
@@ -60,8 +60,8 @@ class SystemTarget(BatchedTarget):
         self.python_parts: list[PythonForceTarget] = []
         self.model_parts: list[ModelTarget] = []
         rest: list[openmm.Force] = []
-        self._forces_of_rest = rest
-        for force in system.getForces():
+        self._indices_of_rest: list[int] = []
+        for index, force in enumerate(system.getForces()):
             if not groups >> force.getForceGroup() & 1:
                 continue
             if changes_state(force) or is_empty(force):
@@ -78,6 +78,7 @@ class SystemTarget(BatchedTarget):
                 self.python_parts.append(PythonForceTarget(python_force, positions, box))
             else:
                 rest.append(force)
+                self._indices_of_rest.append(index)
         self.parts: list[BatchedTarget] = [
             *self.torch_parts,
             *self.model_parts,
@@ -89,10 +90,10 @@ class SystemTarget(BatchedTarget):
             self.rest = ContextTarget(_system_with(system, rest), platforms=platforms)
             self.parts.append(self.rest)
 
-    def refresh(self) -> None:
-        """Take over parameters that have changed in the System's own forces, of the same number."""
+    def refresh(self, forces: Sequence[openmm.Force]) -> None:
+        """Take over new parameters, from Forces that are otherwise those of the System."""
         if self.rest is not None:
-            system = _system_with(self._system, self._forces_of_rest)
+            system = _system_with(self._system, [forces[i] for i in self._indices_of_rest])
             self.rest = self.parts[-1] = self.rest.renewed(system)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:

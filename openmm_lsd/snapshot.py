@@ -1,0 +1,212 @@
+"""The System of a Context as that Context holds it.
+
+A Context copies its System when it is made or reinitialised. A System or a Force that is edited
+later does not reach it, but by ``updateParametersInContext``, which copies some parameters of one
+Force. So one System may serve several Contexts with parameters of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+from xml.etree import ElementTree
+
+import openmm
+
+from ._native import existing_system
+from .contexts import copy_particles
+from .restart import digest_of
+from .targets.pythonforce import as_python_force
+from .targets.torchforce import as_torch_force
+
+logger = logging.getLogger(__name__)
+
+# Parts of a Force's XML that updateParametersInContext leaves alone, as it does what is set for the
+# Force as a whole (cutoffs, expressions: attributes of the XML's root).
+NOT_UPDATED = ("CollectiveVariables", "Forces", "GlobalParameters")
+
+
+class SystemSnapshot(openmm.System):
+    """A System as it was when its Context was made, with the updates of that Context since.
+
+    Its Forces are copies, but for those that cannot be copied: a TorchForce, a PythonForce, and
+    what OpenMM cannot serialize. These are the System's own.
+
+    Parameters
+    ----------
+    system : openmm.System
+    """
+
+    def __init__(self, system: openmm.System) -> None:
+        super().__init__()
+        _copy_frame(system, self)
+        self._frame = _describe_frame(system)
+        self.version = 0  # number of updates
+        self._held = [_HeldForce(force) for force in system.getForces()]
+
+    def getForces(self) -> list[openmm.Force]:  # noqa: N802 (OpenMM's name)
+        """See openmm.System."""
+        return [held.force for held in self._held]
+
+    def getNumForces(self) -> int:  # noqa: N802
+        """See openmm.System."""
+        return len(self._held)
+
+    def getForce(self, index: int) -> openmm.Force:  # noqa: N802
+        """See openmm.System."""
+        return self._held[index].force
+
+    def usesPeriodicBoundaryConditions(self) -> bool:  # noqa: N802
+        """See openmm.System."""
+        return any(_uses_periodic_boundaries(force) for force in self.getForces())
+
+    def update(self, force: openmm.Force, inner: bool = False) -> None:
+        """The Context holds the present parameters of one of the System's forces.
+
+        ``inner``: those of a Force inside this one.
+        """
+        for held in self._held:
+            if held.address == int(force.this):
+                self.version += held.update(force, () if inner else NOT_UPDATED)
+
+    def update_unknown(self) -> None:
+        """Look for updates of forces whose Python class is not known to OpenMM's own layer."""
+        for held in self._held:
+            if not held.tells_of_updates:
+                self.version += held.update(held.original, NOT_UPDATED)
+
+    @property
+    def digest(self) -> str:
+        """Of the particles and of all forces but TorchForces and PythonForces."""
+        return digest_of(self._frame, *(held.describe() for held in self._held))
+
+
+class _HeldForce:
+    """One Force, as the Context holds it."""
+
+    def __init__(self, force: openmm.Force) -> None:
+        self.address = int(force.this)
+        self.original = force
+        self.tells_of_updates = _announce_updates(type(force))
+        self._copy: openmm.Force | None = None
+        self._xml = _xml_of(force)
+
+    @property
+    def force(self) -> openmm.Force:
+        if self._xml is None:
+            return self.original
+        if self._copy is None:
+            self._copy = openmm.XmlSerializer.deserialize(self._xml)
+        return self._copy
+
+    def update(self, force: openmm.Force, kept: tuple[str, ...]) -> bool:
+        """Whether anything is new; parts of the XML that are ``kept`` are not taken over."""
+        if self._xml is None:
+            return True
+        xml = _updated(self._xml, _xml_of(force) or self._xml, kept)
+        if xml == self._xml:
+            return False
+        self._xml, self._copy = xml, None
+        return True
+
+    def describe(self) -> str:
+        return self._xml or type(self.original).__name__
+
+
+def existing(address: int) -> openmm.System:
+    """The System at an address, ``int(system.this)``; it must outlive what is returned."""
+    system = openmm.XmlSerializer.deserialize(
+        f'<System type="{existing_system}" address="{address}"/>'
+    )
+    system.this.disown()
+    return system
+
+
+def _xml_of(force: openmm.Force) -> str | None:
+    """None if the Force cannot be copied by XML."""
+    if as_torch_force(force) is not None or as_python_force(force) is not None:
+        return None
+    try:
+        return openmm.XmlSerializer.serialize(force)
+    except openmm.OpenMMException as error:
+        logger.info("%s: cannot be serialized (%s)", type(force).__name__, error)
+        return None
+
+
+def _copy_frame(system: openmm.System, to: openmm.System) -> None:
+    """Give an empty System all but the forces of another."""
+    copy_particles(system, to)
+    for index in range(system.getNumConstraints()):
+        to.addConstraint(*system.getConstraintParameters(index))
+
+
+def _describe_frame(system: openmm.System) -> str:
+    frame = openmm.System()
+    _copy_frame(system, frame)
+    return openmm.XmlSerializer.serialize(frame)
+
+
+def _updated(old: str, new: str, kept: tuple[str, ...]) -> str:
+    """The XML of a Force after an update: the attributes of the old root, the parts of the new."""
+    if old == new:
+        return old
+    root, other = ElementTree.fromstring(old), ElementTree.fromstring(new)
+    parts = {part.tag: part for part in root}
+    result = ElementTree.Element(root.tag, root.attrib)
+    result.extend(parts.get(part.tag, part) if part.tag in kept else part for part in other)
+    return ElementTree.tostring(result, encoding="unicode")
+
+
+def _uses_periodic_boundaries(force: openmm.Force) -> bool:
+    try:
+        return force.usesPeriodicBoundaryConditions()
+    except openmm.OpenMMException:  # of forces that do not say
+        return False
+
+
+# Calls that change a Context
+
+
+def _announce_updates(kind: type) -> bool:
+    """Let ``updateParametersInContext`` of a class tell the integrator; whether the class has it.
+
+    OpenMM tells an integrator that some Force was updated, but not which. For the Contexts of other
+    integrators nothing changes.
+    """
+    known = False
+    for cls in kind.__mro__:
+        for name in vars(cls):
+            if name == "updateParametersInContext":
+                _wrap_once(cls, name, _announced)
+                known = True
+            elif name.startswith("getInnerContext"):
+                _wrap_once(cls, name, _with_outer)
+    return known or kind.__module__.startswith("openmm.") and kind is not openmm.Force
+
+
+def _wrap_once(cls: type, name: str, wrap: Callable[[Callable], Callable]) -> None:
+    method = vars(cls)[name]
+    if not hasattr(method, "__wrapped__"):
+        setattr(cls, name, functools.wraps(method)(wrap(method)))
+
+
+def _announced(update: Callable) -> Callable:
+    def updateParametersInContext(self: openmm.Force, context: Any) -> None:  # noqa: N802
+        update(self, context)
+        outer, force = getattr(context, "_openmm_lsd_outer", (context, self))
+        integrator = getattr(outer, "_integrator", None)
+        if hasattr(integrator, "note_update"):
+            integrator.note_update(force, inner=force is not self)
+
+    return updateParametersInContext
+
+
+def _with_outer(get: Callable) -> Callable:
+    def getInnerContext(self: openmm.Force, context: Any) -> Any:  # noqa: N802
+        inner = get(self, context)
+        inner._openmm_lsd_outer = getattr(context, "_openmm_lsd_outer", (context, self))
+        return inner
+
+    return getInnerContext
