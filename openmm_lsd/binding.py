@@ -12,7 +12,6 @@ from timeit import timeit
 from typing import Any, NamedTuple
 
 import numpy as np
-import openmm
 from numpy.typing import NDArray
 
 from . import racing
@@ -272,9 +271,7 @@ class Binding:
         positions, velocities, self._step_count = self._state()
         self._start_velocities, self._in_context = velocities, None
         if record is None or not self._resume(record, sampler, settings):
-            sampler.set_state(
-                positions, velocities, self.noise_step, step_count=self._step_count
-            )
+            sampler.set_state(positions, velocities, self.noise_step, step_count=self._step_count)
         self._sampler, self._settings, self._record = sampler, settings, None
         return sampler
 
@@ -301,7 +298,9 @@ class Binding:
             if values not in self._checked_parameters:
                 self._checked_parameters.add(values)
                 self._unchecked.add("parameters")
-        if not self._has_checked_box and not np.array_equal(self._box_of_target, self._box()):
+        box, before = self._box(), self._box_of_target
+        is_new_box = box is not None and before is not None and not np.array_equal(box, before)
+        if is_new_box and not self._has_checked_box:
             self._has_checked_box = True
             self._unchecked.add("box")
         return bool(self._unchecked) or has_new_parameters or self._access.state_changed

@@ -164,27 +164,27 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self.setRandomNumberSeed(randomNumberSeed)
 
     def _add_program(self) -> None:
-        program = super()
+        program = openmm.CustomIntegrator  # whose methods are refused here
         for name in ("temperature", "friction", "kT", "a", "b", NOISE_STEP):
-            program.addGlobalVariable(name, 0.0)
-        program.addUpdateContextState()
-        program.addComputeGlobal("kT", f"{MOLAR_GAS_CONSTANT!r}*temperature")
-        program.addComputeGlobal("a", "exp(-friction*dt)")
-        program.addComputeGlobal("b", "sqrt(1-a*a)")
+            program.addGlobalVariable(self, name, 0.0)
+        program.addUpdateContextState(self)
+        program.addComputeGlobal(self, "kT", f"{MOLAR_GAS_CONSTANT!r}*temperature")
+        program.addComputeGlobal(self, "a", "exp(-friction*dt)")
+        program.addComputeGlobal(self, "b", "sqrt(1-a*a)")
         if self._scheme == "middle":
-            program.addPerDofVariable("x1", 0.0)
-            program.addComputePerDof("v", "v + dt*f/m")
-            program.addConstrainVelocities()
-            program.addComputePerDof("x", "x + 0.5*dt*v")
-            program.addComputePerDof("v", "a*v + b*sqrt(kT/m)*gaussian")
-            program.addComputePerDof("x", "x + 0.5*dt*v")
-            program.addComputePerDof("x1", "x")
-            program.addConstrainPositions()
-            program.addComputePerDof("v", "v + (x-x1)/dt")
+            program.addPerDofVariable(self, "x1", 0.0)
+            program.addComputePerDof(self, "v", "v + dt*f/m")
+            program.addConstrainVelocities(self)
+            program.addComputePerDof(self, "x", "x + 0.5*dt*v")
+            program.addComputePerDof(self, "v", "a*v + b*sqrt(kT/m)*gaussian")
+            program.addComputePerDof(self, "x", "x + 0.5*dt*v")
+            program.addComputePerDof(self, "x1", "x")
+            program.addConstrainPositions(self)
+            program.addComputePerDof(self, "v", "v + (x-x1)/dt")
         else:
-            program.addComputePerDof("x", "x + 0.5*dt*v")
-            program.addComputePerDof("v", "a*v + 0.5*(1+a)*dt*f/m + b*sqrt(kT/m)*gaussian")
-            program.addComputePerDof("x", "x + 0.5*dt*v")
+            program.addComputePerDof(self, "x", "x + 0.5*dt*v")
+            program.addComputePerDof(self, "v", "a*v + 0.5*(1+a)*dt*f/m + b*sqrt(kT/m)*gaussian")
+            program.addComputePerDof(self, "x", "x + 0.5*dt*v")
 
     def step(self, steps: int | float) -> None:
         """Advance the simulation by ``steps`` time steps.
@@ -265,14 +265,21 @@ class LSDIntegrator(openmm.CustomIntegrator):
         """A Context was made, or made anew by ``reinitialize``: all is learned again."""
         self._snapshot, self._binding = SystemSnapshot(system), None
 
-    def note_update(self, force: openmm.Force, inner: bool = False) -> None:
+    def note_update(self, force: openmm.Force) -> None:
         """Parameters of a Force were copied to the Context, by ``updateParametersInContext``.
 
-        ``inner``: those of a Force inside it. Forces of OpenMM's Python layer call this by
-        themselves.
+        Forces of OpenMM's Python layer call this by themselves.
         """
         if self._snapshot is not None:
-            self._snapshot.update(force, inner)
+            self._snapshot.update(force)
+
+    def note_inner_update(
+        self, force: openmm.Force, inner: openmm.Force, context: openmm.Context
+    ) -> None:
+        """The same of a Force inside a CustomCVForce, in the inner Context of that."""
+        for index, each in enumerate(context.getSystem().getForces()):
+            if self._snapshot is not None and int(each.this) == int(inner.this):
+                self._snapshot.update_inner(force, index, inner)
 
     def _bound(self) -> Binding:
         """The binding to the Context that owns this integrator."""
@@ -446,10 +453,10 @@ class LSDIntegrator(openmm.CustomIntegrator):
 def _refuse(name: str) -> Callable:
     def refuse(self: LSDIntegrator, *arguments: Any) -> None:
         raise ValueError(
-            f"{name}() would have no effect: an LSDIntegrator runs the steps of its own scheme. Add "
-            "forces and restraints to the System, change temperature, friction or Context "
-            "parameters between steps, and use barostats and reporters as ever; a program of your "
-            "own needs an openmm.CustomIntegrator"
+            f"{name}() would have no effect: an LSDIntegrator runs the steps of its own scheme. "
+            "Forces, restraints and barostats belong into the System; temperature, friction and "
+            "the Context's parameters can be changed between steps; a program of your own needs "
+            "an openmm.CustomIntegrator"
         )
 
     refuse.__name__ = name
@@ -518,14 +525,15 @@ def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> fl
 
 def _steps(value: Any) -> int:
     """A number of steps; a float such as 1 ps / 1 fs may be off by its rounding."""
-    number = value
+    number: Any = value
     if isinstance(value, unit.Quantity):
         number = value.value_in_unit(unit.dimensionless) if value.unit.is_dimensionless() else None
     if np.ndim(number) > 0 or not isinstance(number, numbers.Real | np.ndarray):
         raise TypeError(f"steps is {value!r}; it must be a whole number")
-    if not math.isfinite(number) or abs(number - round(float(number))) > 1e-9 * abs(number):
+    steps = round(float(number)) if math.isfinite(number) else 0
+    if not abs(float(number) - steps) <= 1e-9 * abs(float(number)):
         raise ValueError(f"steps is {value!r}; it must be a whole number")
-    return round(float(number)) if isinstance(number, float | np.floating) else int(number)
+    return steps
 
 
 def _seed(value: Any) -> int:

@@ -62,20 +62,23 @@ class SystemSnapshot(openmm.System):
         """See openmm.System."""
         return any(_uses_periodic_boundaries(force) for force in self.getForces())
 
-    def update(self, force: openmm.Force, inner: bool = False) -> None:
-        """The Context holds the present parameters of one of the System's forces.
-
-        ``inner``: those of a Force inside this one.
-        """
+    def update(self, force: openmm.Force) -> None:
+        """The Context holds the present parameters of one of the System's forces."""
         for held in self._held:
             if held.address == int(force.this):
-                self.version += held.update(force, () if inner else NOT_UPDATED)
+                self.version += held.update(force)
+
+    def update_inner(self, force: openmm.Force, variable: int, inner: openmm.Force) -> None:
+        """The Context holds parameters of a Force inside a CustomCVForce, the ``variable``-th."""
+        for held in self._held:
+            if held.address == int(force.this):
+                self.version += held.update_inner(variable, inner)
 
     def update_unknown(self) -> None:
         """Look for updates of forces whose Python class is not known to OpenMM's own layer."""
         for held in self._held:
             if not held.tells_of_updates:
-                self.version += held.update(held.original, NOT_UPDATED)
+                self.version += held.update(held.original)
 
     @property
     def digest(self) -> str:
@@ -101,15 +104,33 @@ class _HeldForce:
             self._copy = openmm.XmlSerializer.deserialize(self._xml)
         return self._copy
 
-    def update(self, force: openmm.Force, kept: tuple[str, ...]) -> bool:
-        """Whether anything is new; parts of the XML that are ``kept`` are not taken over."""
+    def update(self, force: openmm.Force) -> bool:
+        """Whether anything is new."""
         if self._xml is None:
             return True
-        xml = _updated(self._xml, _xml_of(force) or self._xml, kept)
-        if xml == self._xml:
-            return False
-        self._xml, self._copy = xml, None
-        return True
+        new = _xml_of(force)
+        return new is not None and self._take(_updated(self._xml, new))
+
+    def update_inner(self, variable: int, inner: openmm.Force) -> bool:
+        """Whether anything is new."""
+        if self._xml is None:
+            return True
+        root, new = ElementTree.fromstring(self._xml), _xml_of(inner)
+        variables = root.find("CollectiveVariables")
+        if new is None or variables is None:
+            return True
+        old = variables[variable][0]
+        text = _updated(ElementTree.tostring(old, encoding="unicode"), new)
+        renamed = ElementTree.fromstring(text)
+        renamed.tag = old.tag
+        variables[variable][0] = renamed
+        return self._take(ElementTree.tostring(root, encoding="unicode"))
+
+    def _take(self, xml: str) -> bool:
+        is_new = xml != self._xml
+        if is_new:
+            self._xml, self._copy = xml, None
+        return is_new
 
     def describe(self) -> str:
         return self._xml or type(self.original).__name__
@@ -148,14 +169,14 @@ def _describe_frame(system: openmm.System) -> str:
     return openmm.XmlSerializer.serialize(frame)
 
 
-def _updated(old: str, new: str, kept: tuple[str, ...]) -> str:
+def _updated(old: str, new: str) -> str:
     """The XML of a Force after an update: the attributes of the old root, the parts of the new."""
     if old == new:
         return old
     root, other = ElementTree.fromstring(old), ElementTree.fromstring(new)
     parts = {part.tag: part for part in root}
     result = ElementTree.Element(root.tag, root.attrib)
-    result.extend(parts.get(part.tag, part) if part.tag in kept else part for part in other)
+    result.extend(parts.get(part.tag, part) if part.tag in NOT_UPDATED else part for part in other)
     return ElementTree.tostring(result, encoding="unicode")
 
 
@@ -183,7 +204,7 @@ def _announce_updates(kind: type) -> bool:
                 known = True
             elif name.startswith("getInnerContext"):
                 _wrap_once(cls, name, _with_outer)
-    return known or kind.__module__.startswith("openmm.") and kind is not openmm.Force
+    return known or (kind.__module__.startswith("openmm.") and kind is not openmm.Force)
 
 
 def _wrap_once(cls: type, name: str, wrap: Callable[[Callable], Callable]) -> None:
@@ -195,10 +216,14 @@ def _wrap_once(cls: type, name: str, wrap: Callable[[Callable], Callable]) -> No
 def _announced(update: Callable) -> Callable:
     def updateParametersInContext(self: openmm.Force, context: Any) -> None:  # noqa: N802
         update(self, context)
-        outer, force = getattr(context, "_openmm_lsd_outer", (context, self))
-        integrator = getattr(outer, "_integrator", None)
-        if hasattr(integrator, "note_update"):
-            integrator.note_update(force, inner=force is not self)
+        outer, force = getattr(context, "_openmm_lsd_outer", (context, None))
+        integrator: Any = getattr(outer, "_integrator", None)
+        if not hasattr(integrator, "note_update"):
+            return
+        if force is None:
+            integrator.note_update(self)
+        else:
+            integrator.note_inner_update(force, self, context)
 
     return updateParametersInContext
 
@@ -206,7 +231,7 @@ def _announced(update: Callable) -> Callable:
 def _with_outer(get: Callable) -> Callable:
     def getInnerContext(self: openmm.Force, context: Any) -> Any:  # noqa: N802
         inner = get(self, context)
-        inner._openmm_lsd_outer = getattr(context, "_openmm_lsd_outer", (context, self))
+        inner._openmm_lsd_outer = context, self
         return inner
 
     return getInnerContext
