@@ -1,17 +1,20 @@
-"""The exact law through LSDIntegrator in real Simulations: with a CMMotionRemover, a barostat, a
-virtual site.
+"""The exact law through LSDIntegrator in real Simulations: with a CMMotionRemover, a barostat that
+was there from the beginning or came after a run without, a virtual site, and through OpenMM's
+ReplicaExchangeSampler.
 
 The ensemble test of test_law.py, with the same potential, time step and meaning of z; here the
 reference is OpenMM's LangevinMiddleIntegrator. With the barostat the volume is one of the moments.
 Each has a planted bug that must be caught.
 """
 
+import copy
 import functools
 
 import numpy as np
 import openmm
 import pytest
 from law import TEMPERATURE, worst, z_scores
+from openmm import app, unit
 from openmm_lsd._native import ContextAccess
 from particles import REFERENCE
 from test_law import SOFT, STEP_SIZE, STEPS, TARGET
@@ -75,6 +78,8 @@ def target_system(case):
     own, inner = toda(TARGET.stiffness, range(2)), bond()
     if case == "CMMotionRemover":
         return system(own, inner, openmm.CMMotionRemover(2))
+    if case == "alone":
+        return system(own, inner)
     if case == "barostat":
         barostat = openmm.MonteCarloBarostat(PRESSURE, TEMPERATURE, 2)
         barostat.setRandomNumberSeed(5)
@@ -93,8 +98,18 @@ class Runs:
     """Many short runs of one Context, each from another start."""
 
     def __init__(self, case, integrator):
-        self.context = openmm.Context(target_system(case), integrator, REFERENCE)
+        system = target_system("barostat" if case == "NPT after NVT" else case)
+        if case == "NPT after NVT":
+            barostat = copy.deepcopy(system.getForce(2))
+            system.removeForce(2)
+        self.context = openmm.Context(system, integrator, REFERENCE)
         self.integrator = integrator
+        if case == "NPT after NVT":
+            self.context.setPositions(np.full((2, 3), ORIGIN))
+            integrator.step(7)
+            system.addForce(barostat)
+            self.context.reinitialize(preserveState=True)
+            case = "barostat"
         self.access = ContextAccess(int(integrator.this))
         self.memory = self.access.get_barostat_memory()
         self.memory[3:] = 0.2 * np.prod(np.diag(BOX))  # the length of the moves
@@ -153,15 +168,91 @@ def score(case):
     states = Runs(case, integrator).states(RUNS, seed=22)
     statistics = integrator.statistics
     assert 0.1 < statistics.acceptance_rate < 0.95
-    moment, z = worst(z_scores(states, reference(case)))
+    moment, z = worst(z_scores(states, reference(case.replace("NPT after NVT", "barostat"))))
     return statistics, z, f"{moment}: z = {z:.1f}"
 
 
-@pytest.mark.parametrize("case", ["CMMotionRemover", "barostat", "virtual site"])
+@pytest.mark.parametrize("case", ["CMMotionRemover", "barostat", "NPT after NVT", "virtual site"])
 def test_law_of_a_simulation(case):
     statistics, z, message = score(case)
     assert abs(z) < Z, message
-    assert (statistics.shortened_windows > 0) == (case == "barostat")
+    assert (statistics.shortened_windows > 0) == (case in ("barostat", "NPT after NVT"))
+
+
+def test_a_barostat_that_is_not_looked_for_again_is_caught(monkeypatch):
+    """What was learned when the Context was made first stays, as it did before."""
+    take = LSDIntegrator._take_system
+
+    def once(self, system):
+        if self._snapshot is None:
+            take(self, system)
+
+    monkeypatch.setattr(LSDIntegrator, "_take_system", once)
+    monkeypatch.setattr(BarostatMoves, "next_step", None)
+    integrator = lsd("NPT after NVT")
+    states = Runs("NPT after NVT", integrator).states(RUNS, seed=22)
+    moment, z = worst(z_scores(states, reference("barostat")))
+    assert abs(z) > Z, f"{moment}: z = {z:.1f}"
+
+
+# Replicas that a sampler moves in and out of one Context
+
+REPLICAS = 10
+
+
+class Replicas(app.ReplicaExchangeSampler):
+    """Short runs, REPLICAS at a time, whose turns alternate."""
+
+    def paths(self, count, seed):
+        """As Runs.states; ``count`` is a multiple of REPLICAS."""
+        starts = zip(*TARGET.starts(count, np.random.default_rng(seed)), strict=True)
+        context, rows = self.simulation.context, [[] for _ in STEPS]
+        for _ in range(0, count, REPLICAS):
+            for index in range(REPLICAS):
+                positions, velocities = next(starts)
+                context.setPositions(positions + ORIGIN)
+                context.setVelocities(velocities)
+                self.replicaConformation[index] = context.getState(
+                    positions=True, velocities=True, parameters=True, integratorParameters=True
+                )
+            for row, steps in zip(rows, np.diff([0, *STEPS]).tolist(), strict=True):
+                for index in range(REPLICAS):
+                    self.simulateReplica(index, steps)
+                    state = self.replicaConformation[index]
+                    now = state.getPositions(asNumpy=True)._value - ORIGIN
+                    row.append(np.stack([now, state.getVelocities(asNumpy=True)._value]))
+        return [np.array(row) for row in rows]
+
+
+class ReplicasWithNoise(Replicas):
+    """The fault that was: the random numbers of a visit are those of the visit before."""
+
+    def simulateReplica(self, index, steps=None):  # noqa: N802 (OpenMM's name)
+        self.simulation.integrator.setGlobalVariableByName("noiseStep", 0)
+        super().simulateReplica(index, steps)
+
+
+def score_of_replicas(kind):
+    topology = app.Topology()
+    residue = topology.addResidue("X", topology.addChain())
+    for _ in range(2):
+        topology.addAtom("C", app.element.carbon, residue)
+    simulation = app.Simulation(topology, target_system("alone"), lsd("alone"), REFERENCE)
+    simulation.context.setPositions(np.full((2, 3), ORIGIN))
+    sampler = kind([{"temperature": TEMPERATURE * unit.kelvin}] * REPLICAS, simulation, 1)
+    states = sampler.paths(RUNS, seed=23)
+    moment, z = worst(z_scores(states, reference("alone")))
+    return z, f"{moment}: z = {z:.1f}"
+
+
+def test_law_of_replicas():
+    z, message = score_of_replicas(Replicas)
+    assert abs(z) < Z, message
+
+
+def test_noise_that_comes_back_is_caught():
+    z, message = score_of_replicas(ReplicasWithNoise)
+    assert abs(z) > Z, message
 
 
 def test_motion_of_the_centre_that_stays_is_caught(monkeypatch):
