@@ -91,6 +91,42 @@ bool isOnDevice(const OpenMM::Platform& platform) {
     return platform.getName() != "Reference" && platform.getName() != "CPU";
 }
 
+bool isInDoublePrecision(const OpenMM::Context& context) {
+    const OpenMM::Platform& platform = context.getPlatform();
+    for (const std::string& name : platform.getPropertyNames())
+        if (name == "Precision")
+            return platform.getPropertyValue(context, name) == "double";
+    return false;
+}
+
+std::string className(const OpenMM::Force& force) {
+    char* name = abi::__cxa_demangle(typeid(force).name(), nullptr, nullptr, nullptr);
+    const std::string result = name == nullptr ? typeid(force).name() : name;
+    std::free(name);
+    return result;
+}
+
+// Whether there are neighbour lists of a periodic box: then a device wraps molecules by itself.
+bool hasPeriodicCutoff(const OpenMM::System& system) {
+    for (int i = 0; i < system.getNumForces(); i++) {
+        const std::string name = className(system.getForce(i));
+        for (const char* kind : {"Nonbonded", "GayBerne", "AmoebaVdw", "AmoebaMultipole"})
+            if (name.find(kind) != std::string::npos &&
+                system.getForce(i).usesPeriodicBoundaryConditions())
+                return true;
+    }
+    return false;
+}
+
+// On a device forces are sums of integers: one that is NaN, or too large, arrives as the last of them.
+constexpr double lastOfFixedPoint = 2147483000.0;
+
+void markFailures(double* forces, size_t count) {
+    for (size_t i = 0; i < count; i++)
+        if (std::abs(forces[i]) >= lastOfFixedPoint)
+            forces[i] = std::numeric_limits<double>::quiet_NaN();
+}
+
 void copyOut(const std::vector<Vec3>& from, double* to) {
     std::memcpy(to, from.data(), from.size() * sizeof(Vec3));
 }
@@ -303,6 +339,8 @@ public:
         const OpenMM::System& system = context().getSystem();
         for (int i = 0; i < system.getNumParticles(); i++)
             hasVirtualSites = hasVirtualSites || system.isVirtualSite(i);
+        onDevice = isOnDevice(context().getPlatform());
+        wraps = onDevice && !isInDoublePrecision(context()) && hasPeriodicCutoff(system);
     }
 
     // Looked up at every use: the Context may have been deleted.
@@ -454,11 +492,15 @@ public:
         {
             nb::gil_scoped_release release;
             for (size_t b = 0; b < batch; b++) {
-                setPositions(positions.data() + b * particles * 3, particles);
+                double* force = forces.data.get() + b * particles * 3;
+                setSite(positions.data() + b * particles * 3, particles);
                 OpenMM::State state = context().getState(
                     OpenMM::State::Energy | OpenMM::State::Forces, false, groups);
                 energies.data[b] = state.getPotentialEnergy();
-                copyOut(state.getForces(), forces.data.get() + b * particles * 3);
+                copyForces(state, force);
+                if (std::isnan(energies.data[b]) && allFinite(force, 3 * particles))
+                    std::fill(force, force + 3 * particles,
+                              std::numeric_limits<double>::quiet_NaN());
             }
         }
         return {energies.numpy(), forces.numpy()};
@@ -470,9 +512,9 @@ public:
         {
             nb::gil_scoped_release release;
             for (size_t b = 0; b < batch; b++) {
-                setPositions(positions.data() + b * particles * 3, particles);
-                OpenMM::State state = context().getState(OpenMM::State::Forces, false, groups);
-                copyOut(state.getForces(), result.data.get() + b * particles * 3);
+                setSite(positions.data() + b * particles * 3, particles);
+                copyForces(context().getState(OpenMM::State::Forces, false, groups),
+                           result.data.get() + b * particles * 3);
             }
         }
         return result.numpy();
@@ -488,8 +530,8 @@ public:
     }
 
     void forcesAt(const double* positions, double* forces) {
-        setPositions(positions, numParticles());
-        copyOut(context().getState(OpenMM::State::Forces).getForces(), forces);
+        setSite(positions, numParticles());
+        copyForces(context().getState(OpenMM::State::Forces), forces);
     }
 
 private:
@@ -498,6 +540,8 @@ private:
     OpenMM::State acknowledged;
     bool everAcknowledged = false;
     bool hasVirtualSites = false;
+    bool onDevice = false; // see isOnDevice
+    bool wraps = false;    // molecules at sites, for the sake of single precision
     static constexpr int watched =
         OpenMM::State::Positions | OpenMM::State::Velocities | OpenMM::State::Parameters;
 
@@ -541,9 +585,38 @@ private:
         std::memcpy(vectors.data(), from, vectors.size() * sizeof(Vec3));
     }
 
-    void setPositions(const double* from, size_t particles) {
+    void copyForces(const OpenMM::State& state, double* forces) const {
+        copyOut(state.getForces(), forces);
+        if (onDevice)
+            markFailures(forces, 3 * state.getForces().size());
+    }
+
+    // Positions at which forces are asked for, which may be those of any image of the molecules.
+    void setSite(const double* from, size_t particles) {
+        setPositions(from, particles, wraps);
+    }
+
+    // By whole molecules, in double precision, as a device wraps them.
+    void wrapMolecules() {
+        Vec3 a, b, c;
+        IntegratorAccess::implOf(*integrator).getPeriodicBoxVectors(a, b, c);
+        for (const auto& molecule : IntegratorAccess::implOf(*integrator).getMolecules()) {
+            Vec3 centre;
+            for (int atom : molecule)
+                centre += vectors[atom] / (double)molecule.size();
+            Vec3 shift = c * std::floor(centre[2] / c[2]);
+            shift += b * std::floor((centre - shift)[1] / b[1]);
+            shift += a * std::floor((centre - shift)[0] / a[0]);
+            for (int atom : molecule)
+                vectors[atom] -= shift;
+        }
+    }
+
+    void setPositions(const double* from, size_t particles, bool wrapped = false) {
         checkParticles(particles, numParticles());
         copyIn(from);
+        if (wrapped)
+            wrapMolecules();
         context().setPositions(vectors);
         if (hasVirtualSites)
             context().computeVirtualSites();
@@ -844,10 +917,7 @@ NB_MODULE(_native, m) {
     m.def("class_of_force",
           [](uintptr_t address) {
               const auto& force = *reinterpret_cast<const OpenMM::Force*>(address);
-              char* name = abi::__cxa_demangle(typeid(force).name(), nullptr, nullptr, nullptr);
-              const std::string result = name == nullptr ? typeid(force).name() : name;
-              std::free(name);
-              return result;
+              return className(force);
           },
           nb::arg("address"), "Name of the C++ class of a Force, given by int(force.this).");
     m.def("commit", &commitWindow, nb::arg("scheme"), nb::arg("masses"), nb::arg("noise_scale"),
