@@ -40,7 +40,9 @@ class ForceContext:
     ) -> None:
         # The Context of OpenMM's Python layer keeps the System and the integrator alive.
         self._integrator = openmm.VerletIntegrator(0.001)
-        self._context = openmm.Context(system, self._integrator, platform, dict(properties or {}))
+        self._context = openmm.Context(
+            system, self._integrator, platform, {**_deterministic(platform), **(properties or {})}
+        )
         self.access = ContextAccess(int(self._integrator.this))
         self.platform = platform.getName()
         self._parameters = self.access.get_parameters()
@@ -65,6 +67,12 @@ class ForceContext:
             if name in parameters and parameters[name] != self._parameters[name]:
                 self.access.set_parameter(name, parameters[name])
                 self._parameters[name] = parameters[name]
+
+
+def _deterministic(platform: openmm.Platform) -> dict[str, str]:
+    """The same seed is to give the same trajectory: threads must not add up in any order."""
+    name = "DeterministicForces"
+    return {name: "true"} if name in platform.getPropertyNames() else {}
 
 
 def without_forces(system: openmm.System) -> openmm.System:

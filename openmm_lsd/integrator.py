@@ -34,7 +34,7 @@ from .sampler import Round, Statistics
 from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
 from .snapshot import SystemSnapshot, existing
 from .targets import BatchedTarget, as_target
-from .targets.torchforce import load_plugin
+from .targets.torchforce import check_torch_forces, load_plugin
 
 NOISE_STEP = "noiseStep"
 PROPERTY = "openmm_lsd"  # of the XML
@@ -261,8 +261,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
         given = {"draft": draft, "topology": topology, "target": target}
         return _rebuild({**settings["arguments"], **given}, settings["setters"])
 
-    def _take_system(self, system: openmm.System) -> None:
+    def _take_system(self, system: openmm.System, platform: str) -> None:
         """A Context was made, or made anew by ``reinitialize``: all is learned again."""
+        check_torch_forces(system, platform)
         self._snapshot, self._binding = SystemSnapshot(system), None
 
     def note_update(self, force: openmm.Force) -> None:
@@ -318,7 +319,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             SCHEMES[self._scheme].velocity_offset,
             to(lambda self, before: to_checkpoint(before, cls._make_record(self))),
             to(lambda self, rest: cls._take_record(self, from_checkpoint(rest))),
-            to(lambda self, address: cls._take_system(self, existing(address))),
+            to(lambda self, address, platform: cls._take_system(self, existing(address), platform)),
             to(lambda self: json.dumps(cls._settings_for_xml(self))),
         )
 

@@ -837,8 +837,8 @@ NB_MODULE(_native, m) {
         nb::arg("context_made"), nb::arg("settings"),
         "Tell the SpeculativeIntegrator at an address its scheme, by how many steps velocities are "
         "behind positions, and what to call: save(bytes before) -> bytes and "
-        "load(bytes) for checkpoints, context_made(address of the System) when a Context is made or "
-        "reinitialised, settings() -> str for the XML of the integrator.");
+        "load(bytes) for checkpoints, context_made(address of the System, name of the Platform) when a "
+        "Context is made or reinitialised, settings() -> str for the XML of the integrator.");
     nb::class_<ContextAccess>(m, "ContextAccess",
                               "The Context that owns the integrator at an address, "
                               "int(integrator.this). Units nm, ps, kJ/mol.")

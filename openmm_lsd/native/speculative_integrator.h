@@ -12,6 +12,7 @@
 #include <openmm/serialization/SerializationProxy.h>
 
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include <istream>
 #include <iterator>
@@ -91,7 +92,8 @@ protected:
         {
             nanobind::gil_scoped_acquire acquire;
             if (contextMade.is_valid())
-                call(contextMade, reinterpret_cast<uintptr_t>(&contextRef.getSystem()));
+                call(contextMade, reinterpret_cast<uintptr_t>(&contextRef.getSystem()),
+                     contextRef.getPlatform().getName());
         }
         if (!isMiddle)
             return;

@@ -6,6 +6,7 @@ once, by trying: ``Plan`` names the ways, ``TorchForceTarget.prepare`` measures 
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import logging
 import threading
@@ -90,6 +91,28 @@ def load_plugin() -> None:
 
 
 _retried: set[str] = set()
+
+
+# A function of OpenMM before 8.5, C++ name of ContextImpl::getPositions(std::vector<Vec3>&).
+GONE = "_ZN6OpenMM11ContextImpl12getPositionsERSt6vectorINS_4Vec3ESaIS2_EE"
+
+
+def check_torch_forces(system: openmm.System, platform: str) -> None:
+    """Raise ValueError if a TorchForce would end the process on this platform.
+
+    The OpenCL part of openmmtorch 1.5 calls a function that OpenMM 8.5 and later do not have.
+    """
+    if platform != "OpenCL" or not any(map(as_torch_force, system.getForces())):
+        return
+    libraries = Path(openmm.version.openmm_library_path)
+    plugins = (libraries / "plugins").glob("libOpenMMTorchOpenCL.so")
+    needs_it = any(GONE.encode() + b"\0" in plugin.read_bytes() for plugin in plugins)
+    if needs_it and not hasattr(ctypes.CDLL(str(libraries / "libOpenMM.so")), GONE):
+        raise ValueError(
+            "a TorchForce on OpenMM's OpenCL platform ends the process: this openmmtorch was built "
+            "for an older OpenMM. Pass another platform to the Simulation, such as "
+            'openmm.Platform.getPlatform("CPU"), or "CUDA" where there is a card'
+        )
 
 
 def as_torch_force(force: openmm.Force) -> Any | None:
