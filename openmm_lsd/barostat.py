@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._native import ContextAccess
+from .clock import Clock
 from .sampler import State
 
 Array = NDArray[np.float64]
@@ -25,10 +26,12 @@ class BarostatMoves:
     access : ContextAccess
     moved : callable
         Called after every move that was accepted: the box is another.
+    clock : Clock
+        Of the run: energies of a move may depend on the time.
     """
 
-    def __init__(self, access: ContextAccess, moved: Callable[[], None]) -> None:
-        self._access, self._moved = access, moved
+    def __init__(self, access: ContextAccess, moved: Callable[[], None], clock: Clock) -> None:
+        self._access, self._moved, self._clock = access, moved, clock
         self.begun = 0  # steps before this index have begun, as far as the barostats know
 
     @property
@@ -47,7 +50,8 @@ class BarostatMoves:
         """See Intervention; if the move fails the Context has its box back."""
         access, box = self._access, self._access.get_box()
         self.tell(state.step)
-        access.set_state(state.positions, state.velocities, *access.get_time())
+        time, step_count = (each[0] for each in self._clock.times(state.step, 1))
+        access.set_state(state.positions, state.velocities, time, step_count)
         try:
             access.begin_step()
         except BaseException:

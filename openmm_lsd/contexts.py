@@ -10,7 +10,8 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from ._native import ContextAccess, copy_virtual_sites
+from ._native import ContextAccess, calls_python, copy_virtual_sites
+from .clock import Times
 from .racing import decisions
 from .restart import digest_of
 
@@ -18,7 +19,7 @@ Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-ALL_GROUPS = -1  # as the signed 32-bit integer that OpenMM's C++ interface takes
+ALL_GROUPS = 0xFFFFFFFF
 
 
 class ForceContext:
@@ -30,6 +31,8 @@ class ForceContext:
     platform : openmm.Platform
     properties : mapping of str to str, optional
         Platform properties.
+    groups : int
+        Bits of the force groups that count.
     """
 
     def __init__(
@@ -37,7 +40,10 @@ class ForceContext:
         system: openmm.System,
         platform: openmm.Platform,
         properties: Mapping[str, str] | None = None,
+        groups: int = ALL_GROUPS,
     ) -> None:
+        self._groups = signed(groups)
+        self.uses_times = any(map(may_use_time, system.getForces()))
         # The Context of OpenMM's Python layer keeps the System and the integrator alive.
         self._integrator = openmm.VerletIntegrator(0.001)
         self._context = openmm.Context(system, self._integrator, platform, dict(properties or {}))
@@ -45,13 +51,16 @@ class ForceContext:
         self.platform = platform.getName()
         self._parameters = self.access.get_parameters()
 
-    def forces(self, positions: Array) -> Array:
-        """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm, one after another."""
-        return self.access.forces(np.ascontiguousarray(positions), ALL_GROUPS)
+    def forces(self, positions: Array, times: Times | None = None) -> Array:
+        """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm, one after another.
 
-    def evaluate(self, positions: Array) -> tuple[Array, Array]:
-        """Energies (B,) in kJ/mol and forces (B, N, 3), one state after another."""
-        return self.access.evaluate(np.ascontiguousarray(positions), ALL_GROUPS)
+        Each at its own time and step count, if these are given; else at those of the Context.
+        """
+        return self.access.forces(np.ascontiguousarray(positions), self._groups, *(times or ()))
+
+    def evaluate(self, positions: Array, times: Times | None = None) -> tuple[Array, Array]:
+        """Energies (B,) in kJ/mol and forces (B, N, 3), as ``forces``."""
+        return self.access.evaluate(np.ascontiguousarray(positions), self._groups, *(times or ()))
 
     def update(self, force: openmm.Force) -> None:
         """Take over the changed parameters of one of the System's forces."""
@@ -65,6 +74,36 @@ class ForceContext:
             if name in parameters and parameters[name] != self._parameters[name]:
                 self.access.set_parameter(name, parameters[name])
                 self._parameters[name] = parameters[name]
+
+
+def signed(groups: int) -> int:
+    """Bits of force groups as the signed 32-bit integer that OpenMM's C++ interface takes."""
+    return groups - 2**32 * (groups >= 2**31)
+
+
+def groups_of(force: openmm.Force) -> int:
+    """Bits of the force groups in which a Force is, or a part of it."""
+    groups = 1 << force.getForceGroup()
+    if isinstance(force, openmm.NonbondedForce) and force.getReciprocalSpaceForceGroup() >= 0:
+        groups |= 1 << force.getReciprocalSpaceForceGroup()
+    return groups
+
+
+def holds_python(force: openmm.Force) -> bool:
+    """Whether a Force is a PythonForce, or one is in it, however deep."""
+    return calls_python(int(force.this))
+
+
+def may_use_time(force: openmm.Force) -> bool:
+    """Whether the energy of a Force may depend on time or step count.
+
+    OpenMM's own do not, nor does a TorchForce; users' functions and Forces that are not known here
+    may.
+    """
+    if type(force).__name__ == "TorchForce":
+        return False
+    is_known = type(force).__module__.startswith("openmm.") and type(force) is not openmm.Force
+    return not is_known or holds_python(force)
 
 
 def without_forces(system: openmm.System) -> openmm.System:

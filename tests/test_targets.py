@@ -35,7 +35,7 @@ from openmm_lsd.targets import (
     batched,
     validate_target,
 )
-from openmm_lsd.targets.base import SubBatches, torch_is_out_of_memory
+from openmm_lsd.targets.base import SubBatches, is_out_of_memory
 
 STATES = POSITIONS + 0.01 * np.random.default_rng(3).standard_normal((6, 4, 3))
 FIRST, SECOND = (list(column) for column in zip(*PAIRS, strict=True))
@@ -316,7 +316,7 @@ def out_of_memory_above(limit, sizes):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return bonds(positions)
 
-    return SubBatches(evaluate, torch_is_out_of_memory)
+    return SubBatches(evaluate, is_out_of_memory)
 
 
 def test_out_of_memory_halves_the_batch_and_remembers(caplog):

@@ -28,8 +28,8 @@ from .base import (
     SubBatches,
     checked,
     finite_rows,
+    is_out_of_memory,
     on_host,
-    torch_is_out_of_memory,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class ModelTarget(BatchedTarget):
             )
         self.periodic = periodic
         self._scales = scales
-        self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
+        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; the box counts only if the model is periodic.

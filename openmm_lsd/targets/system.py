@@ -11,7 +11,9 @@ import numpy as np
 import openmm
 
 from ..checks import changes_state, default_box
-from ..contexts import is_empty, without_forces
+from ..clock import Times
+from ..contexts import ALL_GROUPS, groups_of, holds_python, is_empty, without_forces
+from ..cores import allowed_cores
 from .base import Array, BatchedTarget, Evaluation
 from .contextpool import ContextTarget
 from .openmmml import ModelTarget, as_openmmml_force
@@ -28,8 +30,8 @@ class SystemTarget(BatchedTarget):
 
     Every TorchForce takes the whole batch through its module, MACE and ANI of OpenMM-ML through
     their model, every other PythonForce through its function if that takes one. What remains
-    (restraints, classical terms, any other force) goes through a pool of Contexts; the parts are
-    added.
+    (restraints, classical terms, any other force) goes through a pool of Contexts, or through a
+    single one if a PythonForce is in it; the parts are added.
 
     Parameters
     ----------
@@ -48,7 +50,7 @@ class SystemTarget(BatchedTarget):
         system: openmm.System,
         positions: Array,
         *,
-        groups: int = 0xFFFFFFFF,
+        groups: int = ALL_GROUPS,
         platform: str = "Reference",
         properties: Mapping[str, str] | None = None,
     ) -> None:
@@ -60,9 +62,9 @@ class SystemTarget(BatchedTarget):
         self.python_parts: list[PythonForceTarget] = []
         self.model_parts: list[ModelTarget] = []
         rest: list[openmm.Force] = []
-        self._forces_of_rest = rest
+        python_rest: list[openmm.Force] = []  # that holds users' functions
         for force in system.getForces():
-            if not groups >> force.getForceGroup() & 1:
+            if not groups & groups_of(force):
                 continue
             if changes_state(force) or is_empty(force):
                 continue
@@ -76,6 +78,8 @@ class SystemTarget(BatchedTarget):
             elif python_force is not None:
                 box = self._default_box
                 self.python_parts.append(PythonForceTarget(python_force, positions, box))
+            elif holds_python(force):
+                python_rest.append(force)
             else:
                 rest.append(force)
         self.parts: list[BatchedTarget] = [
@@ -83,25 +87,41 @@ class SystemTarget(BatchedTarget):
             *self.model_parts,
             *self.python_parts,
         ]
-        self.rest: ContextTarget | None = None
-        if rest:
-            platforms = {platform: properties, "Reference": {}}
-            self.rest = ContextTarget(_system_with(system, rest), platforms=platforms)
-            self.parts.append(self.rest)
+        # The rest, of which Contexts take care, and virtual sites with it.
+        self._forces_in_contexts = [forces for forces in (rest, python_rest) if forces]
+        platforms = {platform: properties, "Reference": {}}
+        cores = allowed_cores(properties.get("Threads"))
+        self.in_contexts = [
+            ContextTarget(
+                _system_with(system, forces), platforms=platforms, groups=groups, cores=cores
+            )
+            for forces in self._forces_in_contexts
+        ]
+        self._own_parts = self.parts.copy()
+        self.parts += self.in_contexts
+        self.uses_times = any(part.uses_times for part in self.parts)
 
     def refresh(self) -> None:
         """Take over parameters that have changed in the System's own forces, of the same number."""
-        if self.rest is not None:
-            system = _system_with(self._system, self._forces_of_rest)
-            self.rest = self.parts[-1] = self.rest.renewed(system)
+        self.in_contexts = [
+            part.renewed(_system_with(self._system, forces))
+            for part, forces in zip(self.in_contexts, self._forces_in_contexts, strict=True)
+        ]
+        self.parts = [*self._own_parts, *self.in_contexts]
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """See BatchedTarget; without a box that of the System counts."""
+        return self.evaluate_at(positions, box)
+
+    def evaluate_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
         """See BatchedTarget; without a box that of the System counts."""
         box = self._default_box if box is None else box
         energies, forces = np.zeros(len(positions)), np.zeros_like(positions)
         for part in self.parts:
-            part_energies, part_forces = part.evaluate(positions, box)
-            if part is not self.rest:  # whose Contexts do this themselves
+            part_energies, part_forces = part.evaluate_at(positions, box, times)
+            if part not in self.in_contexts:
                 part_forces = self._to_parents(positions, part_forces, box)
             energies, forces = energies + part_energies, forces + part_forces
         return energies, forces

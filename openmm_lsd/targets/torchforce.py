@@ -27,9 +27,9 @@ from .base import (
     Held,
     SubBatches,
     for_size,
+    is_out_of_memory,
     on_host,
     perturbed,
-    torch_is_out_of_memory,
 )
 from .cudagraph import CUDAGraphed
 
@@ -163,7 +163,7 @@ class TorchForceTarget(BatchedTarget):
         self._graphed: dict[str, CUDAGraphed] = {}
         self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
         self._environment = Held(self._environment_tensors)
-        self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
+        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
         self.plans: dict[int, Plan] = {}  # by the size of the batch
         self._one_by_one = Plan("loop", "scripted", 1, torch.get_num_threads())
 
