@@ -16,6 +16,7 @@ import numpy as np
 import openmm
 
 from ..binding import Binding
+from ..clock import Times
 from ..contexts import fastest_context
 from ..integrator import LSDIntegrator
 from ..sampler import Statistics
@@ -351,12 +352,20 @@ class Difference(BatchedTarget):
 
     def __init__(self, target: BatchedTarget, draft: openmm.System, positions: Array) -> None:
         self._target, self._draft = target, fastest_context(draft, positions)
+        self.uses_times = target.uses_times or self._draft.uses_times
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
-        energies, forces = self._target.evaluate(positions, box)
+        return self.evaluate_at(positions, box)
+
+    def evaluate_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
+        """See BatchedTarget."""
+        times = Times.same(len(positions)) if times is None else times
+        energies, forces = self._target.evaluate_at(positions, box, times)
         self._draft.set_environment(box, {})
-        draft_energies, draft_forces = self._draft.evaluate(positions)
+        draft_energies, draft_forces = self._draft.evaluate(positions, times)
         return energies - draft_energies, forces - draft_forces
 
 
