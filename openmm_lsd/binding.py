@@ -28,6 +28,7 @@ from .checks import (
 )
 from .clock import Clock, Times
 from .contexts import groups_of, signed
+from .cores import allowed_cores
 from .draft import DraftChoice
 from .restart import Record, digest_of
 from .rollout import reciprocal
@@ -127,7 +128,8 @@ class Binding:
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
         self._draft_is_periodic = draft.is_periodic(self._system)
-        self._draft = draft.make(self._state()[0], self._masses, self._box())
+        cores = allowed_cores(access.get_properties().get("Threads"))
+        self._draft = draft.make(self._state()[0], self._masses, self._box(), cores)
         self._environment_of_draft()
 
     def is_current(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from time import perf_counter
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from ._native import ContextAccess, calls_python, copy_virtual_sites
 from .clock import Times
+from .cores import allowed_cores
 from .racing import decisions
 from .restart import digest_of
 
@@ -44,12 +46,47 @@ class ForceContext:
     ) -> None:
         self._groups = signed(groups)
         self.uses_times = any(map(may_use_time, system.getForces()))
+        self.platform = platform.getName()
+        self._system, self._properties = system, dict(properties or {})
+        self._make()
+        self._parameters = self.access.get_parameters()
+
+    def _make(self) -> None:
         # The Context of OpenMM's Python layer keeps the System and the integrator alive.
         self._integrator = openmm.VerletIntegrator(0.001)
-        self._context = openmm.Context(system, self._integrator, platform, dict(properties or {}))
-        self.access = ContextAccess(int(self._integrator.this))
-        self.platform = platform.getName()
-        self._parameters = self.access.get_parameters()
+        platform = openmm.Platform.getPlatform(self.platform)
+        self._context = openmm.Context(self._system, self._integrator, platform, self._properties)
+        self._access = ContextAccess(int(self._integrator.this))
+        self._process = os.getpid()
+
+    @property
+    def access(self) -> ContextAccess:
+        """Native access to the Context.
+
+        Raises
+        ------
+        openmm.OpenMMException
+            In a forked child, if the Context was on a device: there it cannot be used.
+        """
+        if self._process != os.getpid() and self.platform != "Reference":
+            self._make_after_fork()
+        return self._access
+
+    def _make_after_fork(self) -> None:
+        """Another Context for that of the parent process, whose threads are not in this one."""
+        if self.platform != "CPU":
+            raise openmm.OpenMMException(
+                f"forces on platform {self.platform} were set up before this process was forked, "
+                "and cannot be computed in it; start processes by 'spawn', or build the Simulation "
+                "in the child"
+            )
+        box, parameters = self._access.get_box(), self._access.get_parameters()
+        # Never destroyed: that would wait for its threads.
+        self._context.thisown = self._integrator.thisown = False
+        self._make()
+        self._access.set_box(box)
+        for name, value in parameters.items():
+            self._access.set_parameter(name, value)
 
     def forces(self, positions: Array, times: Times | None = None) -> Array:
         """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm, one after another.
@@ -133,10 +170,16 @@ def is_empty(force: openmm.Force) -> bool:
     return counts == [0]
 
 
-def loaded_platforms() -> dict[str, Mapping[str, str]]:
-    """The platforms that OpenMM has loaded, without properties."""
-    count = openmm.Platform.getNumPlatforms()
-    return {openmm.Platform.getPlatform(i).getName(): {} for i in range(count)}
+def loaded_platforms(cores: int | None = None) -> dict[str, Mapping[str, str]]:
+    """The platforms that OpenMM has loaded, with their properties.
+
+    Those of the CPU platform say how many cores it may use, by default all that are allowed.
+    """
+    names = [
+        openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())
+    ]
+    threads = {"Threads": str(allowed_cores() if cores is None else cores)}
+    return {name: threads if name == "CPU" else {} for name in names}
 
 
 def fastest_context(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -35,6 +36,32 @@ def allowed_cores(threads: str | None = None) -> int:
         if first.isdigit() and int(first) > 0:
             cores = min(cores, int(first))
     return cores
+
+
+def keep_torch_alive_in_children() -> None:
+    """From now on let forked children compute with one thread of torch.
+
+    A fork copies none of the threads of torch's pool, for which the child would wait for ever.
+    """
+    global _is_registered
+    if not _is_registered and hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_one_torch_thread)
+        _is_registered = True
+
+
+_is_registered = False
+_most_torch_threads: int | None = None  # in a forked child
+
+
+def _one_torch_thread() -> None:
+    global _most_torch_threads
+    _most_torch_threads = 1
+    sys.modules["torch"].set_num_threads(1)
+
+
+def torch_threads(threads: int) -> int:
+    """As many threads of torch, or fewer where there can be no more."""
+    return threads if _most_torch_threads is None else min(threads, _most_torch_threads)
 
 
 class ThreadPool:

@@ -18,7 +18,7 @@ from .autodraft import auto_draft
 from .bondwatch import BondWatch
 from .checks import default_box, has_forces
 from .clock import Times
-from .contexts import ForceContext, fastest_context
+from .contexts import ForceContext, fastest_context, loaded_platforms
 from .learning import Learner
 from .molgraph import (
     elements_of_masses,
@@ -305,8 +305,12 @@ class DraftChoice(NamedTuple):
             return False
         return np.allclose(np.array(box.value_in_unit(unit.nanometer)), default_box(target))
 
-    def make(self, positions: Array, masses: Array, box: Array | None) -> NativeDraft:
+    def make(
+        self, positions: Array, masses: Array, box: Array | None, cores: int | None = None
+    ) -> NativeDraft:
         """The draft for a molecule at ``positions`` (N, 3) nm with ``masses`` (N,) amu.
+
+        ``cores`` is the most that it may use; by default all that are allowed.
 
         Raises
         ------
@@ -315,10 +319,12 @@ class DraftChoice(NamedTuple):
         """
         base = None
         if self.system is not None:
+            platforms = loaded_platforms(cores)
             if self.platform is None:
-                base = fastest_context(self.system, positions)
+                base = fastest_context(self.system, positions, platforms)
             else:
-                base = ForceContext(self.system, self.platform)
+                properties = platforms.get(self.platform.getName())
+                base = ForceContext(self.system, self.platform, properties)
             if not self.learning:
                 return Draft(base)
         if self.topology is not None:

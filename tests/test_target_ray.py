@@ -17,7 +17,7 @@ from openmm_lsd import SpeculativeSampler, TargetError
 from openmm_lsd.clock import Times
 from openmm_lsd.schemes import SCHEMES
 from openmm_lsd.targets.base import BatchedTarget
-from openmm_lsd.targets.ray import RayTarget, WorkerError, _even_shares
+from openmm_lsd.targets.ray import RayTarget, WorkerError, _even_shares, _release
 from openmm_lsd.targets.raygraph import CompiledCalls
 
 ray = pytest.importorskip("ray")
@@ -533,6 +533,17 @@ def test_what_cannot_work_is_an_error(factory, keywords, error, words):
     with pytest.raises(error, match=words):
         RayTarget(factory, **{"workers": 2, **keywords})
     wait_until(lambda: ray.available_resources().get("CPU") == CPUS)
+
+
+def test_in_a_forked_child():
+    """An error at once: the connection to the workers is the parent's; so is their end."""
+    with ray_target() as target:
+        own, target._crew.process = target._crew.process, -1
+        with pytest.raises(WorkerError, match="was forked"):
+            target.evaluate(states(4))
+        _release(ray, target._crew)
+        target._crew.process = own
+        assert_rows_equal(target.evaluate(states(4)), Springs().evaluate(states(4)))
 
 
 def test_a_busy_cluster():

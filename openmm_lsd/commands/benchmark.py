@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +17,7 @@ import openmm
 from ..binding import Binding
 from ..clock import Times
 from ..contexts import fastest_context
+from ..cores import allowed_cores
 from ..integrator import LSDIntegrator
 from ..sampler import Statistics
 from ..systems import with_target
@@ -378,7 +378,7 @@ def machine() -> dict[str, Any]:
         model = names[0].split(":")[1].strip() if names else model
     about: dict[str, Any] = {
         "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": allowed_cores(),
         "python": platform.python_version(),
         "openmm": openmm.version.short_version,
     }

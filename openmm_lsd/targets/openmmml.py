@@ -19,6 +19,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import unit
 
+from ..cores import keep_torch_alive_in_children
 from .base import (
     ANGSTROM_PER_NM,
     KJ_PER_MOL_PER_EV,
@@ -108,6 +109,7 @@ class ModelTarget(BatchedTarget):
             )
         self.periodic = periodic
         self._scales = scales
+        keep_torch_alive_in_children()
         self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:

@@ -317,6 +317,11 @@ class RayTarget(BatchedTarget):
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise RuntimeError("the RayTarget is closed")
+        if self._crew.process != os.getpid():
+            raise WorkerError(
+                "this process was forked from the one whose RayTarget this is, and has no "
+                "connection to its workers; make a RayTarget here, or start processes by 'spawn'"
+            )
         if not self._ray.is_initialized():
             raise WorkerError("Ray was shut down, and the workers with it; make a new RayTarget")
 
@@ -480,6 +485,7 @@ class _Crew:
         self.workers: list[_Worker] = []
         self.graph: CompiledCalls | None = None
         self.graph_is_broken = False  # or in use
+        self.process = os.getpid()
 
 
 class _Answer(NamedTuple):
@@ -647,6 +653,8 @@ _sessions = _Sessions()
 
 
 def _release(ray: Any, crew: _Crew) -> None:
+    if crew.process != os.getpid():
+        return  # a forked child, to which they do not belong
     while crew.workers:
         _kill(ray, crew.workers.pop())
     graph, crew.graph = crew.graph, None

@@ -55,6 +55,7 @@ class SystemTarget(BatchedTarget):
         properties: Mapping[str, str] | None = None,
     ) -> None:
         properties = properties or {}
+        cores = allowed_cores(properties.get("Threads"))
         self._system = system  # owns the forces that the parts refer to
         self._default_box = default_box(system)
         self._to_parents = ForcesToParents(system)
@@ -71,8 +72,8 @@ class SystemTarget(BatchedTarget):
             torch_force, python_force = as_torch_force(force), as_python_force(force)
             model = None if python_force is None else as_openmmml_force(python_force)
             if torch_force is not None:
-                part = TorchForceTarget(torch_force, *_device_and_dtype(platform, properties))
-                self.torch_parts.append(part)
+                device, dtype = _device_and_dtype(platform, properties)
+                self.torch_parts.append(TorchForceTarget(torch_force, device, dtype, cores=cores))
             elif model is not None:
                 self.model_parts.append(model)
             elif python_force is not None:
@@ -90,7 +91,6 @@ class SystemTarget(BatchedTarget):
         # The rest, of which Contexts take care, and virtual sites with it.
         self._forces_in_contexts = [forces for forces in (rest, python_rest) if forces]
         platforms = {platform: properties, "Reference": {}}
-        cores = allowed_cores(properties.get("Threads"))
         self.in_contexts = [
             ContextTarget(
                 _system_with(system, forces), platforms=platforms, groups=groups, cores=cores

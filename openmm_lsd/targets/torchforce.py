@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import openmm
 
+from ..cores import ThreadPool, allowed_cores, keep_torch_alive_in_children, torch_threads
 from ..racing import decisions, race
 from ..restart import digest_of
 from .base import (
@@ -137,10 +138,18 @@ class TorchForceTarget(BatchedTarget):
     dtype : torch.dtype, optional
         Of the positions given to the module, as the Context's platform would give them; default
         double precision on the CPU, single elsewhere.
+    cores : int, optional
+        The most cores to keep busy, no more than torch has threads; default
+        ``cores.allowed_cores()``.
     """
 
     def __init__(
-        self, force: Any, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        self,
+        force: Any,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        cores: int | None = None,
     ) -> None:
         import torch
 
@@ -161,11 +170,13 @@ class TorchForceTarget(BatchedTarget):
             self._executors["graphed"] = self._module
         self._warmup = int(properties.get("CUDAGraphWarmupSteps", 10))
         self._graphed: dict[str, CUDAGraphed] = {}
-        self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+        self._pools: dict[tuple[int, int], ThreadPool] = {}
         self._environment = Held(self._environment_tensors)
         self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
         self.plans: dict[int, Plan] = {}  # by the size of the batch
-        self._one_by_one = Plan("loop", "scripted", 1, torch.get_num_threads())
+        self._cores = allowed_cores() if cores is None else cores
+        self._one_by_one = Plan("loop", "scripted", 1, self._most_threads())
+        keep_torch_alive_in_children()
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
@@ -225,7 +236,7 @@ class TorchForceTarget(BatchedTarget):
         reference: Evaluation,
     ) -> Plan:
         """The fastest plan of the first of ``ways`` (batching, executors) that is right."""
-        threads = self._torch.get_num_threads()
+        threads = self._most_threads()
         graph = str(self._module.inlined_graph)
         key = f"plan {digest_of(graph, states.shape, self._dtype, self._device, threads)}"
         known = Plan(*decisions[key]) if key in decisions else None
@@ -370,8 +381,12 @@ class TorchForceTarget(BatchedTarget):
             raise ValueError(f"forces of shape {tuple(forces.shape)} instead of {tuple(x.shape)}")
         return energy.detach().reshape(batch), forces
 
+    def _most_threads(self) -> int:
+        return min(self._torch.get_num_threads(), self._cores)
+
     @contextmanager
     def _threads(self, threads: int) -> Iterator[None]:
+        threads = torch_threads(threads)
         before = self._torch.get_num_threads()
         if threads == before:
             yield
@@ -382,23 +397,27 @@ class TorchForceTarget(BatchedTarget):
         finally:
             self._torch.set_num_threads(before)
 
-    def _pool(self, workers: int, threads: int) -> ThreadPoolExecutor:
+    def _pool(self, workers: int, threads: int) -> ThreadPool:
         """Threads whose torch runs on ``threads`` threads each; torch keeps that per thread."""
-        if (workers, threads) not in self._pools:
+
+        def start() -> ThreadPoolExecutor:
             before = self._torch.get_num_threads()
             ready = threading.Barrier(workers + 1)
 
             def prepare() -> None:
                 self._torch.get_num_threads()  # else the main thread's number is taken up later
-                self._torch.set_num_threads(threads)
+                self._torch.set_num_threads(torch_threads(threads))
                 ready.wait()
 
-            pool = ThreadPoolExecutor(workers, "openmm-lsd-torch", initializer=prepare)
+            executor = ThreadPoolExecutor(workers, "openmm-lsd-torch", initializer=prepare)
             for _ in range(workers):
-                pool.submit(lambda: None)
+                executor.submit(lambda: None)
             ready.wait()
             self._torch.set_num_threads(before)
-            self._pools[workers, threads] = pool
+            return executor
+
+        if (workers, threads) not in self._pools:
+            self._pools[workers, threads] = ThreadPool(workers, "openmm-lsd-torch", start)
         return self._pools[workers, threads]
 
 
