@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -44,6 +45,7 @@ logger = logging.getLogger(__name__)
 ROUNDING = 2e-5  # of the root mean square force: what single precision may lose
 ENERGY_ROUNDING = 0.01  # kJ/mol
 BATCH_PERTURBATION = 0.01  # nm
+SLOW = 0.5  # s per state, above which a batch that is right is good enough
 BATCHINGS = ("batch", "vmap", "loop")  # the first that works is the fastest
 
 INSTALL = 'pip install "torch>=2.9,<2.10" openmmtorch==1.5'
@@ -209,6 +211,7 @@ class TorchForceTarget(BatchedTarget):
         """
         # Without the present one: at a minimum of the energy rounding is larger than the forces.
         states = perturbed(positions, batch + 1, BATCH_PERTURBATION)[1:]
+        begin = perf_counter()
         try:
             reference = self._run(self._one_by_one, states, box)
         except Exception as error:  # whatever a module may raise
@@ -216,6 +219,10 @@ class TorchForceTarget(BatchedTarget):
             return
         if not all(np.isfinite(part).all() for part in reference):
             logger.info("TorchForce: forces are not finite near the present state")
+            return
+        if perf_counter() - begin > SLOW * len(states):
+            self.plans[batch] = self._first_right(states, box, reference)
+            self.plans.setdefault(1, self._one_by_one)
             return
         self._add_frozen()
         ways = [(batching, tuple(self._executors)) for batching in BATCHINGS]
@@ -227,6 +234,14 @@ class TorchForceTarget(BatchedTarget):
             ways = [("loop", tuple(self._executors))]
             energies, forces = reference
             self.plans[1] = self._chosen(ways, states[:1], box, (energies[:1], forces[:1]))
+
+    def _first_right(self, states: Array, box: Array | None, reference: Evaluation) -> Plan:
+        """The first batching whose results are right; states are too slow to try what is faster."""
+        plans = [self._one_by_one._replace(batching=batching) for batching in BATCHINGS[:-1]]
+        right = (plan for plan in plans if self._is_right(plan, states, box, reference))
+        chosen = next(right, self._one_by_one)
+        logger.info("TorchForce: %s, without a look at others: states are slow", chosen)
+        return chosen
 
     def _chosen(
         self,
