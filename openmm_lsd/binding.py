@@ -426,6 +426,8 @@ class Binding:
                     groups=settings.force_groups,
                     platform=self._access.get_platform(),
                     properties=self._access.get_properties(),
+                    time=time,
+                    step_count=step_count,
                 )
                 if virtual_sites(self._system):
                     target = PlacedTarget(target, self._system)

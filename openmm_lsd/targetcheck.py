@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .clock import Times
 from .schemes import Scheme
-from .targets import BatchedTarget, TargetMismatchError, validate_target
+from .targets import BatchedTarget, RayTarget, TargetMismatchError, validate_target
 from .targets.base import Evaluation, perturbed
 from .targets.validate import NotFiniteError
 
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 CHECKED_STATES, CHECKED_STATES_IF_SLOW = 3, 2
 PREPARED_STATES_IF_SLOW = 4
 SLOW = 1.0  # s per state, above which fewer states must do
+FAST = 0.1  # s per state, below which a mere warning is worth some more states
 TIMED_EVALUATIONS = 3
 # nm; where states so far away cannot be evaluated, plain dynamics may still be sound.
 DISPLACEMENTS = (1e-3, 1e-5, 0.0)
@@ -78,18 +79,19 @@ def set_up_target(
     is_slow = seconds > SLOW
     if is_slow:
         logger.info("a state takes %.3g s: as few as possible are evaluated", seconds)
-    sites = min(window, PREPARED_STATES_IF_SLOW) if is_slow else window
+    is_shared = isinstance(target, RayTarget)  # so that each worker has a few states only
+    sites = min(window, PREPARED_STATES_IF_SLOW) if is_slow and not is_shared else window
     target.prepare(around.positions, sites, around.box)
     if not np.isfinite(forces).all():
         return None
     batch = CHECKED_STATES_IF_SLOW if is_slow else CHECKED_STATES
     directions = 0 if around.reference is not None else 1 if is_slow else 2
     check_target(target, around, batch=batch, directions=directions, rows=True)
-    if around.reference is not None and not is_given and not is_slow:
-        _check_gradient_of_system(target, around)
     if not is_slow:
         with target.single_states():
             seconds = min(_seconds(target, around)[0] for _ in range(TIMED_EVALUATIONS))
+    if around.reference is not None and not is_given and seconds < FAST:
+        _check_gradient_of_system(target, around)
     elapsed = perf_counter() - begin
     logger.info("the target is ready after %.3g s", elapsed)
     if elapsed > TOLD:

@@ -27,7 +27,7 @@ from particles import (
     system_of,
 )
 
-from openmm_lsd import SpeculativeSampler, batched
+from openmm_lsd import SpeculativeSampler, batched, systems
 from openmm_lsd.barostat import BarostatMoves
 from openmm_lsd.clock import Clock, Times
 from openmm_lsd.contexts import ForceContext
@@ -344,6 +344,29 @@ def test_times_of_a_batch_row_by_row(kind):
         np.testing.assert_allclose(forces[:, 2, 0], expected, rtol=1e-12)
         forces = target.evaluate(states[rows])[1]
         np.testing.assert_allclose(forces[:, 2, 0], push(0.0), rtol=1e-12)
+
+
+def test_a_system_made_from_a_target_is_told_the_time(simulate, state_of):
+    """As the plain run of the same function, in plain OpenMM and by LSD."""
+    inner = field_system("one state")
+
+    def made():
+        return systems.with_target(inner, SystemTarget(inner, POSITIONS))
+
+    pair = cold_pair(simulate, lambda: field_system("one state"), 8)
+    pair.append(simulate(made(), lsd(COLD, 1, STEP), POSITIONS, VELOCITIES))
+    plain = openmm.LangevinMiddleIntegrator(0, 1, STEP)
+    pair.append(simulate(made(), plain, POSITIONS, VELOCITIES))
+    for simulation in pair:
+        for force in simulation.system.getForces():
+            if isinstance(force, openmm.CMMotionRemover):
+                force.setFrequency(1000)
+        simulation.context.reinitialize(preserveState=True)
+        simulation.context.setStepCount(1)
+        simulation.context.setTime(0.0051)
+        simulation.step(30)
+    for simulation in pair[1:]:
+        assert_same_states((pair[0], simulation), state_of)
 
 
 # Force groups

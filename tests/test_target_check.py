@@ -61,7 +61,8 @@ SOUND = {
 
 
 @pytest.mark.parametrize("kind", SOUND)
-def test_what_plain_openmm_runs_is_not_refused(simulate, state_of, caplog, kind):
+def test_what_plain_openmm_runs_is_not_refused(simulate, state_of, caplog, monkeypatch, kind):
+    monkeypatch.setattr(targetcheck, "FAST", np.inf)  # on a busy machine as well
     function, is_warned = SOUND[kind]
     states = []
     for integrator in (openmm.LangevinMiddleIntegrator(0, 1, 0.001), lsd(COLD, windowLength=4)):
@@ -249,18 +250,21 @@ def test_the_check_is_at_the_present_time(simulate, state_of):
 
     def pushed(state):
         positions = state.getPositions(asNumpy=True)._value
+        assert state.getTime()._value >= 0.0049
         return 0.0, -200.0 * positions + 1e4 * state.getTime()._value
 
     states = []
     for system, integrator in (
         (system_of(openmm.PythonForce(pushed)), openmm.LangevinMiddleIntegrator(0, 1, 0.001)),
         (system_of(), lsd(COLD, windowLength=4, target=Pushed())),
+        (system_of(openmm.PythonForce(pushed)), lsd(COLD, windowLength=4)),
     ):
         simulation = simulate(system, integrator, POSITIONS, VELOCITIES)
         simulation.context.setTime(0.005)
         simulation.step(30)
         states.append(state_of(simulation))
-    assert_close(*states)
+    for state in states[1:]:
+        assert_close(state, states[0])
 
 
 def test_forces_of_another_potential_are_refused(simulate, refused):

@@ -99,25 +99,33 @@ class PythonForceTarget(BatchedTarget):
     positions : (N, 3) nm
         Of all particles of the System; the function is called once there to find out.
     box : (3, 3) nm, optional
+    time, step_count : float (ps), int
+        When the function is called there.
     """
 
     def __init__(
-        self, force: openmm.PythonForce, positions: Array, box: Array | None = None
+        self,
+        force: openmm.PythonForce,
+        positions: Array,
+        box: Array | None = None,
+        *,
+        time: float = 0.0,
+        step_count: int = 0,
     ) -> None:
         self._force = force
         self._periodic = force.usesPeriodicBoundaryConditions()
         self._particles = np.array(force.getParticles(), dtype=int)
         self._parameters = dict(force.getGlobalParameters())
-        self.batched = self._find_batched(positions, box)
+        self.batched = self._find_batched(positions, box, Times.same(1, time, step_count))
         # A State has them, and nobody knows whether the function asks for them.
         self.uses_times = self.batched is None or self.batched.uses_times
         self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
 
-    def _find_batched(self, positions: Array, box: Array | None) -> Batched | None:
+    def _find_batched(self, positions: Array, box: Array | None, times: Times) -> Batched | None:
         """The function behind the force, if it is one of ours: it says so when it is called."""
         _called.last = None
         try:
-            self._one_by_one(self._own(positions[None]), box)
+            self._one_by_one(self._own(positions[None]), box, times)
         except Exception:
             if _called.last is None:
                 raise
@@ -156,12 +164,10 @@ class PythonForceTarget(BatchedTarget):
         own = positions[:, self._particles] if len(self._particles) else positions
         return np.ascontiguousarray(own)
 
-    def _one_by_one(
-        self, positions: Array, box: Array | None, times: Times | None = None
-    ) -> Evaluation:
+    def _one_by_one(self, positions: Array, box: Array | None, times: Times) -> Evaluation:
         box = np.ascontiguousarray(box) if self._periodic else None
         address = int(self._force.this)
-        return evaluate_python_force(address, positions, box, self._parameters, *(times or ()))
+        return evaluate_python_force(address, positions, box, self._parameters, *times)
 
 
 def as_python_force(force: openmm.Force) -> Any | None:

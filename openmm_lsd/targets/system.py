@@ -43,6 +43,8 @@ class SystemTarget(BatchedTarget):
     platform, properties : str, mapping of str to str
         Of the Context that these forces stand in for: it decides device and precision of the
         modules, and is one of the two platforms (with Reference) tried for the rest.
+    time, step_count : float (ps), int
+        At ``positions``, for users' functions that depend on them.
     """
 
     def __init__(
@@ -53,6 +55,8 @@ class SystemTarget(BatchedTarget):
         groups: int = ALL_GROUPS,
         platform: str = "Reference",
         properties: Mapping[str, str] | None = None,
+        time: float = 0.0,
+        step_count: int = 0,
     ) -> None:
         properties = properties or {}
         cores = allowed_cores(properties.get("Threads"))
@@ -78,7 +82,10 @@ class SystemTarget(BatchedTarget):
                 self.model_parts.append(model)
             elif python_force is not None:
                 box = self._default_box
-                self.python_parts.append(PythonForceTarget(python_force, positions, box))
+                part = PythonForceTarget(
+                    python_force, positions, box, time=time, step_count=step_count
+                )
+                self.python_parts.append(part)
             elif holds_python(force):
                 python_rest.append(force)
             else:
