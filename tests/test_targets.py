@@ -382,6 +382,14 @@ def test_the_machine_is_out_of_memory(caplog, name):
     assert caplog.text.count("do not fit into memory") == 2  # 6, 3, 1
 
 
+def test_out_of_memory_while_plans_are_tried():
+    """The batch that is right is kept, in parts, and not given up for states one by one."""
+    target = TorchForceTarget(torch_force(HungryModule))
+    target.prepare(POSITIONS, 6)
+    assert target.plan(6).batching == "batch" and target._in_parts.largest == 1
+    np.testing.assert_allclose(target.evaluate(STATES)[1], -100.0 * STATES, rtol=1e-12)
+
+
 def test_other_errors_are_not_out_of_memory():
     for error in (RuntimeError("no memory of this"), ValueError("not enough memory"), KeyError(1)):
         assert not is_out_of_memory(error)

@@ -291,7 +291,7 @@ class TorchForceTarget(BatchedTarget):
                 plans.append(plan)
         if not plans:
             return None
-        seconds = race(lambda plan: self._run(plan, states, box), plans)
+        seconds = race(lambda plan: self._run_in_parts(plan, states, box), plans)
         for plan, median in seconds.items():
             logger.info("TorchForce: %s: %.2f ms for %d", plan, 1e3 * median, len(states))
         return min(seconds, key=seconds.__getitem__)
@@ -300,7 +300,7 @@ class TorchForceTarget(BatchedTarget):
         self, plan: Plan, states: Array, box: Array | None, reference: Evaluation
     ) -> bool:
         try:
-            energies, forces = self._run(plan, states, box)
+            energies, forces = self._run_in_parts(plan, states, box)
         except Exception as error:  # whatever a module may raise when it meets a batch
             logger.info("TorchForce: %s: does not work (%s)", plan, _last_line(error))
             return False
@@ -324,6 +324,14 @@ class TorchForceTarget(BatchedTarget):
             self._executors["frozen"] = self._torch.jit.freeze(self._module)
         except Exception as error:
             logger.info("TorchForce: cannot be frozen (%s)", _last_line(error))
+
+    def _run_in_parts(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
+        """As ``_run``; what does not fit into memory is no fault of the plan."""
+        parts = SubBatches(functools.partial(self._run, plan), is_out_of_memory)
+        parts.largest = self._in_parts.largest
+        result = parts(positions, box)
+        self._in_parts.largest = parts.largest
+        return result
 
     def _run(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
         arguments = self._arguments(box)
