@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
-from timeit import timeit
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,13 +25,17 @@ from .checks import (
     masses_of,
     virtual_sites,
 )
+from .clock import Clock, Times
+from .contexts import signed
+from .cores import allowed_cores
 from .draft import DraftChoice
 from .restart import Record, digest_of
 from .rollout import reciprocal
 from .sampler import Round, SpeculativeSampler, State, Statistics, TargetError
 from .schemes import SCHEMES, Scheme
 from .snapshot import SystemSnapshot
-from .targets import BatchedTarget, SystemTarget, TargetMismatchError, validate_target
+from .targetcheck import Surroundings, check_target, set_up_target
+from .targets import BatchedTarget, SystemTarget, TargetMismatchError
 from .targets.base import Evaluation
 from .targets.virtualsites import PlacedTarget
 from .tuning import WindowTuner
@@ -41,8 +44,6 @@ Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-CHECKED_STATES = 3
-TIMED_STEPS = 3
 TYPICAL_WINDOW = 16  # that a target is prepared for, where the window is tuned
 SETTLED = 1000  # rounds of a window after which it is worth a preparation of its own
 
@@ -118,18 +119,20 @@ class Binding:
         self._step_count = -1
         self._in_context: Array | None = None  # positions of the state that it has itself made
         self.noise_step = 0  # index of the next step's random numbers
+        self._clock = Clock()
+        self._time = self._step_size = 0.0  # the time is that of noise_step
         self._moves = BarostatMoves(access, self._show, self._take_box)
         self._begun = 0  # steps beyond the committed ones that the barostats have begun: 0 or 1
         self._record: Record | None = None  # to go on from
         self._fresh_seed, self._process = secrets.randbits(63), os.getpid()
-        self._time, self._step_size = 0.0, 0.0  # at noise_step, while steps are done
         self.correction = "per-step"  # before the first step; see SpeculativeSampler
         if target is not None and not has_forces(self._system):
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
         self._draft_is_periodic = draft.is_periodic(self._system)
-        self._draft = draft.make(self._state()[0], self._masses, self._box())
+        cores = allowed_cores(access.get_properties().get("Threads"))
+        self._draft = draft.make(self._state()[0], self._masses, self._box(), cores)
         self._environment_of_draft()
 
     def settings(self) -> Settings:
@@ -146,6 +149,7 @@ class Binding:
         assert target is not None
         begin, counted = perf_counter(), self._statistics.seconds
         self._time, self._step_size = self._access.get_time()[0], settings.step_size
+        self._clock.set(self.noise_step, self._time, self._access.get_time()[1], settings.step_size)
 
         # A target that was given may be a faster form of the System's forces, if it has any.
         by_itself = plain if self._given_target is None else None
@@ -189,6 +193,7 @@ class Binding:
             self._in_context = None if not is_shown else self._in_context
             self._step_count += state.step - self.noise_step
             self.noise_step = state.step
+            self._time = self._access.get_time()[0]
             self._access.acknowledge()
             counted = self._statistics.seconds - counted
             self._statistics.overhead_seconds += perf_counter() - begin - counted
@@ -215,11 +220,12 @@ class Binding:
         return self._sampler
 
     def evaluate(self, positions: Array) -> Evaluation:
-        """Energies (B,) and forces (B, N, 3) of the target, after the first step."""
+        """Energies (B,) and forces (B, N, 3) of the target at present, after the first step."""
         assert self._target is not None
-        return self._target.evaluate(positions, self._box_of_target)
+        times = Times.same(len(positions), *self._access.get_time())
+        return self._target.evaluate_at(positions, self._box_of_target, times)
 
-    def _forces_at_sites(self, sites: Array) -> Array:
+    def _forces_at_sites(self, sites: Array, times: Times | None = None) -> Array:
         """Target forces; a window that the tuner has settled on is prepared for."""
         window = self.sampler.window
         if self.tuner is not None and window != TYPICAL_WINDOW:
@@ -230,11 +236,13 @@ class Binding:
                     self._target.prepare(sites[0], window, self._box_of_target)
                 except Exception as error:  # whatever a target may raise
                     logger.info("the target cannot be prepared for %d states (%s)", window, error)
-        return self.evaluate(sites)[1]
+        assert self._target is not None
+        return self._target.evaluate_at(sites, self._box_of_target, times)[1]
 
     def discrepancies(self, positions: Array) -> Array:
         """Target force minus draft force at positions (B, N, 3), after the first step."""
-        draft_forces = np.stack([self._draft(each) for each in positions])
+        times = Times.same(1, *self._access.get_time())
+        draft_forces = np.stack([self._draft(each, times) for each in positions])
         return self.evaluate(positions)[1] - draft_forces
 
     def _prepared(self, settings: Settings) -> SpeculativeSampler:
@@ -262,10 +270,7 @@ class Binding:
                 self._unchecked.clear()
             if sampler is None:
                 sampler = self._new_sampler(settings, scheme)
-        elif not has_changed and (sampler.state.step, self._step_count) == (
-            self.noise_step,
-            self._access.get_time()[1],
-        ):
+        elif not has_changed and self._is_where_it_was(sampler):
             return sampler
         self._take_box()
         positions, velocities, self._step_count = self._state()
@@ -312,6 +317,18 @@ class Binding:
             self._fresh_seed, self._sampler = secrets.randbits(63), None
             self._access.renew_plain_noise()
 
+    def _is_where_it_was(self, sampler: SpeculativeSampler) -> bool:
+        """Whether the Context shows the step, and where it matters the time, of the sampler."""
+        time, step_count = self._access.get_time()
+        return (
+            sampler.state.step == self.noise_step
+            and self._step_count == step_count
+            and (self._time == time or not self._uses_times())
+        )
+
+    def _uses_times(self) -> bool:
+        return self._draft.uses_times or (self._target is not None and self._target.uses_times)
+
     def go_on_from(self, record: Record) -> None:
         """The Context has been loaded from a checkpoint or a State that had this record."""
         self._record = record
@@ -346,7 +363,7 @@ class Binding:
             and settings == self._settings
             and self._system.version == self._version
             and not (access.touched and (access.state_changed or access.changed_parameters))
-            and (sampler.state.step, self._step_count) == (self.noise_step, access.get_time()[1])
+            and self._is_where_it_was(sampler)
         )
         return {
             "seed": settings.seed % 2**64 or self._fresh_seed,
@@ -365,7 +382,10 @@ class Binding:
         """Digest of the state that the Context shows."""
         positions, velocities, _, step_count = self._access.get_state()
         parameters = sorted(self._access.get_parameters().items())
-        return digest_of(positions, velocities, self._access.get_box(), parameters, step_count)
+        time = [self._access.get_time()[0]] if self._uses_times() else []
+        return digest_of(
+            positions, velocities, self._access.get_box(), parameters, step_count, *time
+        )
 
     def _new_sampler(self, settings: Settings, scheme: Scheme) -> SpeculativeSampler:
         target = self._target
@@ -379,6 +399,7 @@ class Binding:
             settings.seed % 2**64 or self._fresh_seed,
             correction=self.correction,
             cm_removal_frequency=cm_removal_frequency(self._system),
+            clock=self._clock if self._uses_times() else None,
         )
         sampler.commit, sampler.statistics = commit, self._statistics
         sampler.tuner, sampler.watchers = self.tuner, self._watchers
@@ -432,36 +453,32 @@ class Binding:
                     groups=settings.force_groups,
                     platform=self._access.get_platform(),
                     properties=self._access.get_properties(),
+                    time=time,
+                    step_count=step_count,
                 )
                 if virtual_sites(self._system):
                     target = PlacedTarget(target, self._system)
             target.set_parameters(parameters)
-            new = target is not self._validated
-            if new:
-                target.prepare(positions, self._window, box)
+            around = Surroundings(
+                positions,
+                self._masses,
+                box,
+                time,
+                step_count,
+                scheme,
+                partial(self._context_forces, settings=settings)
+                if has_forces(self._system)
+                else None,
+            )
+            if target is not self._validated:
                 self._rounds_of.clear()
-            # Where these are not finite the sampler will name step and atom.
-            if has_forces(self._system):
-                forces = self._context_forces(positions[None], settings)
-            else:
-                forces = target.evaluate(positions[None], box)[1]
-            if np.isfinite(forces).all():
-                validate_target(
-                    target,
-                    positions,
-                    self._masses,
-                    box=box,
-                    scheme=scheme,
-                    reference=partial(self._context_forces, settings=settings)
-                    if has_forces(self._system)
-                    else None,
-                    batch=CHECKED_STATES,
-                    directions=2 if new else 0,
-                    rows=new,
-                )
-                self._validated = target
-                if new:
-                    self._time_plain_step(target, positions, settings)
+                is_given = self._given_target is not None
+                seconds = set_up_target(target, around, self._window, is_given=is_given)
+                # Where forces are not finite the sampler will name step and atom.
+                if seconds is not None:
+                    self._validated, self._statistics.plain_step_seconds = target, seconds
+            elif np.isfinite(around.forces(target)).all():
+                check_target(target, around)
         except TargetMismatchError:
             raise
         except Exception as error:
@@ -473,20 +490,6 @@ class Binding:
             self._access.set_state(positions, velocities, time, step_count)
         return target
 
-    def _time_plain_step(self, target: BatchedTarget, positions: Array, settings: Settings) -> None:
-        """Of a plain run the forces take the time; the first evaluations have been done."""
-
-        def evaluate() -> None:
-            if has_forces(self._system):
-                self._context_forces(positions[None], settings)
-            else:
-                target.evaluate(positions[None], self._box())
-
-        with target.single_states():
-            seconds = [timeit(evaluate, number=1) for _ in range(TIMED_STEPS)]
-        self._statistics.plain_step_seconds = min(seconds)
-
     def _context_forces(self, states: Array, settings: Settings) -> Array:
         """The forces (B, N, 3) that the Context's integrator would see."""
-        groups = settings.force_groups - 2**32 * (settings.force_groups >= 2**31)
-        return self._access.forces(states, groups)
+        return self._access.forces(states, signed(settings.force_groups))

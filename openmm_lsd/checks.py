@@ -61,9 +61,10 @@ _trusted: set[str] = set()
 def trust_force(name: str) -> None:
     """Allow a class of Force that openmm_lsd does not know.
 
-    Its energy must be a function of positions, box and global parameters alone. One that remembers
-    where it was evaluated (PLUMED's metadynamics), or that changes the state during a step, would
-    silently spoil the dynamics, because LSD evaluates forces at positions that are never visited.
+    Its energy must be a function of positions, box, global parameters, time and step count alone.
+    One that remembers where it was evaluated (PLUMED's metadynamics), or that changes the state
+    during a step, would silently spoil the dynamics, because LSD evaluates forces at positions that
+    are never visited.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ def _check_force(force: openmm.Force, role: str) -> None:
         if kind not in (*KNOWN_PLUGINS, *_trusted):
             raise ValueError(
                 f"the {role} System has a {kind}, a Force that openmm_lsd does not know; if it is "
-                "a function of positions, box and parameters alone, say so with "
+                "a function of positions, box, parameters and time alone, say so with "
                 f"openmm_lsd.trust_force({kind!r})"
             )
 

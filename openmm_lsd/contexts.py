@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from time import perf_counter
 
@@ -10,7 +11,9 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from ._native import ContextAccess, copy_virtual_sites
+from ._native import ContextAccess, calls_python, copy_virtual_sites
+from .clock import Times
+from .cores import allowed_cores
 from .racing import decisions
 from .restart import digest_of
 
@@ -18,7 +21,7 @@ Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-ALL_GROUPS = -1  # as the signed 32-bit integer that OpenMM's C++ interface takes
+ALL_GROUPS = 0xFFFFFFFF
 
 
 class ForceContext:
@@ -30,6 +33,8 @@ class ForceContext:
     platform : openmm.Platform
     properties : mapping of str to str, optional
         Platform properties.
+    groups : int
+        Bits of the force groups that count.
     """
 
     def __init__(
@@ -37,23 +42,63 @@ class ForceContext:
         system: openmm.System,
         platform: openmm.Platform,
         properties: Mapping[str, str] | None = None,
+        groups: int = ALL_GROUPS,
     ) -> None:
-        # The Context of OpenMM's Python layer keeps the System and the integrator alive.
-        self._integrator = openmm.VerletIntegrator(0.001)
-        self._context = openmm.Context(
-            system, self._integrator, platform, {**_deterministic(platform), **(properties or {})}
-        )
-        self.access = ContextAccess(int(self._integrator.this))
+        self._groups = signed(groups)
+        self.uses_times = any(map(may_use_time, system.getForces()))
         self.platform = platform.getName()
+        self._system, self._properties = system, dict(properties or {})
+        self._make()
         self._parameters = self.access.get_parameters()
 
-    def forces(self, positions: Array) -> Array:
-        """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm, one after another."""
-        return self.access.forces(np.ascontiguousarray(positions), ALL_GROUPS)
+    def _make(self) -> None:
+        # The Context of OpenMM's Python layer keeps the System and the integrator alive.
+        self._integrator = openmm.VerletIntegrator(0.001)
+        platform = openmm.Platform.getPlatform(self.platform)
+        properties = {**_deterministic(platform), **self._properties}
+        self._context = openmm.Context(self._system, self._integrator, platform, properties)
+        self._access = ContextAccess(int(self._integrator.this))
+        self._process = os.getpid()
 
-    def evaluate(self, positions: Array) -> tuple[Array, Array]:
-        """Energies (B,) in kJ/mol and forces (B, N, 3), one state after another."""
-        return self.access.evaluate(np.ascontiguousarray(positions), ALL_GROUPS)
+    @property
+    def access(self) -> ContextAccess:
+        """Native access to the Context.
+
+        Raises
+        ------
+        openmm.OpenMMException
+            In a forked child, if the Context was on a device: there it cannot be used.
+        """
+        if self._process != os.getpid() and self.platform != "Reference":
+            self._make_after_fork()
+        return self._access
+
+    def _make_after_fork(self) -> None:
+        """Another Context for that of the parent process, whose threads are not in this one."""
+        if self.platform != "CPU":
+            raise openmm.OpenMMException(
+                f"forces on platform {self.platform} were set up before this process was forked, "
+                "and cannot be computed in it; start processes by 'spawn', or build the Simulation "
+                "in the child"
+            )
+        box, parameters = self._access.get_box(), self._access.get_parameters()
+        # Never destroyed: that would wait for its threads.
+        self._context.thisown = self._integrator.thisown = False
+        self._make()
+        self._access.set_box(box)
+        for name, value in parameters.items():
+            self._access.set_parameter(name, value)
+
+    def forces(self, positions: Array, times: Times | None = None) -> Array:
+        """Forces (B, N, 3) in kJ/mol/nm at positions (B, N, 3) in nm, one after another.
+
+        Each at its own time and step count, if these are given; else at those of the Context.
+        """
+        return self.access.forces(np.ascontiguousarray(positions), self._groups, *(times or ()))
+
+    def evaluate(self, positions: Array, times: Times | None = None) -> tuple[Array, Array]:
+        """Energies (B,) in kJ/mol and forces (B, N, 3), as ``forces``."""
+        return self.access.evaluate(np.ascontiguousarray(positions), self._groups, *(times or ()))
 
     def update(self, force: openmm.Force) -> None:
         """Take over the changed parameters of one of the System's forces."""
@@ -73,6 +118,36 @@ def _deterministic(platform: openmm.Platform) -> dict[str, str]:
     """The same seed is to give the same trajectory: threads must not add up in any order."""
     name = "DeterministicForces"
     return {name: "true"} if name in platform.getPropertyNames() else {}
+
+
+def signed(groups: int) -> int:
+    """Bits of force groups as the signed 32-bit integer that OpenMM's C++ interface takes."""
+    return groups - 2**32 * (groups >= 2**31)
+
+
+def groups_of(force: openmm.Force) -> int:
+    """Bits of the force groups in which a Force is, or a part of it."""
+    groups = 1 << force.getForceGroup()
+    if isinstance(force, openmm.NonbondedForce) and force.getReciprocalSpaceForceGroup() >= 0:
+        groups |= 1 << force.getReciprocalSpaceForceGroup()
+    return groups
+
+
+def holds_python(force: openmm.Force) -> bool:
+    """Whether a Force is a PythonForce, or one is in it, however deep."""
+    return calls_python(int(force.this))
+
+
+def may_use_time(force: openmm.Force) -> bool:
+    """Whether the energy of a Force may depend on time or step count.
+
+    OpenMM's own do not, nor does a TorchForce; users' functions and Forces that are not known here
+    may.
+    """
+    if type(force).__name__ == "TorchForce":
+        return False
+    is_known = type(force).__module__.startswith("openmm.") and type(force) is not openmm.Force
+    return not is_known or holds_python(force)
 
 
 def without_forces(system: openmm.System) -> openmm.System:
@@ -123,10 +198,16 @@ def is_empty(force: openmm.Force) -> bool:
     return counts == [0]
 
 
-def loaded_platforms() -> dict[str, Mapping[str, str]]:
-    """The platforms that OpenMM has loaded, without properties."""
-    count = openmm.Platform.getNumPlatforms()
-    return {openmm.Platform.getPlatform(i).getName(): {} for i in range(count)}
+def loaded_platforms(cores: int | None = None) -> dict[str, Mapping[str, str]]:
+    """The platforms that OpenMM has loaded, with their properties.
+
+    Those of the CPU platform say how many cores it may use, by default all that are allowed.
+    """
+    names = [
+        openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())
+    ]
+    threads = {"Threads": str(allowed_cores() if cores is None else cores)}
+    return {name: threads if name == "CPU" else {} for name in names}
 
 
 def fastest_context(

@@ -17,7 +17,8 @@ from ._native import Valence
 from .autodraft import auto_draft
 from .bondwatch import BondWatch
 from .checks import default_box, has_forces
-from .contexts import ForceContext, describe_system, fastest_context
+from .clock import Times
+from .contexts import ForceContext, describe_system, fastest_context, loaded_platforms
 from .learning import Learner
 from .molgraph import (
     elements_of_masses,
@@ -41,9 +42,11 @@ TOGETHER = 16  # steps that are learned from at a time, or more: it costs less
 class NativeDraft(ABC):
     """Draft forces, as ``SpeculativeSampler`` takes them, whose windows are drafted natively."""
 
+    uses_times = False  # whether the forces may depend on time or step count
+
     @abstractmethod
-    def __call__(self, positions: Array) -> Array:
-        """Forces (N, 3) in kJ/mol/nm at positions (N, 3) in nm."""
+    def __call__(self, positions: Array, times: Times | None = None) -> Array:
+        """Forces (N, 3) in kJ/mol/nm at positions (N, 3) in nm, at one time if it plays a part."""
 
     @abstractmethod
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
@@ -57,7 +60,7 @@ class NativeDraft(ABC):
         """Go on as the draft that the snapshot was taken of."""
 
     @abstractmethod
-    def _native_rollout(self, *arguments: Any) -> tuple:
+    def _native_rollout(self, arguments: tuple, times: Times | None) -> tuple:
         """Number of drafted steps, and the arrays of a Window."""
 
     def rollout(
@@ -69,11 +72,12 @@ class NativeDraft(ABC):
         corrections: Array,
         kicks: Array,
         cm_removals: NDArray[np.bool_],
+        times: Times | None = None,
     ) -> Window:
         """``rollout.rollout`` with this draft, in native code."""
         arrays = (masses, positions, velocities, corrections, kicks, cm_removals)
         drafted, *results = self._native_rollout(
-            scheme.name, scheme.step_size, scheme.decay, *arrays
+            (scheme.name, scheme.step_size, scheme.decay, *arrays), times
         )
         return Window(*(array[:drafted] for array in results))
 
@@ -83,13 +87,14 @@ class Draft(NativeDraft):
 
     def __init__(self, context: ForceContext) -> None:
         self.context = context
+        self.uses_times = context.uses_times
 
-    def __call__(self, positions: Array) -> Array:
+    def __call__(self, positions: Array, times: Times | None = None) -> Array:
         """See NativeDraft."""
-        return self.context.forces(positions[None])[0]
+        return self.context.forces(positions[None], times)[0]
 
-    def _native_rollout(self, *arguments: Any) -> tuple:
-        return self.context.access.rollout(*arguments)
+    def _native_rollout(self, arguments: tuple, times: Times | None) -> tuple:
+        return self.context.access.rollout(*arguments, *(times or ()))
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
@@ -126,6 +131,7 @@ class LearningDraft(NativeDraft):
         bonds: BondWatch | None = None,
     ) -> None:
         self._base = base
+        self.uses_times = base is not None and base.uses_times
         self._bonds = bonds
         self._masses = masses
         self._box: Array | None = None
@@ -154,12 +160,12 @@ class LearningDraft(NativeDraft):
         """Of the valence force field at present; a copy."""
         return self._learner.parameters.copy()
 
-    def __call__(self, positions: Array) -> Array:
+    def __call__(self, positions: Array, times: Times | None = None) -> Array:
         """See NativeDraft."""
-        return self._valence.forces(positions[None], self._access())[0]
+        return self._valence.forces(positions[None], self._access(), *(times or ()))[0]
 
-    def _native_rollout(self, *arguments: Any) -> tuple:
-        return self._valence.rollout(*arguments, self._access())
+    def _native_rollout(self, arguments: tuple, times: Times | None) -> tuple:
+        return self._valence.rollout(*arguments, self._access(), *(times or ()))
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
@@ -299,8 +305,12 @@ class DraftChoice(NamedTuple):
             return False
         return np.allclose(np.array(box.value_in_unit(unit.nanometer)), default_box(target))
 
-    def make(self, positions: Array, masses: Array, box: Array | None) -> NativeDraft:
+    def make(
+        self, positions: Array, masses: Array, box: Array | None, cores: int | None = None
+    ) -> NativeDraft:
         """The draft for a molecule at ``positions`` (N, 3) nm with ``masses`` (N,) amu.
+
+        ``cores`` is the most that it may use; by default all that are allowed.
 
         Raises
         ------
@@ -309,10 +319,12 @@ class DraftChoice(NamedTuple):
         """
         base = None
         if self.system is not None:
+            platforms = loaded_platforms(cores)
             if self.platform is None:
-                base = fastest_context(self.system, positions)
+                base = fastest_context(self.system, positions, platforms)
             else:
-                base = ForceContext(self.system, self.platform)
+                properties = platforms.get(self.platform.getName())
+                base = ForceContext(self.system, self.platform, properties)
             if not self.learning:
                 return Draft(base)
         if self.topology is not None:

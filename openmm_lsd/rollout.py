@@ -12,10 +12,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .clock import Times
 from .schemes import Scheme
 
 Array = NDArray[np.float64]
-Forces = Callable[[Array], Array]
+Forces = Callable[..., Array]
 
 
 class Window(NamedTuple):
@@ -48,12 +49,14 @@ def rollout(
     corrections: Array,
     kicks: Array,
     cm_removals: NDArray[np.bool_],
+    times: Times | None = None,
 ) -> Window:
     """Draft K steps with the force F_d(q_k) + c_k at step k.
 
     Parameters
     ----------
     draft : (N, 3) nm -> (N, 3) kJ/mol/nm
+        Takes the Times of the state as well, if ``times`` are given.
     masses : (N, 1) amu
     positions, velocities : (N, 3) nm, nm/ps
         The committed state.
@@ -61,6 +64,8 @@ def rollout(
     kicks : (K, N, 3) nm/ps
     cm_removals : (K,)
         Whether step k starts by removing the motion of the centre of mass.
+    times : Times, optional
+        Of the K steps.
 
     Draft forces that are not finite count as zero: a draft may propose anything.
     """
@@ -75,7 +80,7 @@ def rollout(
             length = k
             break
         try:
-            force = draft(site)
+            force = draft(site) if times is None else draft(site, times.rows(slice(k, k + 1)))
         except Exception:
             if k == 0:
                 raise

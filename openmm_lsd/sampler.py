@@ -11,6 +11,7 @@ Units: nm, ps, amu, kJ/mol. Arrays are float64, positions and velocities (N, 3).
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .clock import Clock, Times
 from .commit import commit
 from .noise import StepNoise
 from .rollout import Window, reciprocal, rollout
@@ -29,12 +31,16 @@ from .tuning import WindowTuner
 
 Array = NDArray[np.float64]
 
+logger = logging.getLogger(__name__)
+
 # A discrepancy may change from one step to the next by what gives an atom this many times its
 # thermal speed. In sound runs at 1 fs the largest seen is 0.4, at 2 fs 1.1.
 LARGEST_LEAP = 2.0
 # Nor by more than this many times what was seen at committed steps (heavy atoms leap far less);
 # the largest seen is forgotten by and by.
 LEAP_BEYOND_SEEN, KEPT_PER_ROUND = 8.0, 0.99
+
+FAILED_BATCHES_TOLD = 3  # once is no more than the other node that did not answer
 
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
 
@@ -93,7 +99,9 @@ class Statistics:
 
     ``steps`` counts committed steps. Each is ``accepted`` (committed positions equal drafted
     ones), ``rejected`` (transported elsewhere; ends the round), or the last of a window, which is
-    a plain target step and neither. ``shortened_windows`` counts rounds of fewer than K sites,
+    a plain target step and neither. ``failed_sites`` counts windows that ended early because the
+    target failed at a site, ``failed_batches`` those that failed as a batch although each of their
+    states could be evaluated. ``shortened_windows`` counts rounds of fewer than K sites,
     which end where a barostat tries a move. ``noise_shifts`` is the sum of |delta| over the
     accepted and the rejected ones.
 
@@ -106,6 +114,7 @@ class Statistics:
     accepted: int = 0
     rejected: int = 0
     failed_sites: int = 0
+    failed_batches: int = 0
     shortened_windows: int = 0
     noise_shifts: float = 0.0
     window_length: int = 0
@@ -163,6 +172,8 @@ class Statistics:
             text += f"; {self.shortened_windows} windows that end at a barostat's move"
         if self.failed_sites:
             text += f"; {self.failed_sites} windows cut short where the target failed"
+        if self.failed_batches:
+            text += f"; {self.failed_batches} batches that failed, evaluated state by state"
         return text
 
 
@@ -212,6 +223,7 @@ class _Lesson(NamedTuple):
     target_forces: Array
     discrepancies: Array
     committed: int
+    times: Times | None = None
 
 
 class SpeculativeSampler:
@@ -226,6 +238,7 @@ class SpeculativeSampler:
         May offer ``rollout``, with the arguments of ``rollout.rollout`` less the first; and, to
         learn, ``start`` and ``learn`` as draft.LearningDraft.
     target : callable, positions (B, N, 3) -> forces (B, N, 3)
+        With a clock it is given the Times of the states as well.
     window : int
         K, the number of sites drafted and evaluated per round.
     seed : int
@@ -236,6 +249,9 @@ class SpeculativeSampler:
     cm_removal_frequency : int
         As ``openmm.CMMotionRemover``: the motion of the centre of mass is removed at the start of
         every step whose count is a multiple of it. 0: never.
+    clock : Clock, optional
+        Where forces depend on time or step count. A draft whose ``uses_times`` is true takes Times
+        as a last argument, also to ``rollout``.
 
     Raises
     ------
@@ -249,13 +265,14 @@ class SpeculativeSampler:
         self,
         scheme: Scheme,
         masses: ArrayLike,
-        draft: Callable[[Array], Array],
-        target: Callable[[Array], Array],
+        draft: Callable[..., Array],
+        target: Callable[..., Array],
         window: int,
         seed: int,
         *,
         correction: str = "per-step",
         cm_removal_frequency: int = 0,
+        clock: Clock | None = None,
     ) -> None:
         if window < 1:
             raise ValueError(f"window is {window}; it must be at least 1")
@@ -285,6 +302,8 @@ class SpeculativeSampler:
         self._draft: Any = draft
         self._rollout = getattr(draft, "rollout", None) or partial(rollout, draft)
         self._learns = hasattr(draft, "learn")
+        self._clock = clock
+        self._times_of_draft = clock is not None and getattr(draft, "uses_times", False)
         self._target = target
         self._cm_removal_frequency = cm_removal_frequency
         self._state: State | None = None
@@ -354,6 +373,8 @@ class SpeculativeSampler:
         self._lap_began = self._seconds_without_learning()
         lesson = record["lesson"]
         self._lesson = None if lesson is None else _Lesson(**lesson)
+        if self._lesson is not None and self._lesson.times is not None:
+            self._lesson = self._lesson._replace(times=Times(*self._lesson.times))
         window, self.window = self.window, record["window"]
         if self.tuner is None:
             self._set_window(window)
@@ -436,13 +457,14 @@ class SpeculativeSampler:
         kicks = self._noise_scale * noise
         removals = self._cm_removals(step, length)
         corrections = self._corrections[:length]
+        times = None if self._clock is None else self._clock.times(step, length)
 
         begin = perf_counter()
-        window = self._rollout(
-            self.scheme, self._masses, positions, velocities, corrections, kicks, removals
-        )
+        arrays = (self._masses, positions, velocities, corrections, kicks, removals)
+        when = (times,) if self._times_of_draft else ()
+        window = self._rollout(self.scheme, *arrays, *when)
         drafted = perf_counter()
-        target_forces = self._verify(window.sites, step + self._step_count_offset)
+        target_forces = self._verify(window.sites, step, times)
         verified = perf_counter()
         statistics.draft_seconds += drafted - begin
         statistics.target_seconds += verified - drafted
@@ -472,7 +494,9 @@ class SpeculativeSampler:
             if length == self.window:
                 self.tuner.record(len(committed), seconds)
         if self._learns:
-            self._lesson = _Lesson(step, window.sites, target_forces, discrepancies, len(committed))
+            self._lesson = _Lesson(
+                step, window.sites, target_forces, discrepancies, len(committed), times
+            )
         if self.watchers:
             drafted, verified = len(window.sites), len(target_forces)
             kept = min(kept, drafted) if self.correction == "per-step" else 0
@@ -517,7 +541,14 @@ class SpeculativeSampler:
         committed = slice(lesson.committed)
         if self._draft.learn(lesson.step, lesson.sites[committed], lesson.discrepancies[committed]):
             sites = lesson.sites[: len(lesson.target_forces)]
-            draft_forces = np.stack([self._draft(site) for site in sites])
+            draft_forces = np.stack(
+                [
+                    self._draft(site)
+                    if lesson.times is None or not self._times_of_draft
+                    else self._draft(site, lesson.times.rows(slice(k, k + 1)))
+                    for k, site in enumerate(sites)
+                ]
+            )
             self._corrections = self._next_corrections(
                 lesson.target_forces - draft_forces, lesson.committed
             )
@@ -535,28 +566,34 @@ class SpeculativeSampler:
         frequency = self._cm_removal_frequency
         return counts % frequency == 0 if frequency else np.zeros(length, dtype=bool)
 
-    def _verify(self, sites: Array, step: int) -> Array:
+    def _verify(self, sites: Array, step: int, times: Times | None) -> Array:
         """Target forces at the sites up to the first that fails; an error if that is the first.
 
-        ``step`` is the count that an error names.
+        ``step`` is the index of the first site's step.
         """
+        when = () if times is None else (times.rows(slice(len(sites))),)
+        count = step + self._step_count_offset
         try:
-            forces = checked_forces(self._target(sites), sites.shape)
+            forces = checked_forces(self._target(sites, *when), sites.shape)
         except Exception as error:
             if len(sites) == 1:
                 raise TargetError(
-                    f"the target failed at the state before step {step}: {error}", step
+                    f"the target failed at the state before step {count}: {error}", count
                 ) from error
             # The batch does not say which site it failed at: one after another.
-            rows = []
-            for site in sites:
+            rows: list[Array] = []
+            for k in range(len(sites)):
+                one = slice(k, k + 1)
+                own = None if times is None else times.rows(one)
                 try:
-                    rows.append(self._verify(site[None], step))
+                    rows.append(self._verify(sites[one], step + k, own))
                 except TargetError:
                     if not rows:
                         raise
                     break
             self.statistics.failed_sites += len(rows) < len(sites)
+            if len(rows) == len(sites):
+                self._count_failed_batch(error)
             return np.concatenate(rows)
         finite = np.isfinite(forces).all(axis=(1, 2))
         if finite.all():
@@ -566,12 +603,25 @@ class SpeculativeSampler:
             atom = int(np.argwhere(~np.isfinite(forces[0]))[0, 0])
             raise TargetError(
                 f"the target's force on atom {atom} is {forces[0, atom]} at the state before step "
-                f"{step}; is the starting structure, the time step or the potential sound there?",
-                step,
+                f"{count}; is the starting structure, the time step or the potential sound there?",
+                count,
                 atom,
             )
         self.statistics.failed_sites += 1
         return forces[:usable]
+
+    def _count_failed_batch(self, error: Exception) -> None:
+        """A batch has failed of which no state fails by itself."""
+        self.statistics.failed_batches += 1
+        if self.statistics.failed_batches == FAILED_BATCHES_TOLD:
+            logger.warning(
+                "%d batches have failed whose states can be evaluated one by one, which takes as "
+                "long as plain dynamics or longer; the last with %s: %s. Does the target take a "
+                "batch? (this is said once)",
+                FAILED_BATCHES_TOLD,
+                type(error).__name__,
+                error,
+            )
 
     def _commit(
         self,

@@ -7,9 +7,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import openmm
+from numpy.typing import NDArray
 from openmm import app, unit
 
+from .clock import Times
 from .contexts import is_empty
 from .targets import BatchedTarget, batched
 from .targets.base import Array, Evaluation
@@ -137,14 +140,22 @@ def with_target(particles: openmm.System | app.Topology, target: BatchedTarget) 
             f"a {type(target).__name__} gives forces only; a force of OpenMM needs energies too"
         )
 
-    @batched
     def evaluate(
         positions: Array, box: Array | None, parameters: Mapping[str, float]
     ) -> Evaluation:
         return target.evaluate(positions, box)
 
+    def evaluate_at(
+        positions: Array,
+        box: Array | None,
+        parameters: Mapping[str, float],
+        times: Array,
+        step_counts: NDArray[np.int64],
+    ) -> Evaluation:
+        return target.evaluate_at(positions, box, Times(times, step_counts))
+
     system = _particles_of(particles)
-    force = openmm.PythonForce(evaluate)
+    force = openmm.PythonForce(batched(evaluate_at if target.uses_times else evaluate))
     if isinstance(particles, openmm.System):
         periodic = particles.usesPeriodicBoundaryConditions()
     else:

@@ -183,9 +183,9 @@ def test_a_barostat_that_is_not_looked_for_again_is_caught(monkeypatch):
     """What was learned when the Context was made first stays, as it did before."""
     take = LSDIntegrator._take_system
 
-    def once(self, system):
+    def once(self, system, platform):
         if self._snapshot is None:
-            take(self, system)
+            take(self, system, platform)
 
     monkeypatch.setattr(LSDIntegrator, "_take_system", once)
     monkeypatch.setattr(BarostatMoves, "next_step", None)

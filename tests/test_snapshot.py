@@ -289,9 +289,9 @@ def test_a_binding_that_stays_is_caught(monkeypatch):
     """The fault that was: barostats were looked for once."""
     take = LSDIntegrator._take_system
 
-    def once(self, system):
+    def once(self, system, platform):
         if self._snapshot is None:
-            take(self, system)
+            take(self, system, platform)
 
     monkeypatch.setattr(LSDIntegrator, "_take_system", once)
     monkeypatch.setattr("openmm_lsd.barostat.BarostatMoves.next_step", None)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from openmm import app, unit
 
-from openmm_lsd import LSDIntegrator, TargetMismatchError
+from openmm_lsd import LSDIntegrator, targetcheck
 from openmm_lsd.targets import openmmml as module
 from openmm_lsd.targets.openmmml import ANITarget, MACETarget, as_openmmml_force, find_pairs
 
@@ -628,12 +628,17 @@ def test_lsd_runs_an_openmmml_system(mace_potential):
     np.testing.assert_allclose(positions, plain, rtol=0, atol=1e-9)
 
 
-def test_lsd_refuses_forces_that_are_not_the_gradient(ani_potential):
-    """As OpenMM-ML 1.7 and 1.8 give them for ANI; nothing is lost."""
+def test_lsd_says_that_forces_are_not_the_gradient(ani_potential, caplog, monkeypatch):
+    """As OpenMM-ML 1.7 and 1.8 give them for ANI; it runs them as plain OpenMM does."""
+    monkeypatch.setattr(targetcheck, "FAST", np.inf)
     system = ani_potential.createSystem(topology())
     if part_of(system)._scales.force > 9 * part_of(system)._scales.energy:
         pytest.skip("this OpenMM-ML converts ANI's forces")
-    integrator = LSDIntegrator(300, 1, 0.0005, draft_of(system), randomNumberSeed=1)
-    with pytest.raises(TargetMismatchError, match="numerical gradient"):
-        run(system, integrator, 8)
-    assert integrator.statistics.steps == 0
+    positions = run(system, LSDIntegrator(1e-20, 1, 0.0005, draft_of(system), windowLength=6), 8)
+    assert "minus the gradient of its energy" in caplog.text
+    plain = run(
+        ani_potential.createSystem(topology()),
+        openmm.LangevinMiddleIntegrator(0, 1, 0.0005),
+        8,
+    )
+    np.testing.assert_allclose(positions, plain, rtol=0, atol=1e-6)

@@ -14,9 +14,11 @@ import numpy as np
 import pytest
 
 from openmm_lsd import SpeculativeSampler, TargetError
+from openmm_lsd.clock import Times
 from openmm_lsd.schemes import SCHEMES
 from openmm_lsd.targets.base import BatchedTarget
-from openmm_lsd.targets.ray import RayTarget, WorkerError, _even_shares
+from openmm_lsd.targets.ray import RayTarget, WorkerError, _even_shares, _release
+from openmm_lsd.targets.raygraph import CompiledCalls
 
 ray = pytest.importorskip("ray")
 
@@ -236,7 +238,7 @@ def test_a_lost_worker_is_replaced(tmp_path, fate, row, compiled_after):
     (tmp_path / name).touch()
     positions = states(16)
     positions[row, 0, 0] = place
-    timeout = 60.0 if fate in ("dies", "is killed from outside") else 2.0
+    timeout = 60.0 if fate in ("dies", "is killed from outside") else 5.0
 
     def strike():
         wait_until((tmp_path / "here").exists)
@@ -246,6 +248,7 @@ def test_a_lost_worker_is_replaced(tmp_path, fate, row, compiled_after):
 
     with ray_target(lambda: Springs(tmp_path), timeout=timeout) as target:
         before = target.pids
+        target.evaluate(states(16))  # the first answer may take longer
         thread = threading.Thread(target=strike)
         if place == WAITING:
             thread.start()
@@ -275,11 +278,72 @@ def test_a_worker_that_hangs_after_it_was_asked_whether_it_is_busy(
         asked.append(len(workers))
         return list(workers) if len(asked) == 1 else without_busy(self, workers)
 
+    def time_out(self, messages, timeout):
+        """As soon as one worker has answered and the other hangs, however long that takes."""
+        answers = self._graph.execute(*messages)
+        ray.get(answers[0])
+        wait_until(lambda: not (tmp_path / "stuck").exists())
+        raise ray.exceptions.GetTimeoutError
+
     monkeypatch.setattr(RayTarget, "_without_busy", nobody_at_first)
-    monkeypatch.setattr("openmm_lsd.targets.ray.ANSWER_TIME", 1.0)
-    with ray_target(lambda: Springs(tmp_path), timeout=2.0) as target:
+    monkeypatch.setattr(CompiledCalls, "__call__", time_out)
+    monkeypatch.setattr("openmm_lsd.targets.ray.CLOSING_TIME", 1.0)
+    with ray_target(lambda: Springs(tmp_path)) as target:
         assert_rows_equal(target.evaluate(positions), Springs(tmp_path).evaluate(positions))
+        assert len(asked) >= 2
         assert target.replaced == 1
+
+
+@pytest.mark.parametrize("compiled_after", [NEVER, 0], indirect=True, ids=["calls", "compiled"])
+def test_a_slow_first_answer_is_no_hang(compiled_after, tmp_path):
+    """Nor is that of a worker that takes the place of another."""
+
+    class SlowAtFirst(Springs):
+        def evaluate(self, positions, box=None):
+            if not getattr(self, "is_warm", False):
+                self.is_warm = True
+                time.sleep(1.5)
+            return super().evaluate(positions, box)
+
+    with ray_target(SlowAtFirst, timeout=0.5) as target:
+        assert_rows_equal(target.evaluate(states(8)), Springs().evaluate(states(8)))
+        assert target.replaced == 0
+        target._timeout = 60.0  # of the other worker
+        os.kill(target.pids[1], signal.SIGKILL)
+        assert_rows_equal(target.evaluate(states(8)), Springs().evaluate(states(8)))
+        assert target.replaced == 1
+
+
+class Timed(Springs):
+    """Forces that depend on time and step count."""
+
+    uses_times = True
+
+    def evaluate_at(self, positions, box=None, times=None):
+        energies, forces = super().evaluate(positions, box)
+        return energies + times.times, forces + times.step_counts[:, None, None]
+
+
+@pytest.mark.parametrize("compiled_after", [NEVER, 0], indirect=True, ids=["calls", "compiled"])
+def test_times_reach_the_workers(compiled_after):
+    """Each share those of its own rows; also where a worker goes through its share one by one."""
+    times = Times(np.arange(7.0), np.arange(10, 17))
+    positions = states(7)
+    with ray_target(Timed, workers=3) as target:
+        assert target.uses_times
+        result = target.evaluate_at(positions, None, times)
+        assert_rows_equal(result, Timed().evaluate_at(positions, None, times))
+        positions[6, 0, 0] = FAR
+        result = target.evaluate_at(positions, None, times)
+        expected = Timed().evaluate_at(positions[:6], None, times.rows(slice(6)))
+        assert_rows_equal(result, expected, slice(6))
+        os.kill(target.pids[1], signal.SIGKILL)
+        result = target.evaluate_at(positions[:6], None, times.rows(slice(6)))
+        assert_rows_equal(result, expected)
+        assert target.replaced == 1
+    with ray_target() as target:
+        assert not target.uses_times
+        assert_rows_equal(target.evaluate_at(states(4), None, times), Springs().evaluate(states(4)))
 
 
 def test_trajectory_of_workers_that_are_killed():
@@ -469,6 +533,17 @@ def test_what_cannot_work_is_an_error(factory, keywords, error, words):
     with pytest.raises(error, match=words):
         RayTarget(factory, **{"workers": 2, **keywords})
     wait_until(lambda: ray.available_resources().get("CPU") == CPUS)
+
+
+def test_in_a_forked_child():
+    """An error at once: the connection to the workers is the parent's; so is their end."""
+    with ray_target() as target:
+        own, target._crew.process = target._crew.process, -1
+        with pytest.raises(WorkerError, match="was forked"):
+            target.evaluate(states(4))
+        _release(ray, target._crew)
+        target._crew.process = own
+        assert_rows_equal(target.evaluate(states(4)), Springs().evaluate(states(4)))
 
 
 def test_a_busy_cluster():

@@ -20,6 +20,7 @@ from particles import (
     VELOCITIES,
     Bonds,
     lsd,
+    torch_force,
 )
 
 from openmm_lsd import LSDIntegrator, TargetError
@@ -31,11 +32,15 @@ from openmm_lsd.targets import (
     ModuleTarget,
     PythonForceTarget,
     SystemTarget,
+    TorchForceTarget,
     as_target,
     batched,
+    contextpool,
+    torchforce,
     validate_target,
 )
-from openmm_lsd.targets.base import SubBatches, torch_is_out_of_memory
+from openmm_lsd.targets.base import SubBatches, is_out_of_memory
+from openmm_lsd.targets.torchforce import Plan
 
 STATES = POSITIONS + 0.01 * np.random.default_rng(3).standard_normal((6, 4, 3))
 FIRST, SECOND = (list(column) for column in zip(*PAIRS, strict=True))
@@ -316,7 +321,7 @@ def out_of_memory_above(limit, sizes):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return bonds(positions)
 
-    return SubBatches(evaluate, torch_is_out_of_memory)
+    return SubBatches(evaluate, is_out_of_memory)
 
 
 def test_out_of_memory_halves_the_batch_and_remembers(caplog):
@@ -327,6 +332,68 @@ def test_out_of_memory_halves_the_batch_and_remembers(caplog):
         assert_same(evaluate(states), bonds(states))
     assert sizes == [11, 5, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2, 2, 1]
     assert len(caplog.records) == 2 and "2 at a time" in caplog.text
+
+
+TOO_MUCH = 10**15  # numbers
+
+
+class HungryModule(torch.nn.Module):
+    """Takes more memory than there is, if it is given more than two states."""
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        energies = 50.0 * positions.pow(2).sum(dim=(-2, -1))
+        if positions.dim() == 3 and positions.size(0) > 2:
+            energies = energies + torch.zeros(1000000000000000)[0]
+        return energies
+
+
+def hungry(positions, box, parameters):
+    if len(positions) > 2:
+        np.ones(TOO_MUCH)
+    return 50.0 * np.sum(positions**2, axis=(1, 2)), -100.0 * positions
+
+
+def hungry_with_torch(positions):
+    if len(positions) > 2:
+        torch.zeros(TOO_MUCH)
+    return -100.0 * positions
+
+
+def hungry_torch_force():
+    target = TorchForceTarget(torch_force(HungryModule))
+    target.plans[6] = Plan("batch", "scripted", 1, 1)
+    return target
+
+
+HUNGRY = {
+    "module": lambda: ModuleTarget(HungryModule()),
+    "function": lambda: FunctionTarget(hungry_with_torch),
+    "batched python function": lambda: python_target(batched(hungry)),
+    "torch force": hungry_torch_force,
+}
+
+
+@pytest.mark.parametrize("name", HUNGRY)
+def test_the_machine_is_out_of_memory(caplog, name):
+    """What numpy and torch raise for real; as on a device the batch is halved, once."""
+    target = HUNGRY[name]()
+    for _ in range(3):
+        np.testing.assert_allclose(target.evaluate(STATES)[1], -100.0 * STATES, rtol=1e-12)
+    assert caplog.text.count("do not fit into memory") == 2  # 6, 3, 1
+
+
+def test_out_of_memory_while_plans_are_tried():
+    """The batch that is right is kept, in parts, and not given up for states one by one."""
+    target = TorchForceTarget(torch_force(HungryModule))
+    target.prepare(POSITIONS, 6)
+    assert target.plan(6).batching == "batch" and target._in_parts.largest == 1
+    np.testing.assert_allclose(target.evaluate(STATES)[1], -100.0 * STATES, rtol=1e-12)
+
+
+def test_other_errors_are_not_out_of_memory():
+    for error in (RuntimeError("no memory of this"), ValueError("not enough memory"), KeyError(1)):
+        assert not is_out_of_memory(error)
+    assert is_out_of_memory(MemoryError())
 
 
 def test_one_state_that_does_not_fit_is_an_error():
@@ -372,3 +439,42 @@ def test_a_function_that_uses_a_batched_one_is_not_taken_for_it():
     target = SystemTarget(system_of(python_force(twice)), POSITIONS)
     assert target.python_parts[0].batched is None
     assert_same(target.evaluate(STATES), tuple(2 * part for part in reference(STATES)))
+
+
+def test_slow_layouts_are_tried_once(monkeypatch):
+    """A batch of each says enough, where it takes seconds."""
+    counts = []
+    run = ContextTarget._run
+
+    def watched(self, layout, *arguments):
+        counts.append(layout)
+        return run(self, layout, *arguments)
+
+    monkeypatch.setattr(ContextTarget, "_run", watched)
+    monkeypatch.setattr(contextpool, "decisions", {})
+    monkeypatch.setattr(contextpool, "LONG_TRIAL", 0.0)
+    target = ContextTarget(
+        system_of(openmm_bonds()), platforms={"Reference": {}, "CPU": {}}, cores=3
+    )
+    target.prepare(POSITIONS, 6)
+    assert len(counts) == len(set(counts)) == 4
+    assert target.layout(6) in counts
+    assert_same(target.evaluate(STATES), reference(STATES), 1e-5)
+
+
+def test_slow_torch_forces_are_tried_once(monkeypatch):
+    """The batch that is right is taken, and not timed."""
+    sizes = []
+    run = TorchForceTarget._run
+
+    def watched(self, plan, positions, box):
+        sizes.append(len(positions))
+        return run(self, plan, positions, box)
+
+    monkeypatch.setattr(TorchForceTarget, "_run", watched)
+    monkeypatch.setattr(torchforce, "SLOW", 0.0)
+    target = TorchForceTarget(torch_force(Bonds))
+    target.prepare(POSITIONS, 4)
+    assert sizes == [4, 4]
+    assert target.plan(4).batching == "batch" and target.plan(1).batching == "loop"
+    assert_same(target.evaluate(STATES[:4]), reference(STATES[:4]))

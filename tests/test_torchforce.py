@@ -199,11 +199,10 @@ def test_threads_of_a_share_keep_their_number():
     torch.set_num_threads(2)
     try:
         pool = TorchForceTarget(torch_force(Bonds))._pool(2, 1)
-        counts = [
-            pool.submit(lambda: (torch.rand(10**6).sin().sum(), torch.get_num_threads())[1])
-            for _ in range(4)
-        ]
-        assert [count.result() for count in counts] == [1, 1, 1, 1]
+        counts = pool.map(
+            lambda _: (torch.rand(10**6).sin().sum(), torch.get_num_threads())[1], range(4)
+        )
+        assert list(counts) == [1, 1, 1, 1]
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -16,7 +15,9 @@ import numpy as np
 import openmm
 
 from ..binding import Binding
+from ..clock import Times
 from ..contexts import fastest_context
+from ..cores import allowed_cores
 from ..integrator import LSDIntegrator
 from ..sampler import Statistics
 from ..systems import with_target
@@ -351,12 +352,20 @@ class Difference(BatchedTarget):
 
     def __init__(self, target: BatchedTarget, draft: openmm.System, positions: Array) -> None:
         self._target, self._draft = target, fastest_context(draft, positions)
+        self.uses_times = target.uses_times or self._draft.uses_times
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
-        energies, forces = self._target.evaluate(positions, box)
+        return self.evaluate_at(positions, box)
+
+    def evaluate_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
+        """See BatchedTarget."""
+        times = Times.same(len(positions)) if times is None else times
+        energies, forces = self._target.evaluate_at(positions, box, times)
         self._draft.set_environment(box, {})
-        draft_energies, draft_forces = self._draft.evaluate(positions)
+        draft_energies, draft_forces = self._draft.evaluate(positions, times)
         return energies - draft_energies, forces - draft_forces
 
 
@@ -369,7 +378,7 @@ def machine() -> dict[str, Any]:
         model = names[0].split(":")[1].strip() if names else model
     about: dict[str, Any] = {
         "processor": model,
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": allowed_cores(),
         "python": platform.python_version(),
         "openmm": openmm.version.short_version,
     }

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from time import perf_counter
 
 import numpy as np
 import openmm
 
+from ..cores import allowed_cores
 from ..targets.torchforce import as_torch_force
 from .case import Array, Case, Notice, Run
 
@@ -71,4 +71,4 @@ def _platforms() -> list[str]:
 def _cores() -> int:
     import torch
 
-    return min(torch.get_num_threads(), len(os.sched_getaffinity(0)))
+    return min(torch.get_num_threads(), allowed_cores())

@@ -49,6 +49,7 @@ using Flags = nb::ndarray<const bool, nb::shape<-1>, nb::c_contig, nb::device::c
 using IntVector = nb::ndarray<const int32_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using IntFours = nb::ndarray<const int32_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;
 using DoubleVector = nb::ndarray<const double, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
+using LongVector = nb::ndarray<const int64_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using Matrix = nb::ndarray<const double, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
 using OwnMatrix = nb::ndarray<double, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
 using OwnVector = nb::ndarray<double, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
@@ -213,10 +214,25 @@ void checkParticles(size_t given, size_t expected) {
                                     " particles; the System has " + std::to_string(expected));
 }
 
+// Time and step count of each state of a batch, or neither.
+struct Times {
+    std::optional<DoubleVector> times;
+    std::optional<LongVector> stepCounts;
+
+    Times(std::optional<DoubleVector> times, std::optional<LongVector> stepCounts, size_t batch)
+        : times(times), stepCounts(stepCounts) {
+        if (times.has_value() != stepCounts.has_value() ||
+            (times && (times->shape(0) != batch || stepCounts->shape(0) != batch)))
+            throw std::invalid_argument("times and step counts must be given for every state");
+    }
+    double time(size_t row) const { return times ? times->data()[row] : 0.0; }
+    long long stepCount(size_t row) const { return stepCounts ? stepCounts->data()[row] : 0; }
+};
+
 using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray>;
 
 // See rollout.py for the equations, shapes and rules; returns the number of drafted steps, too.
-// forcesAt(site, force) writes the draft force at a site, both (N, 3).
+// forcesAt(k, site, force) writes the draft force at the site of step k, both (N, 3).
 template <class Forces>
 RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPositions,
                           Vectors startVelocities, VectorBatch corrections, VectorBatch kicks,
@@ -247,7 +263,7 @@ RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPosi
                 break;
             }
             try {
-                forcesAt(site, force);
+                forcesAt(k, site, force);
             } catch (const std::exception&) {
                 if (k == 0)
                     throw;
@@ -486,12 +502,16 @@ public:
         barostats::remember(IntegratorAccess::implOf(*integrator), values.data(), values.shape(0));
     }
 
-    std::tuple<NumpyArray, NumpyArray> evaluate(VectorBatch positions, int groups) {
+    std::tuple<NumpyArray, NumpyArray> evaluate(VectorBatch positions, int groups,
+                                                std::optional<DoubleVector> times,
+                                                std::optional<LongVector> stepCounts) {
         const size_t batch = positions.shape(0), particles = positions.shape(1);
+        const Times when(times, stepCounts, batch);
         Buffer energies({batch}), forces({batch, particles, 3});
         {
             nb::gil_scoped_release release;
             for (size_t b = 0; b < batch; b++) {
+                setTime(when, b);
                 double* force = forces.data.get() + b * particles * 3;
                 setSite(positions.data() + b * particles * 3, particles);
                 OpenMM::State state = context().getState(
@@ -506,12 +526,15 @@ public:
         return {energies.numpy(), forces.numpy()};
     }
 
-    NumpyArray forces(VectorBatch positions, int groups) {
+    NumpyArray forces(VectorBatch positions, int groups, std::optional<DoubleVector> times,
+                      std::optional<LongVector> stepCounts) {
         const size_t batch = positions.shape(0), particles = positions.shape(1);
+        const Times when(times, stepCounts, batch);
         Buffer result({batch, particles, 3});
         {
             nb::gil_scoped_release release;
             for (size_t b = 0; b < batch; b++) {
+                setTime(when, b);
                 setSite(positions.data() + b * particles * 3, particles);
                 copyForces(context().getState(OpenMM::State::Forces, false, groups),
                            result.data.get() + b * particles * 3);
@@ -522,11 +545,23 @@ public:
 
     RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
                           Masses masses, Vectors positions, Vectors velocities,
-                          VectorBatch corrections, VectorBatch kicks, Flags cmRemovals) {
+                          VectorBatch corrections, VectorBatch kicks, Flags cmRemovals,
+                          std::optional<DoubleVector> times, std::optional<LongVector> stepCounts) {
         checkParticles(masses.shape(0), numParticles());
-        return draftWindow(
-            Scheme(schemeName, stepSize, decay), masses, positions, velocities, corrections, kicks,
-            cmRemovals, [this](const double* site, double* force) { forcesAt(site, force); });
+        const Times when(times, stepCounts, corrections.shape(0));
+        return draftWindow(Scheme(schemeName, stepSize, decay), masses, positions, velocities,
+                           corrections, kicks, cmRemovals,
+                           [&](size_t k, const double* site, double* force) {
+                               setTime(when, k);
+                               forcesAt(site, force);
+                           });
+    }
+
+    void setTime(const Times& when, size_t row) {
+        if (!when.times)
+            return;
+        context().setTime(when.time(row));
+        context().setStepCount(when.stepCount(row));
     }
 
     void forcesAt(const double* positions, double* forces) {
@@ -678,15 +713,17 @@ public:
             box.assign(vectors->data(), vectors->data() + 9);
     }
 
-    NumpyArray forces(VectorBatch positions, ContextAccess* base) {
+    NumpyArray forces(VectorBatch positions, ContextAccess* base, std::optional<DoubleVector> times,
+                      std::optional<LongVector> stepCounts) {
         const size_t batch = positions.shape(0), particles = positions.shape(1);
         checkParticles(particles, terms.particles);
+        const Times when(times, stepCounts, batch);
         Buffer result({batch, particles, 3});
         {
             nb::gil_scoped_release release;
             for (size_t b = 0; b < batch; b++)
                 forcesAt(positions.data() + b * particles * 3, result.data.get() + b * particles * 3,
-                         base);
+                         base, when, b);
         }
         return result.numpy();
     }
@@ -707,11 +744,15 @@ public:
     RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
                           Masses masses, Vectors positions, Vectors velocities,
                           VectorBatch corrections, VectorBatch kicks, Flags cmRemovals,
-                          ContextAccess* base) {
+                          ContextAccess* base, std::optional<DoubleVector> times,
+                          std::optional<LongVector> stepCounts) {
         checkParticles(masses.shape(0), terms.particles);
+        const Times when(times, stepCounts, corrections.shape(0));
         return draftWindow(Scheme(schemeName, stepSize, decay), masses, positions, velocities,
                            corrections, kicks, cmRemovals,
-                           [&](const double* site, double* force) { forcesAt(site, force, base); });
+                           [&](size_t k, const double* site, double* force) {
+                               forcesAt(site, force, base, when, k);
+                           });
     }
 
 private:
@@ -720,10 +761,12 @@ private:
 
     const double* boxOrNull() const { return box.empty() ? nullptr : box.data(); }
 
-    void forcesAt(const double* positions, double* forces, ContextAccess* base) {
-        if (base != nullptr)
+    void forcesAt(const double* positions, double* forces, ContextAccess* base, const Times& when,
+                  size_t row) {
+        if (base != nullptr) {
+            base->setTime(when, row);
             base->forcesAt(positions, forces);
-        else
+        } else
             std::fill(forces, forces + 3 * terms.particles, 0.0);
         terms.addForces(positions, boxOrNull(), forces);
     }
@@ -754,17 +797,35 @@ void copyVirtualSites(uintptr_t fromAddress, uintptr_t toAddress) {
     }
 }
 
+// Whether a PythonForce is the Force, or in it. Python's layer does not say what an ATMForce holds.
+bool callsPython(const OpenMM::Force& force) {
+    if (dynamic_cast<const OpenMM::PythonForce*>(&force) != nullptr)
+        return true;
+    if (const auto* variables = dynamic_cast<const OpenMM::CustomCVForce*>(&force))
+        for (int i = 0; i < variables->getNumCollectiveVariables(); i++)
+            if (callsPython(variables->getCollectiveVariable(i)))
+                return true;
+    if (const auto* alchemical = dynamic_cast<const OpenMM::ATMForce*>(&force))
+        for (int i = 0; i < alchemical->getNumForces(); i++)
+            if (callsPython(alchemical->getForce(i)))
+                return true;
+    return false;
+}
+
 // The computation of a PythonForce at positions of its own particles, as its kernels ask for it.
 std::tuple<NumpyArray, NumpyArray> evaluatePythonForce(uintptr_t address, VectorBatch positions,
                                                        std::optional<Vectors> box,
-                                                       const std::map<std::string, double>& parameters) {
+                                                       const std::map<std::string, double>& parameters,
+                                                       std::optional<DoubleVector> times,
+                                                       std::optional<LongVector> stepCounts) {
     const auto& force = *reinterpret_cast<OpenMM::PythonForce*>(address);
     const size_t batch = positions.shape(0), particles = positions.shape(1);
+    const Times when(times, stepCounts, batch);
     Buffer energies({batch}), forces({batch, particles, 3});
     std::vector<Vec3> vectors(particles);
     for (size_t b = 0; b < batch; b++) {
         std::memcpy(vectors.data(), positions.data() + b * particles * 3, particles * sizeof(Vec3));
-        OpenMM::State::StateBuilder builder(0.0, 0);
+        OpenMM::State::StateBuilder builder(when.time(b), when.stepCount(b));
         builder.setPositions(vectors);
         builder.setParameters(parameters);
         if (box) {
@@ -882,14 +943,17 @@ NB_MODULE(_native, m) {
              "What the barostats remember and OpenMM's checkpoints leave out.")
         .def("set_barostat_memory", &ContextAccess::setBarostatMemory, nb::arg("values"))
         .def("evaluate", &ContextAccess::evaluate, nb::arg("positions"), nb::arg("groups"),
-             "Energies (B,) and forces (B, N, 3) at positions (B, N, 3), one after another; the "
-             "Context is left at the last.")
+             nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
+             "Energies (B,) and forces (B, N, 3) at positions (B, N, 3), one after another, each at "
+             "its own time and step count if these are given; the Context is left at the last.")
         .def("forces", &ContextAccess::forces, nb::arg("positions"), nb::arg("groups"),
+             nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
              "Forces (B, N, 3) at positions (B, N, 3), one after another; the Context is left at "
              "the last.")
         .def("rollout", &ContextAccess::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
+             nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
              "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
     nb::class_<Valence>(m, "Valence",
                         "A valence force field linear in its parameters (valence.py), by itself or, "
@@ -900,6 +964,7 @@ NB_MODULE(_native, m) {
         .def("set_parameters", &Valence::setParameters, nb::arg("parameters"))
         .def("set_box", &Valence::setBox, nb::arg("box").none())
         .def("forces", &Valence::forces, nb::arg("positions"), nb::arg("base").none(),
+             nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
              "Forces (B, N, 3) at positions (B, N, 3).")
         .def("add_normal_equations", &Valence::addNormalEquations, nb::arg("positions"),
              nb::arg("residuals"), nb::arg("weights"), nb::arg("offset"), nb::arg("scale"),
@@ -908,12 +973,20 @@ NB_MODULE(_native, m) {
         .def("rollout", &Valence::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
-             nb::arg("base").none(),
+             nb::arg("base").none(), nb::arg("times") = nb::none(),
+             nb::arg("step_counts") = nb::none(),
              "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
     m.def("draw_random_number", &OpenMM::SimTKOpenMMUtilities::getUniformlyDistributedRandomNumber,
           "The next number of OpenMM's generator, whose state checkpoints contain once it is used.");
     m.def("copy_virtual_sites", &copyVirtualSites, nb::arg("from_address"), nb::arg("to_address"),
           "Make virtual sites of the same particles of another System, given by int(system.this).");
+    m.def(
+        "calls_python",
+        [](uintptr_t address) {
+            return callsPython(*reinterpret_cast<const OpenMM::Force*>(address));
+        },
+        nb::arg("address"),
+        "Whether the Force at an address, int(force.this), is a PythonForce or holds one.");
     m.def("class_of_force",
           [](uintptr_t address) {
               const auto& force = *reinterpret_cast<const OpenMM::Force*>(address);
@@ -929,7 +1002,9 @@ NB_MODULE(_native, m) {
           "giving it back; only with glibc, and unless the user has tuned its malloc by the "
           "environment. Whether that was done.");
     m.def("evaluate_python_force", &evaluatePythonForce, nb::arg("address"), nb::arg("positions"),
-          nb::arg("box").none(), nb::arg("parameters"),
+          nb::arg("box").none(), nb::arg("parameters"), nb::arg("times") = nb::none(),
+          nb::arg("step_counts") = nb::none(),
           "Energies (B,) and forces (B, n, 3) of the PythonForce at an address, int(force.this), at "
-          "positions (B, n, 3) of the particles it acts on, one after another.");
+          "positions (B, n, 3) of the particles it acts on, one after another; times (B,) and step "
+          "counts (B,) are zero by default.");
 }

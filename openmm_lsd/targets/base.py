@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 
+from ..clock import Times
 from ..sampler import checked_forces
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ class BatchedTarget(ABC):
 
     gives_energies = True  # else they are NaN: dynamics needs forces only
     conservative = True  # else forces need not be minus the gradient of the energy
+    uses_times = False  # whether ``evaluate_at`` does more than ``evaluate``
 
     @abstractmethod
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
@@ -52,6 +55,21 @@ class BatchedTarget(ABC):
         box : (3, 3) nm or None
             Periodic box vectors as rows, OpenMM's reduced form; None: not periodic.
         """
+
+    def evaluate_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
+        """As ``evaluate``, for states of which each has a time and a step count of its own.
+
+        What LSDIntegrator calls. A target whose forces depend on them overrides this, and says so
+        by ``uses_times``; for others they mean nothing.
+
+        Parameters
+        ----------
+        times : Times, optional
+            ``times`` (B,) in ps and ``step_counts`` (B,); default zero for all.
+        """
+        return self.evaluate(positions, box)
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:  # noqa: B027
         """Take over the values of the Context's global parameters, if any play a part."""
@@ -102,37 +120,44 @@ def for_size(prepared: Mapping[int, Made], size: int) -> Made:
 
 
 class SubBatches:
-    """A batch in parts that fit into the memory of a device.
+    """A batch in parts that fit into the memory of a device, or of the machine.
 
     Parameters
     ----------
     evaluate : callable, (positions, box) -> energies, forces
+        Takes ``times`` as well, if these are given.
     is_out_of_memory : callable, exception -> bool
     """
 
     def __init__(
         self,
-        evaluate: Callable[[Array, Array | None], Evaluation],
+        evaluate: Callable[..., Evaluation],
         is_out_of_memory: Callable[[BaseException], bool],
     ) -> None:
         self._evaluate = evaluate
         self._is_out_of_memory = is_out_of_memory
         self.largest: int | None = None  # states that fit, once too many have been tried
 
-    def __call__(self, positions: Array, box: Array | None = None) -> Evaluation:
+    def __call__(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
         """Energies and forces of all states; the part is halved until it fits."""
         results: list[Evaluation] = []
         done = 0
         while done < len(positions):
-            part = positions[done : done + (self.largest or len(positions))]
+            rows = slice(done, done + (self.largest or len(positions)))
+            part = positions[rows]
             try:
-                results.append(self._evaluate(part, box))
+                if times is None:
+                    results.append(self._evaluate(part, box))
+                else:
+                    results.append(self._evaluate(part, box, times.rows(rows)))
             except Exception as error:
                 if not self._is_out_of_memory(error) or len(part) == 1:
                     raise
                 self.largest = len(part) // 2
                 logger.warning(
-                    "%d states do not fit into the device's memory; going on with %d at a time",
+                    "%d states do not fit into memory; continuing with %d at a time",
                     len(part),
                     self.largest,
                 )
@@ -144,11 +169,25 @@ class SubBatches:
         return np.concatenate(energies), np.concatenate(forces)
 
 
-def torch_is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch says that a device's memory is exhausted."""
-    import torch
+# What torch says: of the machine's memory (a plain RuntimeError; one wording for each of its
+# allocators), and of a device's where TorchScript has wrapped the error.
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator",
+    "not enough memory",
+    "can't allocate memory",
+    "CUDA out of memory",
+    "HIP out of memory",
+)
 
-    return isinstance(error, torch.OutOfMemoryError)
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory is exhausted: Python's, NumPy's, torch's on a CPU, or that of a device."""
+    torch = sys.modules.get("torch")
+    if isinstance(error, MemoryError) or (
+        torch is not None and isinstance(error, torch.OutOfMemoryError)
+    ):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in OUT_OF_MEMORY)
 
 
 def finite_rows(

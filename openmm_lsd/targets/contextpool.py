@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 import openmm
 
-from ..contexts import ForceContext, loaded_platforms
+from ..clock import Times
+from ..contexts import ALL_GROUPS, ForceContext, holds_python, loaded_platforms
+from ..cores import ThreadPool, allowed_cores
 from ..racing import decisions, race
 from ..restart import digest_of
 from .base import Array, BatchedTarget, Evaluation, for_size, perturbed
@@ -19,6 +20,7 @@ from .base import Array, BatchedTarget, Evaluation, for_size, perturbed
 logger = logging.getLogger(__name__)
 
 BATCH_PERTURBATION = 0.001  # nm; the forces of any System are finite that near
+LONG_TRIAL = 2.0  # s; where a batch takes longer, one each has to say which layout is the fastest
 
 
 class Layout(NamedTuple):
@@ -39,7 +41,8 @@ class ContextTarget(BatchedTarget):
 
     The Contexts run in threads; native code lets go of Python's lock. OpenMM's Reference platform
     runs on one core, so that as many Contexts as there are cores are as many times faster; so is
-    AMOEBA without a GPU, which has no other platform.
+    AMOEBA without a GPU, which has no other platform. A System that holds a PythonForce, be it in a
+    CustomCVForce, runs in one Context: users' functions are called by one thread at a time.
 
     Parameters
     ----------
@@ -50,6 +53,10 @@ class ContextTarget(BatchedTarget):
         To choose from; default all that OpenMM has loaded.
     contexts : int, optional
         How many; default one, or as many as there are cores, whichever turns out faster.
+    groups : int
+        Bits of the force groups that count, as ``Integrator.getIntegrationForceGroups``.
+    cores : int, optional
+        The most cores to keep busy; default ``cores.allowed_cores()``.
 
     Raises
     ------
@@ -65,23 +72,34 @@ class ContextTarget(BatchedTarget):
         *,
         platforms: Mapping[str, Mapping[str, str]] | None = None,
         contexts: int | None = None,
+        groups: int = ALL_GROUPS,
+        cores: int | None = None,
     ) -> None:
         if contexts is not None and contexts < 1:
             raise ValueError(f"contexts is {contexts}; it must be at least 1")
-        self._system = system
+        if any(map(holds_python, system.getForces())):
+            contexts = 1
+        self._system, self._groups = system, groups
         self._platforms = loaded_platforms() if platforms is None else dict(platforms)
         self._contexts = contexts
-        self._cores = _cores()
+        self._cores = allowed_cores() if cores is None else cores
         self._pools: dict[Layout, list[ForceContext]] = {}
-        self._executor: ThreadPoolExecutor | None = None
+        self._threads = ThreadPool(self._cores if contexts is None else contexts, "lsd-context")
         self._parameters: dict[str, float] = {}
         self._first = self._first_that_works()
+        self.uses_times = self._pool(self._first)[0].uses_times
         self._chosen: dict[int, Layout] = {}  # by the largest number of Contexts that can share
 
     def renewed(self, system: openmm.System) -> ContextTarget:
         """The same for a System whose forces have other parameters."""
         self.close()
-        result = ContextTarget(system, platforms=self._platforms, contexts=self._contexts)
+        result = ContextTarget(
+            system,
+            platforms=self._platforms,
+            contexts=self._contexts,
+            groups=self._groups,
+            cores=self._cores,
+        )
         result._chosen, result._parameters = self._chosen, self._parameters
         return result
 
@@ -102,9 +120,10 @@ class ContextTarget(BatchedTarget):
     def _layouts(self, batch: int) -> list[Layout]:
         counts = {1, self._sharing(batch)} if self._contexts is None else {self._contexts}
         layouts = []
-        for platform in self._platforms:
+        for platform, properties in self._platforms.items():
+            given = int(properties.get("Threads", self._cores))
             for count in sorted(counts):
-                threads = max(1, self._cores // count) if platform == "CPU" else 0
+                threads = max(1, min(self._cores, given) // count) if platform == "CPU" else 0
                 layouts.append(Layout(platform, count, threads))
         return layouts
 
@@ -122,10 +141,11 @@ class ContextTarget(BatchedTarget):
         if layout not in self._pools:
             properties = dict(self._platforms[layout.platform])
             if layout.threads:
-                properties.setdefault("Threads", str(layout.threads))
+                properties["Threads"] = str(layout.threads)
             platform = openmm.Platform.getPlatform(layout.platform)
             self._pools[layout] = [
-                ForceContext(self._system, platform, properties) for _ in range(layout.contexts)
+                ForceContext(self._system, platform, properties, self._groups)
+                for _ in range(layout.contexts)
             ]
         return self._pools[layout]
 
@@ -140,17 +160,20 @@ class ContextTarget(BatchedTarget):
         sharing = self._sharing(batch)
         key = f"contexts {digest_of(xml, sharing, *self._platforms, self._contexts)}"
         if key not in decisions:
-            layouts = []
+            seconds = {}
             for layout in self._layouts(batch):
                 try:
+                    self._pool(layout)
+                    begin = perf_counter()
                     self._run(layout, states, box)
                 except Exception as error:
                     logger.info("Contexts: %s: does not work (%s)", layout, error)
                 else:
-                    layouts.append(layout)
-            if not layouts:
+                    seconds[layout] = perf_counter() - begin
+            if not seconds:
                 return  # these positions may be at fault; the first evaluation will say
-            seconds = race(lambda layout: self._run(layout, states, box), layouts, warm_up=1)
+            if len(seconds) > 1 and min(seconds.values()) < LONG_TRIAL:
+                seconds = race(lambda layout: self._run(layout, states, box), seconds, warm_up=1)
             for layout, median in seconds.items():
                 logger.info("Contexts: %s: %.3g ms for %d", layout, 1e3 * median, batch)
             fastest = min(seconds, key=seconds.__getitem__)
@@ -160,30 +183,41 @@ class ContextTarget(BatchedTarget):
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
-        return self._run(self.layout(len(positions)), positions, box)
+        return self.evaluate_at(positions, box)
 
-    def _run(self, layout: Layout, positions: Array, box: Array | None) -> Evaluation:
+    def evaluate_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
+        """See BatchedTarget."""
+        return self._run(self.layout(len(positions)), positions, box, times)
+
+    def _run(
+        self, layout: Layout, positions: Array, box: Array | None, times: Times | None = None
+    ) -> Evaluation:
         contexts = self._pool(layout)[: len(positions)]
         for context in contexts:
             context.set_environment(box, self._parameters)
-        shares = np.array_split(positions, len(contexts))
+        if not self.uses_times:
+            times = None
+        elif times is None:
+            times = Times.same(len(positions))
         if len(contexts) == 1:
-            return contexts[0].evaluate(positions)
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(max(1, os.cpu_count() or 1), "openmm-lsd-context")
-        parts = self._executor.map(ForceContext.evaluate, contexts, shares)
+            return contexts[0].evaluate(positions, times)
+        shares = np.array_split(positions, len(contexts))
+        ends = np.cumsum([len(share) for share in shares]).tolist()
+        parts = self._threads.map(
+            ForceContext.evaluate,
+            contexts,
+            shares,
+            [
+                None if times is None else times.rows(slice(end - len(share), end))
+                for share, end in zip(shares, ends, strict=True)
+            ],
+        )
         energies, forces = zip(*parts, strict=True)
         return np.concatenate(energies), np.concatenate(forces)
 
     def close(self) -> None:
         """See BatchedTarget."""
-        if self._executor is not None:
-            self._executor.shutdown()
-            self._executor = None
+        self._threads.shutdown()
         self._pools.clear()
-
-
-def _cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

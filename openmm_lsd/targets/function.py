@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..sampler import checked_forces
-from .base import Array, BatchedTarget, Evaluation
+from .base import Array, BatchedTarget, Evaluation, SubBatches, is_out_of_memory
 
 
 class FunctionTarget(BatchedTarget):
@@ -24,8 +24,12 @@ class FunctionTarget(BatchedTarget):
 
     def __init__(self, function: Callable[[Array], ArrayLike]) -> None:
         self._function = function
+        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; the energies are NaN."""
+        return self._in_parts(positions, box)
+
+    def _evaluate(self, positions: Array, _: Array | None) -> Evaluation:
         forces = checked_forces(self._function(positions), positions.shape)
         return np.full(len(positions), np.nan), forces

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..cores import keep_torch_alive_in_children
 from .base import (
     Array,
     BatchedTarget,
@@ -13,8 +14,8 @@ from .base import (
     Held,
     SubBatches,
     checked,
+    is_out_of_memory,
     on_host,
-    torch_is_out_of_memory,
 )
 from .cudagraph import CUDAGraphed
 
@@ -72,7 +73,8 @@ class ModuleTarget(BatchedTarget):
             raise ValueError(f"a CUDA graph needs a CUDA device; the module is on {self._device}")
         self._graphed = CUDAGraphed(self._compute, device=self._device) if cuda_graph else None
         self._box = Held(self._tensor)
-        self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
+        keep_torch_alive_in_children()
+        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""

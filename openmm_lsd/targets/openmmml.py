@@ -19,6 +19,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import unit
 
+from ..cores import keep_torch_alive_in_children
 from .base import (
     ANGSTROM_PER_NM,
     KJ_PER_MOL_PER_EV,
@@ -28,8 +29,8 @@ from .base import (
     SubBatches,
     checked,
     finite_rows,
+    is_out_of_memory,
     on_host,
-    torch_is_out_of_memory,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +109,8 @@ class ModelTarget(BatchedTarget):
             )
         self.periodic = periodic
         self._scales = scales
-        self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
+        keep_torch_alive_in_children()
+        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; the box counts only if the model is periodic.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
@@ -13,9 +14,10 @@ from numpy.typing import ArrayLike
 from openmm import unit
 
 from .._native import evaluate_python_force
-from .base import Array, BatchedTarget, Evaluation, checked
+from ..clock import Times
+from .base import Array, BatchedTarget, Evaluation, SubBatches, checked, is_out_of_memory
 
-BatchFunction = Callable[[Array, "Array | None", Mapping[str, float]], tuple[ArrayLike, ArrayLike]]
+BatchFunction = Callable[..., tuple[ArrayLike, ArrayLike]]
 
 _called = threading.local()
 
@@ -27,6 +29,13 @@ class Batched:
         self.function = function
         self.__module__, self.__doc__ = function.__module__, function.__doc__
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__
+        names = inspect.signature(function).parameters
+        self._times_taken = [name for name in Times._fields if name in names]
+
+    @property
+    def uses_times(self) -> bool:
+        """Whether the function takes times or step counts."""
+        return bool(self._times_taken)
 
     def __call__(self, state: openmm.State) -> tuple[float, Array]:
         """Energy in kJ/mol and forces (n, 3) in kJ/mol/nm of one State, as PythonForce asks."""
@@ -34,14 +43,25 @@ class Batched:
         if sys._getframe(1).f_code is PythonForceTarget._one_by_one.__code__:
             _called.last = self
         positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-        energies, forces = self.evaluate(positions[None], _box_of(state), state.getParameters())
+        time = state.getTime().value_in_unit(unit.picosecond)
+        times = Times.same(1, time, state.getStepCount())
+        energies, forces = self.evaluate(
+            positions[None], _box_of(state), state.getParameters(), times
+        )
         return float(energies[0]), forces[0]
 
     def evaluate(
-        self, positions: Array, box: Array | None, parameters: Mapping[str, float]
+        self,
+        positions: Array,
+        box: Array | None,
+        parameters: Mapping[str, float],
+        times: Times | None = None,
     ) -> Evaluation:
-        """Energies (B,) and forces (B, n, 3) in kJ/mol and kJ/mol/nm."""
-        energies, forces = self.function(positions, box, dict(parameters))
+        """Energies (B,) and forces (B, n, 3) in kJ/mol and kJ/mol/nm; times zero by default."""
+        if times is None:
+            times = Times.same(len(positions))
+        taken = {name: getattr(times, name) for name in self._times_taken}
+        energies, forces = self.function(positions, box, dict(parameters), **taken)
         return checked(energies, forces, positions, f"the batched function {self.__name__}")
 
     def __reduce__(self) -> str:
@@ -63,7 +83,8 @@ def batched(function: BatchFunction) -> Batched:
         force = openmm.PythonForce(compute, {"k": 2.5})
 
     The function gives energies (B,) in kJ/mol and forces (B, n, 3) in kJ/mol/nm. OpenMM calls it
-    with B = 1; LSDIntegrator with the whole window.
+    with B = 1; LSDIntegrator with the whole window. If it has arguments named ``times`` (B,) in ps
+    or ``step_counts`` (B,), it is given those of each state as well.
     """
     return Batched(function)
 
@@ -78,22 +99,33 @@ class PythonForceTarget(BatchedTarget):
     positions : (N, 3) nm
         Of all particles of the System; the function is called once there to find out.
     box : (3, 3) nm, optional
+    time, step_count : float (ps), int
+        When the function is called there.
     """
 
     def __init__(
-        self, force: openmm.PythonForce, positions: Array, box: Array | None = None
+        self,
+        force: openmm.PythonForce,
+        positions: Array,
+        box: Array | None = None,
+        *,
+        time: float = 0.0,
+        step_count: int = 0,
     ) -> None:
         self._force = force
         self._periodic = force.usesPeriodicBoundaryConditions()
         self._particles = np.array(force.getParticles(), dtype=int)
         self._parameters = dict(force.getGlobalParameters())
-        self.batched = self._find_batched(positions, box)
+        self.batched = self._find_batched(positions, box, Times.same(1, time, step_count))
+        # A State has them, and nobody knows whether the function asks for them.
+        self.uses_times = self.batched is None or self.batched.uses_times
+        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
 
-    def _find_batched(self, positions: Array, box: Array | None) -> Batched | None:
+    def _find_batched(self, positions: Array, box: Array | None, times: Times) -> Batched | None:
         """The function behind the force, if it is one of ours: it says so when it is called."""
         _called.last = None
         try:
-            self._one_by_one(self._own(positions[None]), box)
+            self._one_by_one(self._own(positions[None]), box, times)
         except Exception:
             if _called.last is None:
                 raise
@@ -106,12 +138,22 @@ class PythonForceTarget(BatchedTarget):
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
+        return self.evaluate_at(positions, box)
+
+    def evaluate_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
+        """See BatchedTarget."""
+        times = Times.same(len(positions)) if times is None else times
+        return self._in_parts(positions, box, times)
+
+    def _evaluate(self, positions: Array, box: Array | None, times: Times) -> Evaluation:
         own = self._own(positions)
         if self.batched is None:
-            energies, forces = self._one_by_one(own, box)
+            energies, forces = self._one_by_one(own, box, times)
         else:
             box = box if self._periodic else None
-            energies, forces = self.batched.evaluate(own, box, self._parameters)
+            energies, forces = self.batched.evaluate(own, box, self._parameters, times)
         if not len(self._particles):
             return energies, forces
         everywhere = np.zeros_like(positions)
@@ -122,9 +164,10 @@ class PythonForceTarget(BatchedTarget):
         own = positions[:, self._particles] if len(self._particles) else positions
         return np.ascontiguousarray(own)
 
-    def _one_by_one(self, positions: Array, box: Array | None) -> Evaluation:
+    def _one_by_one(self, positions: Array, box: Array | None, times: Times) -> Evaluation:
         box = np.ascontiguousarray(box) if self._periodic else None
-        return evaluate_python_force(int(self._force.this), positions, box, self._parameters)
+        address = int(self._force.this)
+        return evaluate_python_force(address, positions, box, self._parameters, *times)
 
 
 def as_python_force(force: openmm.Force) -> Any | None:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._native import keep_freed_memory
+from ..clock import Times
 from .base import Array, BatchedTarget, Evaluation, checked
 from .raygraph import CompiledCalls
 
@@ -39,7 +40,8 @@ THREAD_VARIABLES = (
 
 COMPILED_AFTER = 10  # batches: compiling takes seconds, and saves a millisecond or two per batch
 NOTHING = b""  # the message to a worker without a share, and its answer
-ANSWER_TIME = 5.0  # seconds in which a worker says whether it is busy
+ANSWER_TIME = 60.0  # seconds in which a worker says whether it is busy, also on a busy machine
+CLOSING_TIME = 5.0  # seconds after which a graph that does not close waits for a busy worker
 
 
 class WorkerError(RuntimeError):
@@ -75,7 +77,9 @@ class RayTarget(BatchedTarget):
         Of a running cluster, as in ``ray.init``. Default: the one that this process is connected
         to, or else what ``ray.init`` finds or starts; that is left again with the last RayTarget.
     timeout : float, seconds
-        Within which a worker must have evaluated its share; later it counts as lost.
+        Within which a worker must have evaluated its share; later it counts as lost. The first
+        share of a worker, in which a model may be compiled, may take as long as ``start_timeout``
+        if that is longer.
     start_timeout : float, seconds
         Within which all workers must have started, made their target and prepared it.
     runtime_env : mapping, optional
@@ -173,13 +177,21 @@ class RayTarget(BatchedTarget):
         Exception
             What the target raises at the first state.
         """
+        return self.evaluate_at(positions, box)
+
+    def evaluate_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
+        """See BatchedTarget and ``evaluate``."""
         self._check_open()
         positions = np.asarray(positions, dtype=np.float64)
         if len(positions) == 0:
             return np.zeros(0), np.zeros(positions.shape)
+        batch = _Share(positions, box, times if self.uses_times else None)
         sizes = _even_shares(len(positions), len(self._workers))
-        shares = np.split(positions, np.cumsum(sizes)[:-1])
-        answers = self._together(shares, box) or self._one_by_one(shares, box)
+        ends = np.cumsum(sizes).tolist()
+        shares = [batch.rows(slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
+        answers = self._together(shares) or self._one_by_one(shares)
         for index, answer in enumerate(answers):
             if answer.trouble:
                 logger.info("worker %d: %s", index, answer.trouble)
@@ -188,7 +200,7 @@ class RayTarget(BatchedTarget):
             np.concatenate([answer.forces for answer in answers]),
         )
 
-    def _together(self, shares: Sequence[Array], box: Array | None) -> list[_Answer] | None:
+    def _together(self, shares: Sequence[_Share]) -> list[_Answer] | None:
         """The answers to all shares, by one call of the compiled graph; None if that fails."""
         crew, workers = self._crew, self._workers
         if crew.graph is not None and crew.graph_is_broken:
@@ -198,16 +210,18 @@ class RayTarget(BatchedTarget):
             try:
                 methods = [worker.actor.evaluate for worker in workers]
                 crew.graph, crew.graph_is_broken = CompiledCalls(self._ray, methods), False
+                for worker in workers:
+                    worker.has_answered = False  # not in this way
             except Exception as error:  # whatever another version of Ray may say
                 logger.info("Ray does not compile the calls: %s", _first_line(error))
                 self._is_compilable = False
         if crew.graph is None:
             return None
-        messages = [_message(share, box, index == 0) for index, share in enumerate(shares)]
+        messages = [_message(share, index == 0) for index, share in enumerate(shares)]
         messages += [NOTHING] * (len(workers) - len(shares))
         crew.graph_is_broken = True  # an interrupt included
         try:
-            answers = crew.graph(messages, self._timeout)
+            answers = crew.graph(messages, self._time_to_answer(workers))
         except Exception as error:
             if _is_of_the_target(error, self._ray):
                 crew.graph_is_broken = False
@@ -217,6 +231,8 @@ class RayTarget(BatchedTarget):
                 self._is_compilable = False  # it would fail, and be compiled, again and again
             return None
         crew.graph_is_broken = False
+        for worker in workers:
+            worker.has_answered = True
         return list(map(pickle.loads, answers[: len(shares)]))
 
     def _close_graph(self) -> int:
@@ -230,10 +246,10 @@ class RayTarget(BatchedTarget):
         left = self._without_busy(self._workers)
         closing = Thread(target=graph.close, daemon=True)
         closing.start()
-        closing.join(ANSWER_TIME)
+        closing.join(CLOSING_TIME)
         while closing.is_alive():  # waits for a worker, and might for ever
             left = self._without_busy(left)
-            closing.join(ANSWER_TIME)
+            closing.join(CLOSING_TIME)
         self._crew.graph = None
         return len(self._workers) - len(left)
 
@@ -252,17 +268,28 @@ class RayTarget(BatchedTarget):
                 left.append(worker)
         return left
 
-    def _one_by_one(self, shares: Sequence[Array], box: Array | None) -> list[_Answer]:
+    def _one_by_one(self, shares: Sequence[_Share]) -> list[_Answer]:
         """The answers to all shares, by a call for each; workers that are lost are replaced."""
-        deadline = perf_counter() + self._timeout
-        calls = [self._submit(index, share, box, index == 0) for index, share in enumerate(shares)]
+        asked = self._workers[: len(shares)]
+        seconds = self._time_to_answer(asked)
+        deadline = perf_counter() + seconds
+        calls = [self._submit(index, share, index == 0) for index, share in enumerate(shares)]
         try:
-            return list(map(pickle.loads, self._ray.get(calls, timeout=self._timeout)))
+            answers = list(map(pickle.loads, self._ray.get(calls, timeout=seconds)))
+            for worker in asked:
+                worker.has_answered = True
+            return answers
         except self._ray.exceptions.RayError:
             return [
-                self._answer(index, call, share, box, deadline)
+                self._answer(index, call, share, deadline)
                 for index, (call, share) in enumerate(zip(calls, shares, strict=True))
             ]
+
+    def _time_to_answer(self, workers: Sequence[_Worker]) -> float:
+        """Seconds for a share; a slow first answer is no sign that a worker hangs."""
+        if all(worker.has_answered for worker in workers):
+            return self._timeout
+        return max(self._timeout, self._start_timeout)
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget; forwarded to every worker, also to those started later."""
@@ -290,6 +317,11 @@ class RayTarget(BatchedTarget):
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise RuntimeError("the RayTarget is closed")
+        if self._crew.process != os.getpid():
+            raise WorkerError(
+                "this process was forked from the one whose RayTarget this is, and has no "
+                "connection to its workers; make a RayTarget here, or start processes by 'spawn'"
+            )
         if not self._ray.is_initialized():
             raise WorkerError("Ray was shut down, and the workers with it; make a new RayTarget")
 
@@ -318,7 +350,7 @@ class RayTarget(BatchedTarget):
         ready, _ = self._ray.wait(calls, num_returns=count, timeout=self._start_timeout)
         for worker in workers:
             if worker.started in ready:
-                worker.pid = self._start_result(worker)
+                worker.pid, self.uses_times = self._start_result(worker)
         if len(ready) < count:
             free = self._ray.available_resources()
             raise WorkerError(
@@ -327,8 +359,8 @@ class RayTarget(BatchedTarget):
                 "Is it busy with something else? Else give a longer start_timeout"
             )
 
-    def _start_result(self, worker: _Worker) -> int:
-        """The process id of a worker; the exception of its factory; or a WorkerError."""
+    def _start_result(self, worker: _Worker) -> tuple[int, bool]:
+        """What ``_Actor.start`` gave; the exception of its factory; or a WorkerError."""
         try:
             return self._get(worker.started, perf_counter() + self._start_timeout)
         except _LostError as error:
@@ -349,8 +381,8 @@ class RayTarget(BatchedTarget):
         if failure is not None:
             raise failure
 
-    def _submit(self, index: int, share: Array, box: Array | None, is_first: bool) -> Any:
-        return self._workers[index].actor.evaluate.remote(_message(share, box, is_first))
+    def _submit(self, index: int, share: _Share, is_first: bool) -> Any:
+        return self._workers[index].actor.evaluate.remote(_message(share, is_first))
 
     def _get(self, call: Any, deadline: float) -> Any:
         """What a call gave; the target's exception; or a _LostError."""
@@ -364,9 +396,7 @@ class RayTarget(BatchedTarget):
         except exceptions.RayError as error:
             raise _LostError(_first_line(error)) from error
 
-    def _answer(
-        self, index: int, call: Any, share: Array, box: Array | None, deadline: float
-    ) -> _Answer:
+    def _answer(self, index: int, call: Any, share: _Share, deadline: float) -> _Answer:
         """The answer to a call, for which the worker is replaced if need be.
 
         The share is then evaluated once more, and if that worker is lost too, state after state:
@@ -378,15 +408,15 @@ class RayTarget(BatchedTarget):
         except _LostError as error:
             self._replace(index, error)
         try:
-            return self._once_more(index, share, box, is_first)
+            return self._once_more(index, share, is_first)
         except _LostError as error:
             self._replace(index, error)
-        answer = _Answer(np.full(len(share), np.nan), np.full(share.shape, np.nan), None)
-        for row in range(len(share)):
+        answer = share.failed()
+        for row in range(len(share.positions)):
             one = slice(row, row + 1)
             try:
                 energies, forces, trouble = self._once_more(
-                    index, share[one], box, is_first and row == 0
+                    index, share.rows(one), is_first and row == 0
                 )
             except _LostError as error:
                 self._replace(index, error)
@@ -402,9 +432,13 @@ class RayTarget(BatchedTarget):
                 return answer._replace(trouble=trouble)
         return answer
 
-    def _once_more(self, index: int, share: Array, box: Array | None, is_first: bool) -> _Answer:
-        call = self._submit(index, share, box, is_first)
-        return pickle.loads(self._get(call, perf_counter() + self._timeout))
+    def _once_more(self, index: int, share: _Share, is_first: bool) -> _Answer:
+        worker = self._workers[index]
+        call = self._submit(index, share, is_first)
+        deadline = perf_counter() + self._time_to_answer([worker])
+        answer = pickle.loads(self._get(call, deadline))
+        worker.has_answered = True
+        return answer
 
     def _replace(self, index: int, reason: Exception) -> None:
         """A new worker in the place of one that was lost."""
@@ -441,6 +475,7 @@ class _Worker:
         self.actor = actor
         self.started = started  # reference to its process id
         self.pid = 0
+        self.has_answered = False
 
 
 class _Crew:
@@ -450,12 +485,30 @@ class _Crew:
         self.workers: list[_Worker] = []
         self.graph: CompiledCalls | None = None
         self.graph_is_broken = False  # or in use
+        self.process = os.getpid()
 
 
 class _Answer(NamedTuple):
     energies: Array  # kJ/mol
     forces: Array  # kJ/mol/nm
     trouble: str | None
+
+
+class _Share(NamedTuple):
+    """What a worker is to evaluate."""
+
+    positions: Array
+    box: Array | None
+    times: Times | None
+
+    def rows(self, rows: slice) -> _Share:
+        times = None if self.times is None else self.times.rows(rows)
+        return _Share(self.positions[rows], self.box, times)
+
+    def failed(self) -> _Answer:
+        """An answer of which no row is known yet."""
+        shape = self.positions.shape
+        return _Answer(np.full(shape[:1], np.nan), np.full(shape, np.nan), None)
 
 
 class _Actor:
@@ -477,8 +530,11 @@ class _Actor:
         factory: Callable[[], BatchedTarget],
         parameters: Mapping[str, float] | None,
         preparations: Sequence[tuple],
-    ) -> int:
-        """Make the target; not in the constructor, whose exceptions Ray turns into text."""
+    ) -> tuple[int, bool]:
+        """Make the target; not in the constructor, whose exceptions Ray turns into text.
+
+        Returns the process id, and whether the target's forces may depend on the time.
+        """
         with _portable_errors():
             self._target = factory()
             if not isinstance(self._target, BatchedTarget):
@@ -493,7 +549,7 @@ class _Actor:
                 self._target.set_parameters(parameters)
             for preparation in preparations:
                 self._target.prepare(*preparation)
-        return os.getpid()
+        return os.getpid(), self._target.uses_times
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         with _portable_errors():
@@ -508,24 +564,26 @@ class _Actor:
             return NOTHING
         self._is_busy = True
         try:
-            return pickle.dumps(self._evaluate(*pickle.loads(message)), pickle.HIGHEST_PROTOCOL)
+            values, is_first = pickle.loads(message)
+            answer = self._evaluate(_Share(*values), is_first)
+            return pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
         finally:
             self._is_busy = False
 
-    def _evaluate(self, share: Array, box: Array | None, is_first: bool) -> _Answer:
+    def _evaluate(self, share: _Share, is_first: bool) -> _Answer:
         """Energies and forces; NaN from the first failing state on, but if that is the batch's
         first (``is_first``), its exception."""
         try:
-            return _Answer(*checked(*self._target.evaluate(share, box), share), None)
+            return _Answer(*self._evaluation(share), None)
         except Exception as error:
             whole = error
-        answer = _Answer(np.full(len(share), np.nan), np.full(share.shape, np.nan), None)
-        for row in range(len(share)):
-            state = share[row : row + 1]
+        answer = share.failed()
+        count = len(share.positions)
+        for row in range(count):
             try:
-                if len(share) == 1:
+                if count == 1:
                     raise whole
-                energies, forces = checked(*self._target.evaluate(state, box), state)
+                energies, forces = self._evaluation(share.rows(slice(row, row + 1)))
             except Exception as error:
                 if is_first and row == 0:
                     with _portable_errors():
@@ -537,6 +595,9 @@ class _Actor:
         return answer._replace(
             trouble=f"its share failed as a whole ({whole!r}), though no state does by itself"
         )
+
+    def _evaluation(self, share: _Share) -> Evaluation:
+        return checked(*self._target.evaluate_at(*share), share.positions)
 
 
 class _portable_errors:  # noqa: N801
@@ -592,6 +653,8 @@ _sessions = _Sessions()
 
 
 def _release(ray: Any, crew: _Crew) -> None:
+    if crew.process != os.getpid():
+        return  # a forked child, to which they do not belong
     while crew.workers:
         _kill(ray, crew.workers.pop())
     graph, crew.graph = crew.graph, None
@@ -605,9 +668,9 @@ def _kill(ray: Any, worker: _Worker) -> None:
         ray.kill(worker.actor)
 
 
-def _message(share: Array, box: Array | None, is_first: bool) -> bytes:
+def _message(share: _Share, is_first: bool) -> bytes:
     """One piece of bytes each way: arrays of this size cost Ray more."""
-    return pickle.dumps((share, box, is_first), pickle.HIGHEST_PROTOCOL)
+    return pickle.dumps((tuple(share), is_first), pickle.HIGHEST_PROTOCOL)
 
 
 def _is_of_the_target(error: Exception, ray: Any) -> bool:

@@ -11,7 +11,9 @@ import numpy as np
 import openmm
 
 from ..checks import changes_state, default_box
-from ..contexts import is_empty, without_forces
+from ..clock import Times
+from ..contexts import ALL_GROUPS, groups_of, holds_python, is_empty, without_forces
+from ..cores import allowed_cores
 from .base import Array, BatchedTarget, Evaluation
 from .contextpool import ContextTarget
 from .openmmml import ModelTarget, as_openmmml_force
@@ -28,8 +30,8 @@ class SystemTarget(BatchedTarget):
 
     Every TorchForce takes the whole batch through its module, MACE and ANI of OpenMM-ML through
     their model, every other PythonForce through its function if that takes one. What remains
-    (restraints, classical terms, any other force) goes through a pool of Contexts; the parts are
-    added.
+    (restraints, classical terms, any other force) goes through a pool of Contexts, or through a
+    single one if a PythonForce is in it; the parts are added.
 
     Parameters
     ----------
@@ -41,6 +43,8 @@ class SystemTarget(BatchedTarget):
     platform, properties : str, mapping of str to str
         Of the Context that these forces stand in for: it decides device and precision of the
         modules, and is one of the two platforms (with Reference) tried for the rest.
+    time, step_count : float (ps), int
+        At ``positions``, for users' functions that depend on them.
     """
 
     def __init__(
@@ -48,61 +52,88 @@ class SystemTarget(BatchedTarget):
         system: openmm.System,
         positions: Array,
         *,
-        groups: int = 0xFFFFFFFF,
+        groups: int = ALL_GROUPS,
         platform: str = "Reference",
         properties: Mapping[str, str] | None = None,
+        time: float = 0.0,
+        step_count: int = 0,
     ) -> None:
         properties = properties or {}
+        cores = allowed_cores(properties.get("Threads"))
         self._system = system  # owns the forces that the parts refer to
         self._default_box = default_box(system)
         self._to_parents = ForcesToParents(system)
         self.torch_parts: list[TorchForceTarget] = []
         self.python_parts: list[PythonForceTarget] = []
         self.model_parts: list[ModelTarget] = []
-        rest: list[openmm.Force] = []
-        self._indices_of_rest: list[int] = []
+        # Indices of forces of which Contexts take care, and of those that hold users' functions.
+        rest: list[int] = []
+        python_rest: list[int] = []
         for index, force in enumerate(system.getForces()):
-            if not groups >> force.getForceGroup() & 1:
+            if not groups & groups_of(force):
                 continue
             if changes_state(force) or is_empty(force):
                 continue
             torch_force, python_force = as_torch_force(force), as_python_force(force)
             model = None if python_force is None else as_openmmml_force(python_force)
             if torch_force is not None:
-                part = TorchForceTarget(torch_force, *_device_and_dtype(platform, properties))
-                self.torch_parts.append(part)
+                device, dtype = _device_and_dtype(platform, properties)
+                self.torch_parts.append(TorchForceTarget(torch_force, device, dtype, cores=cores))
             elif model is not None:
                 self.model_parts.append(model)
             elif python_force is not None:
                 box = self._default_box
-                self.python_parts.append(PythonForceTarget(python_force, positions, box))
+                part = PythonForceTarget(
+                    python_force, positions, box, time=time, step_count=step_count
+                )
+                self.python_parts.append(part)
+            elif holds_python(force):
+                python_rest.append(index)
             else:
-                rest.append(force)
-                self._indices_of_rest.append(index)
+                rest.append(index)
         self.parts: list[BatchedTarget] = [
             *self.torch_parts,
             *self.model_parts,
             *self.python_parts,
         ]
-        self.rest: ContextTarget | None = None
-        if rest:
-            platforms = {platform: properties, "Reference": {}}
-            self.rest = ContextTarget(_system_with(system, rest), platforms=platforms)
-            self.parts.append(self.rest)
+        # These take care of virtual sites, too.
+        self._indices_in_contexts = [indices for indices in (rest, python_rest) if indices]
+        platforms = {platform: properties, "Reference": {}}
+        self.in_contexts = [
+            ContextTarget(part, platforms=platforms, groups=groups, cores=cores)
+            for part in self._parts_of(system.getForces())
+        ]
+        self._own_parts = self.parts.copy()
+        self.parts += self.in_contexts
+        self.uses_times = any(part.uses_times for part in self.parts)
 
     def refresh(self, forces: Sequence[openmm.Force]) -> None:
         """Take over new parameters, from Forces that are otherwise those of the System."""
-        if self.rest is not None:
-            system = _system_with(self._system, [forces[i] for i in self._indices_of_rest])
-            self.rest = self.parts[-1] = self.rest.renewed(system)
+        self.in_contexts = [
+            target.renewed(part)
+            for target, part in zip(self.in_contexts, self._parts_of(forces), strict=True)
+        ]
+        self.parts = [*self._own_parts, *self.in_contexts]
+
+    def _parts_of(self, forces: Sequence[openmm.Force]) -> list[openmm.System]:
+        return [
+            _system_with(self._system, [forces[index] for index in indices])
+            for indices in self._indices_in_contexts
+        ]
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
+        """See BatchedTarget; without a box that of the System counts."""
+        return self.evaluate_at(positions, box)
+
+    def evaluate_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
         """See BatchedTarget; without a box that of the System counts."""
         box = self._default_box if box is None else box
         energies, forces = np.zeros(len(positions)), np.zeros_like(positions)
         for part in self.parts:
-            part_energies, part_forces = part.evaluate(positions, box)
-            if part is not self.rest:  # whose Contexts do this themselves
+            part_energies, part_forces = part.evaluate_at(positions, box, times)
+            if part not in self.in_contexts:
                 part_forces = self._to_parents(positions, part_forces, box)
             energies, forces = energies + part_energies, forces + part_forces
         return energies, forces

@@ -14,11 +14,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import openmm
 
+from ..cores import ThreadPool, allowed_cores, keep_torch_alive_in_children, torch_threads
 from ..racing import decisions, race
 from ..restart import digest_of
 from .base import (
@@ -28,9 +30,9 @@ from .base import (
     Held,
     SubBatches,
     for_size,
+    is_out_of_memory,
     on_host,
     perturbed,
-    torch_is_out_of_memory,
 )
 from .cudagraph import CUDAGraphed
 
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 ROUNDING = 2e-5  # of the root mean square force: what single precision may lose
 ENERGY_ROUNDING = 0.01  # kJ/mol
 BATCH_PERTURBATION = 0.01  # nm
+SLOW = 0.5  # s per state, above which a batch that is right is good enough
 BATCHINGS = ("batch", "vmap", "loop")  # the first that works is the fastest
 
 INSTALL = 'pip install "torch>=2.9,<2.10" openmmtorch==1.5'
@@ -160,10 +163,18 @@ class TorchForceTarget(BatchedTarget):
     dtype : torch.dtype, optional
         Of the positions given to the module, as the Context's platform would give them; default
         double precision on the CPU, single elsewhere.
+    cores : int, optional
+        The most cores to keep busy, no more than torch has threads; default
+        ``cores.allowed_cores()``.
     """
 
     def __init__(
-        self, force: Any, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+        self,
+        force: Any,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        *,
+        cores: int | None = None,
     ) -> None:
         import torch
 
@@ -184,11 +195,13 @@ class TorchForceTarget(BatchedTarget):
             self._executors["graphed"] = self._module
         self._warmup = int(properties.get("CUDAGraphWarmupSteps", 10))
         self._graphed: dict[str, CUDAGraphed] = {}
-        self._pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+        self._pools: dict[tuple[int, int], ThreadPool] = {}
         self._environment = Held(self._environment_tensors)
-        self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
+        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
         self.plans: dict[int, Plan] = {}  # by the size of the batch
-        self._one_by_one = Plan("loop", "scripted", 1, torch.get_num_threads())
+        self._cores = allowed_cores() if cores is None else cores
+        self._one_by_one = Plan("loop", "scripted", 1, self._most_threads())
+        keep_torch_alive_in_children()
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
@@ -221,6 +234,7 @@ class TorchForceTarget(BatchedTarget):
         """
         # Without the present one: at a minimum of the energy rounding is larger than the forces.
         states = perturbed(positions, batch + 1, BATCH_PERTURBATION)[1:]
+        begin = perf_counter()
         try:
             reference = self._run(self._one_by_one, states, box)
         except Exception as error:  # whatever a module may raise
@@ -228,6 +242,10 @@ class TorchForceTarget(BatchedTarget):
             return
         if not all(np.isfinite(part).all() for part in reference):
             logger.info("TorchForce: forces are not finite near the present state")
+            return
+        if perf_counter() - begin > SLOW * len(states):
+            self.plans[batch] = self._first_right(states, box, reference)
+            self.plans.setdefault(1, self._one_by_one)
             return
         self._add_frozen()
         ways = [(batching, tuple(self._executors)) for batching in BATCHINGS]
@@ -240,6 +258,14 @@ class TorchForceTarget(BatchedTarget):
             energies, forces = reference
             self.plans[1] = self._chosen(ways, states[:1], box, (energies[:1], forces[:1]))
 
+    def _first_right(self, states: Array, box: Array | None, reference: Evaluation) -> Plan:
+        """The first batching whose results are right; states are too slow to try what is faster."""
+        plans = [self._one_by_one._replace(batching=batching) for batching in BATCHINGS[:-1]]
+        right = (plan for plan in plans if self._is_right(plan, states, box, reference))
+        chosen = next(right, self._one_by_one)
+        logger.info("TorchForce: %s, without a look at others: states are slow", chosen)
+        return chosen
+
     def _chosen(
         self,
         ways: Sequence[tuple[str, Sequence[str]]],
@@ -248,7 +274,7 @@ class TorchForceTarget(BatchedTarget):
         reference: Evaluation,
     ) -> Plan:
         """The fastest plan of the first of ``ways`` (batching, executors) that is right."""
-        threads = self._torch.get_num_threads()
+        threads = self._most_threads()
         graph = str(self._module.inlined_graph)
         key = f"plan {digest_of(graph, states.shape, self._dtype, self._device, threads)}"
         known = Plan(*decisions[key]) if key in decisions else None
@@ -288,7 +314,7 @@ class TorchForceTarget(BatchedTarget):
                 plans.append(plan)
         if not plans:
             return None
-        seconds = race(lambda plan: self._run(plan, states, box), plans)
+        seconds = race(lambda plan: self._run_in_parts(plan, states, box), plans)
         for plan, median in seconds.items():
             logger.info("TorchForce: %s: %.2f ms for %d", plan, 1e3 * median, len(states))
         return min(seconds, key=seconds.__getitem__)
@@ -297,7 +323,7 @@ class TorchForceTarget(BatchedTarget):
         self, plan: Plan, states: Array, box: Array | None, reference: Evaluation
     ) -> bool:
         try:
-            energies, forces = self._run(plan, states, box)
+            energies, forces = self._run_in_parts(plan, states, box)
         except Exception as error:  # whatever a module may raise when it meets a batch
             logger.info("TorchForce: %s: does not work (%s)", plan, _last_line(error))
             return False
@@ -321,6 +347,14 @@ class TorchForceTarget(BatchedTarget):
             self._executors["frozen"] = self._torch.jit.freeze(self._module)
         except Exception as error:
             logger.info("TorchForce: cannot be frozen (%s)", _last_line(error))
+
+    def _run_in_parts(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
+        """As ``_run``; what does not fit into memory is no fault of the plan."""
+        parts = SubBatches(functools.partial(self._run, plan), is_out_of_memory)
+        parts.largest = self._in_parts.largest
+        result = parts(positions, box)
+        self._in_parts.largest = parts.largest
+        return result
 
     def _run(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
         arguments = self._arguments(box)
@@ -393,8 +427,12 @@ class TorchForceTarget(BatchedTarget):
             raise ValueError(f"forces of shape {tuple(forces.shape)} instead of {tuple(x.shape)}")
         return energy.detach().reshape(batch), forces
 
+    def _most_threads(self) -> int:
+        return min(self._torch.get_num_threads(), self._cores)
+
     @contextmanager
     def _threads(self, threads: int) -> Iterator[None]:
+        threads = torch_threads(threads)
         before = self._torch.get_num_threads()
         if threads == before:
             yield
@@ -405,23 +443,27 @@ class TorchForceTarget(BatchedTarget):
         finally:
             self._torch.set_num_threads(before)
 
-    def _pool(self, workers: int, threads: int) -> ThreadPoolExecutor:
+    def _pool(self, workers: int, threads: int) -> ThreadPool:
         """Threads whose torch runs on ``threads`` threads each; torch keeps that per thread."""
-        if (workers, threads) not in self._pools:
+
+        def start() -> ThreadPoolExecutor:
             before = self._torch.get_num_threads()
             ready = threading.Barrier(workers + 1)
 
             def prepare() -> None:
                 self._torch.get_num_threads()  # else the main thread's number is taken up later
-                self._torch.set_num_threads(threads)
+                self._torch.set_num_threads(torch_threads(threads))
                 ready.wait()
 
-            pool = ThreadPoolExecutor(workers, "openmm-lsd-torch", initializer=prepare)
+            executor = ThreadPoolExecutor(workers, "openmm-lsd-torch", initializer=prepare)
             for _ in range(workers):
-                pool.submit(lambda: None)
+                executor.submit(lambda: None)
             ready.wait()
             self._torch.set_num_threads(before)
-            self._pools[workers, threads] = pool
+            return executor
+
+        if (workers, threads) not in self._pools:
+            self._pools[workers, threads] = ThreadPool(workers, "openmm-lsd-torch", start)
         return self._pools[workers, threads]
 
 

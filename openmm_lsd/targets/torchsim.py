@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from openmm import unit
 
+from ..cores import keep_torch_alive_in_children
 from .base import (
     ANGSTROM_PER_NM,
     KJ_PER_MOL_PER_EV,
@@ -19,8 +20,8 @@ from .base import (
     SubBatches,
     checked,
     finite_rows,
+    is_out_of_memory,
     on_host,
-    torch_is_out_of_memory,
 )
 
 if TYPE_CHECKING:
@@ -114,7 +115,8 @@ class TorchSimTarget(BatchedTarget):
             self._tensor(self._masses),
             torch.tensor(self._numbers, device=model.device),
         )
-        self._in_parts = SubBatches(self._evaluate, torch_is_out_of_memory)
+        keep_torch_alive_in_children()
+        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget. Periodic in all directions if there is a box, else in none."""

@@ -9,6 +9,7 @@ import numpy as np
 import openmm
 
 from ..checks import virtual_sites
+from ..clock import Times
 from ..contexts import ForceContext, without_forces
 from .base import Array, BatchedTarget, Evaluation
 
@@ -30,12 +31,19 @@ class PlacedTarget(BatchedTarget):
         self._target = target
         self._sites = ForceContext(without_forces(system), _reference())
         self.gives_energies, self.conservative = target.gives_energies, target.conservative
+        self.uses_times = target.uses_times
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
+        return self.evaluate_at(positions, box)
+
+    def evaluate_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Evaluation:
+        """See BatchedTarget."""
         self._sites.set_environment(box, {})
         placed = self._sites.access.with_virtual_sites(np.ascontiguousarray(positions))
-        return self._target.evaluate(placed, box)
+        return self._target.evaluate_at(placed, box, times)
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
