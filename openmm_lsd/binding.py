@@ -28,6 +28,7 @@ from .checks import (
     virtual_sites,
 )
 from .draft import DraftChoice
+from .periodicity import is_periodic
 from .restart import Record, digest_of
 from .rollout import reciprocal
 from .sampler import Round, SpeculativeSampler, State, Statistics, TargetError
@@ -124,7 +125,13 @@ class Binding:
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
-        self._draft_is_periodic = draft.is_periodic(self._system)
+        self._is_periodic = is_periodic(
+            self._system, self._access.get_box(), draft.system, draft.topology
+        )
+        if self._is_periodic and target is not None and not target.takes_box:
+            logger.warning(
+                "there is a periodic box, and the target, a %s, takes none", type(target).__name__
+            )
         self._draft = draft.make(self._state()[0], self._masses, self._box())
         self._environment_of_draft()
 
@@ -369,11 +376,8 @@ class Binding:
         return positions, velocities, step_count
 
     def _box(self) -> Array | None:
-        """Periodic box vectors (3, 3) in nm; None if neither System is periodic."""
-        # A target System without forces does not know whether it is periodic.
-        if self._system.usesPeriodicBoundaryConditions() or self._draft_is_periodic:
-            return self._access.get_box()
-        return None
+        """Periodic box vectors (3, 3) in nm; None if the target is not periodic."""
+        return self._access.get_box() if self._is_periodic else None
 
     def _take_box(self) -> None:
         """The box of the Context is that of target and draft from now on."""

@@ -105,7 +105,7 @@ def test_run_writes_what_it_says(tmp_path, potential, capsys):
     assert json.loads((output / "run.json").read_text())["seed"] > 0
     # A second run there would overwrite the first.
     assert command("run", *FILES, *potential, "--output-dir", output) == 2
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue it with --resume" in capsys.readouterr().err
 
 
 def test_longer_by_resuming(tmp_path, potential, capsys):
@@ -189,7 +189,7 @@ def test_ctrl_c_in_python_that_openmm_has_called(monkeypatch, capsys, interrupte
         (["run", "--topology", f"{STEM}.pdb", "--target", "x.pt"], "no TorchScript file x.pt"),
         (["run", "--topology", f"{STEM}.pdb", "--target", "x.gz"], "'x.gz' is of no known form"),
         (["run", "--topology", f"{STEM}.prmtop", "--target", "x.pt"], "give --coordinates"),
-        (["run", "--topology", f"{STEM}.pt", "--target", "x.pt"], "must be a .prmtop, .parm7 or"),
+        (["run", "--topology", f"{STEM}.pt", "--target", "x.pt"], "must be a .prmtop, .parm7, .pdb"),
         (["run", "--steps", "-1"], "'-1' is not a positive whole number"),
         (["run", "--steps", "many"], "'many' is not a positive whole number"),
         (["run", "--temperature", "nan"], "'nan' is not a positive number"),

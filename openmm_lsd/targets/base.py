@@ -38,6 +38,7 @@ class BatchedTarget(ABC):
 
     gives_energies = True  # else they are NaN: dynamics needs forces only
     conservative = True  # else forces need not be minus the gradient of the energy
+    takes_box = True  # else a periodic box makes no difference to it
 
     @abstractmethod
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
