@@ -189,7 +189,10 @@ def test_ctrl_c_in_python_that_openmm_has_called(monkeypatch, capsys, interrupte
         (["run", "--topology", f"{STEM}.pdb", "--target", "x.pt"], "no TorchScript file x.pt"),
         (["run", "--topology", f"{STEM}.pdb", "--target", "x.gz"], "'x.gz' is of no known form"),
         (["run", "--topology", f"{STEM}.prmtop", "--target", "x.pt"], "give --coordinates"),
-        (["run", "--topology", f"{STEM}.pt", "--target", "x.pt"], "must be a .prmtop, .parm7, .pdb"),
+        (
+            ["run", "--topology", f"{STEM}.pt", "--target", "x.pt"],
+            "must be a .prmtop, .parm7, .pdb",
+        ),
         (["run", "--steps", "-1"], "'-1' is not a positive whole number"),
         (["run", "--steps", "many"], "'many' is not a positive whole number"),
         (["run", "--temperature", "nan"], "'nan' is not a positive number"),
