@@ -37,6 +37,7 @@ AMBER_TOPOLOGIES, AMBER_COORDINATES = (
 OF_ASE = (".cif", ".xyz", ".extxyz", ".vasp", ".poscar", ".traj")
 FORMATS = ".pdb, .cif (mmCIF or crystals), POSCAR, .xyz, .extxyz or .traj"
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+ATOM_RECORDS = ("ATOM  ", "HETATM")
 NAME_WIDTH = 4  # of an atom's name in a PDB file
 SYMBOLS = {app.Element.getByAtomicNumber(number).symbol for number in range(1, 117)}
 
@@ -268,8 +269,8 @@ def _with_unique_names(file: Path) -> tuple[str, int]:
     """
     lines = _read(lambda name: Path(name).read_text().splitlines(), file)
     models = [number for number, line in enumerate(lines) if line.startswith("ENDMDL")]
-    if len(models) > 1 and any("ATOM" in line[:6] for line in lines[models[0] :]):
-        logger.warning("%s holds %d models; the first is used", file, len(models))
+    if models and any(line.startswith(ATOM_RECORDS) for line in lines[models[0] :]):
+        logger.warning("%s holds several models; the first is used", file)
         lines = [
             line
             for number, line in enumerate(lines)
@@ -280,7 +281,7 @@ def _with_unique_names(file: Path) -> tuple[str, int]:
     for number, line in enumerate(lines):
         if line.startswith("TER"):
             last = None
-        if not line.startswith(("ATOM  ", "HETATM")):
+        if not line.startswith(ATOM_RECORDS):
             continue
         alternate = line[16:17].strip()
         key = (line[21:22], line[22:27], last[2] if alternate and last else line[17:20])
@@ -290,10 +291,11 @@ def _with_unique_names(file: Path) -> tuple[str, int]:
         residues[-1].append(number)
     count = 0
     for residue in residues:
-        names = {(lines[number][12:16], lines[number][16:17]) for number in residue}
-        if len(names) < len(residue):
+        names = [(lines[number][12:16], lines[number][16:17]) for number in residue]
+        location_of = dict(reversed(names))  # the first of each name
+        count += sum(location_of[name] == location for name, location in names)
+        if len(set(names)) < len(names):
             _rename(file, lines, residue)
-        count += len({lines[number][12:16] for number in residue})
     return "\n".join(lines) + "\n", count
 
 

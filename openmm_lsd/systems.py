@@ -199,7 +199,7 @@ def read_system(file: str | Path) -> openmm.System:
         forces.remove(node)
     try:
         system = openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
-    except openmm.OpenMMException as error:
+    except Exception as error:
         raise ValueError(f"{file} cannot be read: {error}") from error
     for node in torch_forces:
         system.addForce(_torch_force_of(node))
