@@ -226,6 +226,74 @@ def test_bad_input_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):
     assert message.count("\n") == 1 and message.startswith("openmm-lsd")
 
 
+ABBREVIATED = {
+    "estimate": ("--warm", "--window", "--out"),
+    "benchmark": ("--warm", "--second", "--also", "--est"),
+    "validate": ("--long", "--path", "--run"),
+    "run": ("--equil", "--report", "--checkpoint", "--step", "--minimise"),
+}
+
+
+@pytest.mark.parametrize("name", ABBREVIATED)
+def test_options_are_not_abbreviated(name, capsys):
+    """argparse would take them, and what looks for the option's full name would not."""
+    for option in ("--temp", *ABBREVIATED[name]):
+        assert command(name, option, 50) == 2
+        assert f"unrecognized arguments: {option} 50" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "warm_up"),
+    [
+        ([], 1000),
+        (["--warm-up", "50"], 50),
+        (["--warm-up=50"], 50),
+        (["--draft", f"{STEM}.prmtop"], 100),
+        (["--draft", f"{STEM}.prmtop", "--warm-up=50"], 50),
+    ],
+)
+def test_warm_up_of_an_estimate(monkeypatch, words, warm_up):
+    class FoundError(Exception):
+        pass
+
+    def found(case, **settings):
+        raise FoundError(settings["warm_up"])
+
+    monkeypatch.setattr(sys.modules["openmm_lsd.commands.estimate"], "estimate", found)
+    with pytest.raises(FoundError) as caught:
+        command("estimate", *FILES, "--target", f"{STEM}.pt", "--debug", *words)
+    assert caught.value.args == (warm_up,)
+
+
+def test_version_and_help(capsys):
+    assert command("--version") == 0
+    assert capsys.readouterr().out == "openmm-lsd 0.1.0\n"
+    for name in ABBREVIATED:
+        assert command(name, "--help") == 0
+        text = capsys.readouterr().out
+        assert "None" not in text and "False" not in text and "(default" not in text
+
+
+def test_what_may_be_given_with_resume(tmp_path, potential, capsys):
+    output = tmp_path / "out"
+    words = ("run", *FILES, *potential, *RUN, "--output-dir", output, "--seed", 4, "--window", 4)
+    assert command(*words, "--steps", 20) == 0
+    for given in (
+        ["--timestep=1"],  # the default, all the same
+        ["--window", "4"],
+        ["--no-minimize"],
+        ["--report-interval=10"],
+        ["--topology", f"{STEM}.pdb"],
+    ):
+        assert command("run", "--resume", "--output-dir", output, *given) == 2
+        option = given[0].split("=")[0].replace("no-", "")
+        assert f"with --resume {option} is that of the first run" in capsys.readouterr().err
+    assert command("run", "--resume", f"--output-dir={output}", "--steps=40") == 0
+    assert len((output / "log.csv").read_text().splitlines()) == 5
+    assert command("run", "--resume", "--output-dir", output) == 0  # 20 steps, which there are
+    assert len((output / "log.csv").read_text().splitlines()) == 5
+
+
 def test_truncated_files_are_not_resumed(tmp_path, potential, capsys):
     output = tmp_path / "out"
     assert command("run", *FILES, *potential, *RUN, "--output-dir", output) == 0
