@@ -121,17 +121,18 @@ class Binding:
         self._record: Record | None = None  # to go on from
         self._fresh_seed = secrets.randbits(63)
         self.correction = "per-step"  # before the first step; see SpeculativeSampler
+        self._is_periodic = is_periodic(
+            self._system, self._access.get_box(), draft.system, draft.topology
+        )
         if target is not None and not has_forces(self._system):
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
-        self._is_periodic = is_periodic(
-            self._system, self._access.get_box(), draft.system, draft.topology
-        )
-        if self._is_periodic and target is not None and not target.takes_box:
-            logger.warning(
-                "there is a periodic box, and the target, a %s, takes none", type(target).__name__
-            )
+            if self._is_periodic and not target.takes_box:
+                logger.warning(
+                    "there is a periodic box, and the target, a %s, takes none",
+                    type(target).__name__,
+                )
         self._draft = draft.make(self._state()[0], self._masses, self._box())
         self._environment_of_draft()
 
@@ -377,7 +378,10 @@ class Binding:
 
     def _box(self) -> Array | None:
         """Periodic box vectors (3, 3) in nm; None if the target is not periodic."""
-        return self._access.get_box() if self._is_periodic else None
+        periodic = self._is_periodic
+        if has_forces(self._system):  # which may have been edited
+            periodic = self._system.usesPeriodicBoundaryConditions()
+        return self._access.get_box() if periodic else None
 
     def _take_box(self) -> None:
         """The box of the Context is that of target and draft from now on."""

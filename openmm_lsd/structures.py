@@ -34,6 +34,7 @@ AMBER_TOPOLOGIES, AMBER_COORDINATES = (
     (".prmtop", ".parm7"),
     (".inpcrd", ".rst7", ".restrt", ".ncrst"),
 )
+READABLE = (".pdb", ".mmcif", ".pdbx")
 OF_ASE = (".cif", ".xyz", ".extxyz", ".vasp", ".poscar", ".traj")
 FORMATS = ".pdb, .cif (mmCIF or crystals), POSCAR, .xyz, .extxyz or .traj"
 DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -191,7 +192,9 @@ def _with_coordinates(base: Structure, topology: Path, file: Path) -> Structure:
 
 
 def _is_readable(file: Path) -> bool:
-    return file.suffix.lower() in (".pdb", *OF_ASE) or file.name.startswith(("POSCAR", "CONTCAR"))
+    return file.suffix.lower() in (*READABLE, *OF_ASE) or file.name.startswith(
+        ("POSCAR", "CONTCAR")
+    )
 
 
 def _read(read: Callable[[Any], Any], file: Path, *arguments: Any) -> Any:
@@ -207,7 +210,9 @@ def _read_alone(file: Path) -> Structure:
     """A structure of a format that needs no other file."""
     if file.suffix.lower() == ".pdb":
         return _read_pdb(file)
-    if file.suffix.lower() == ".cif" and "_atom_site.Cartn_x" in file.read_text():
+    if file.suffix.lower() in (".mmcif", ".pdbx") or (
+        file.suffix.lower() == ".cif" and "_atom_site.Cartn_x" in file.read_text(errors="replace")
+    ):
         return _read_mmcif(file)
     return _read_by_ase(file)
 
@@ -267,7 +272,7 @@ def _with_unique_names(file: Path) -> tuple[str, int]:
     OpenMM drops all atoms but one that have the same name in a residue, as ASE and Open Babel write
     them. They are named anew, by element and number.
     """
-    lines = _read(lambda name: Path(name).read_text().splitlines(), file)
+    lines = file.read_text(errors="replace").splitlines()
     models = [number for number, line in enumerate(lines) if line.startswith("ENDMDL")]
     if models and any(line.startswith(ATOM_RECORDS) for line in lines[models[0] :]):
         logger.warning("%s holds several models; the first is used", file)

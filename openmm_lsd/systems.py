@@ -160,7 +160,7 @@ def _arguments_of(module_file: str) -> tuple[bool, bool]:
     import torch
 
     arguments = torch.jit.load(module_file, map_location="cpu").forward.schema.arguments
-    after_positions = arguments[2:3]  # self, positions, box
+    after_positions = [each for each in arguments[2:3] if "Tensor" in str(each.type)]
     return bool(after_positions), any(not each.has_default_value() for each in after_positions)
 
 

@@ -325,6 +325,26 @@ def test_periodic_runs_are_wrapped_by_molecules(tmp_path, water, monkeypatch, pl
             assert (centres > -1e-3).all() and (centres < each.unitcell_lengths[0] + 1e-3).all()
 
 
+def test_the_box_of_the_last_state_is_written(tmp_path):
+    """A barostat in a serialized System changes it."""
+    topology = app.PDBFile(str(WATER)).topology
+    system = app.ForceField("tip3p.xml").createSystem(
+        topology, nonbondedMethod=app.CutoffPeriodic, nonbondedCutoff=0.5, rigidWater=False
+    )
+    system.addForce(openmm.MonteCarloBarostat(5000.0, 300.0, 1))
+    file = tmp_path / "system.xml"
+    file.write_text(openmm.XmlSerializer.serialize(system))
+    output = tmp_path / "out"
+    files = ("--topology", WATER, "--target", file, "--draft", "tip3p.xml", "--cutoff", 0.5)
+    more = (*RUN, "--no-minimize", "--platform", "Reference", "--output-dir", output)
+    assert command("run", *files, *more) == 0
+    frames = mdtraj.load(str(output / "trajectory.dcd"), top=str(WATER))
+    final = mdtraj.load(str(output / "final.pdb"))
+    np.testing.assert_allclose(final.unitcell_lengths[0], frames.unitcell_lengths[-1], atol=1e-4)
+    assert abs(final.unitcell_lengths[0] - 1.243).min() > 1e-3
+    assert longest_bond(output, final.topology) < 0.15
+
+
 def test_whole_molecules_are_moved_by_box_vectors():
     """Triclinic; the reference is OpenMM, whose forces have the bonds here."""
     pdb = app.PDBFile(str(WATER))
