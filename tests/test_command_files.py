@@ -267,9 +267,16 @@ def longest_bond(output, topology=None):
     return np.linalg.norm(vectors[:, bonds[:, 0]] - vectors[:, bonds[:, 1]], axis=-1).max()
 
 
-@pytest.mark.parametrize("cell", [None, 12.0])
+@pytest.mark.parametrize("cell", [None, 1.2])
 def test_an_isolated_molecule_is_never_wrapped(tmp_path, cell):
-    file = f"{STEM}.pdb" if cell is None else with_cell(tmp_path, cell)
+    """Nor moved: it starts far from where any box would be."""
+    pdb = app.PDBFile(f"{STEM}.pdb")
+    if cell is not None:
+        pdb.topology.setUnitCellDimensions(3 * [cell])
+    start = pdb.getPositions(asNumpy=True)._value - 5.3
+    file = tmp_path / "far.pdb"
+    with open(file, "w") as opened:
+        app.PDBFile.writeFile(pdb.topology, start * unit.nanometer, opened)
     output = tmp_path / "out"
     files = ("--topology", file, "--target", f"{STEM}.pt", "--output-dir", output)
     assert command("run", *files, *RUN, "--timestep", 0.5) == 0
@@ -277,6 +284,9 @@ def test_an_isolated_molecule_is_never_wrapped(tmp_path, cell):
     assert "CRYST1" not in (output / "final.pdb").read_text()
     frames = mdtraj.load(str(output / "trajectory.dcd"), top=f"{STEM}.pdb")
     assert len(frames) == 4 and frames.unitcell_lengths is None
+    final = app.PDBFile(str(output / "final.pdb")).getPositions(asNumpy=True)._value
+    for positions in (final, *frames.xyz):
+        np.testing.assert_allclose(positions.mean(axis=0), start.mean(axis=0), atol=0.1)
 
 
 @pytest.fixture
