@@ -108,8 +108,9 @@ def molecules_of(graph: MolecularGraph) -> list[NDArray[np.int64]]:
 
 
 def covalent_radii(elements: NDArray[np.int64]) -> Array:
-    """Radii (N,) in nm; 0 of particles that are no atoms."""
-    return np.where(elements > 0, 1e-3 * COVALENT_RADII[np.maximum(elements, 1) - 1], 0.0)
+    """Radii (N,) in nm; 0 of particles that are no atoms, curium's of what is heavier."""
+    rows = np.clip(elements, 1, len(COVALENT_RADII)) - 1
+    return np.where(elements > 0, 1e-3 * COVALENT_RADII[rows], 0.0)
 
 
 def graph_of_positions(

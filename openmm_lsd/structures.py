@@ -440,7 +440,10 @@ def _topology_of(numbers: NDArray[np.int64], positions: Array, box: Array | None
     residue, last = None, -1
     used: Counter[str] = Counter()
     for number, molecule in zip(numbers, molecule_of, strict=True):
-        element = None if number == 0 else app.Element.getByAtomicNumber(int(number))
+        try:
+            element = app.Element.getByAtomicNumber(int(number))
+        except KeyError:  # no atom, or one of those that OpenMM does not know
+            element = None
         symbol = "X" if element is None else element.symbol
         if molecule != last or used[symbol] + 1 >= 10 ** (NAME_WIDTH - len(symbol)):
             residue, last = topology.addResidue("MOL", chain), molecule

@@ -14,6 +14,7 @@ from xml.etree import ElementTree
 import openmm
 from openmm import app, unit
 
+from .checks import masses_of, virtual_sites
 from .contexts import is_empty, without_forces
 from .periodicity import box_in_words, box_of, topology_box
 from .structures import Structure, element_masses, read_structure, structure_of_atoms
@@ -115,7 +116,7 @@ def _from_force_fields(directory: Path) -> MolecularSystem:
 
 
 def with_torch_force(particles: Particles, module_file: str | Path) -> openmm.System:
-    """A System whose potential is a TorchScript file.
+    """A System whose potential is a TorchScript file; with a CMMotionRemover if no atom is fixed.
 
     Parameters
     ----------
@@ -151,7 +152,7 @@ def with_torch_force(particles: Particles, module_file: str | Path) -> openmm.Sy
         _warn_of_box(box, str(module_file))
     force.setUsesPeriodicBoundaryConditions(box is not None and takes_box)
     system.addForce(force)
-    system.addForce(openmm.CMMotionRemover())
+    _remove_cm_motion(system)
     return system
 
 
@@ -271,7 +272,8 @@ def with_target(particles: Particles, target: BatchedTarget) -> openmm.System:
     """A System whose potential is a target of ``openmm_lsd.targets``, as a PythonForce.
 
     OpenMM can then do all that it does with any force (plain dynamics, minimisation, energies in
-    reports), and LSDIntegrator evaluates windows in one call.
+    reports), and LSDIntegrator evaluates windows in one call. The System gets a CMMotionRemover,
+    unless some atoms are fixed (of zero mass).
 
     Parameters
     ----------
@@ -302,7 +304,7 @@ def with_target(particles: Particles, target: BatchedTarget) -> openmm.System:
         _warn_of_box(box, f"the target, a {type(target).__name__},")
     force.setUsesPeriodicBoundaryConditions(box is not None and target.takes_box)
     system.addForce(force)
-    system.addForce(openmm.CMMotionRemover())
+    _remove_cm_motion(system)
     return system
 
 
@@ -320,3 +322,11 @@ def _particles_of(particles: Particles) -> tuple[openmm.System, Array | None]:
     if box is not None:
         system.setDefaultPeriodicBoxVectors(*box)
     return system, box
+
+
+def _remove_cm_motion(system: openmm.System) -> None:
+    """Unless some atoms are fixed: the others then move as a whole, at the temperature."""
+    virtual = virtual_sites(system)
+    masses = masses_of(system)
+    if not any(mass == 0 and index not in virtual for index, mass in enumerate(masses)):
+        system.addForce(openmm.CMMotionRemover())

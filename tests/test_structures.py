@@ -10,7 +10,8 @@ from openmm import app, unit
 from particles import REFERENCE
 
 from openmm_lsd import LSDIntegrator, structures, systems
-from openmm_lsd.checks import masses_of
+from openmm_lsd.checks import cm_removal_frequency, masses_of
+from openmm_lsd.molgraph import graph_of_positions
 from openmm_lsd.structures import read_structure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -346,6 +347,9 @@ def test_masses_velocities_and_fixed_atoms():
     molecule = systems.from_ase(atoms, emt())
     masses = masses_of(molecule.target)
     assert np.flatnonzero(masses == 0).tolist() == [0, 5] and (masses[1:5] == 65.0).all()
+    # The others may move as a whole against the fixed ones.
+    assert cm_removal_frequency(molecule.target) == 0
+    assert cm_removal_frequency(systems.from_ase(copper(), emt()).target) == 1
     ours = molecule.velocities.value_in_unit(unit.nanometer / unit.picosecond)
     np.testing.assert_allclose(
         np.linalg.norm(ours, axis=1), np.linalg.norm(velocities, axis=1), rtol=1e-10
@@ -371,6 +375,17 @@ def test_atoms_that_cannot_be_run():
     atoms.pbc, atoms.cell = True, np.zeros((3, 3))
     with pytest.raises(ValueError, match="cell without volume"):
         systems.from_ase(atoms, _Nothing())
+
+
+def test_elements_beyond_the_table_of_radii():
+    """Their bonds are looked for with the last radius that is known."""
+    ase = pytest.importorskip("ase")
+    atoms = ase.Atoms("CfCf", positions=[[0, 0, 0], [2.0, 0, 0]])
+    assert systems.from_ase(atoms, _Nothing()).topology.getNumResidues() == 1
+    graph = graph_of_positions([98, 98], atoms.positions / 10)
+    assert graph.bonds.tolist() == [[0, 1]]
+    with pytest.raises(ValueError, match="element of 1 atoms is unknown"):
+        systems.from_ase(ase.Atoms([0], positions=[[0, 0, 0]]), _Nothing())
 
 
 def test_an_ase_target_of_periodic_atoms_wants_a_box():
