@@ -15,6 +15,7 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
+from openmm import app
 
 from openmm_lsd import Statistics, cli, systems
 from openmm_lsd.commands import Case, benchmark, estimate, validate, validation
@@ -159,6 +160,26 @@ def test_stopped_and_resumed(tmp_path, potential, how):
     assert rows[: len(before)] == before
     assert [int(row.split(",")[0]) for row in rows[1:]] == list(range(10, 1210, 10))
     assert len(again["trajectory.dcd"]) == len(once["trajectory.dcd"])
+
+
+def test_stopped_between_a_step_and_its_report(tmp_path, potential, monkeypatch):
+    """The frame of that step is there, once, after the run was resumed."""
+    right = app.Simulation._generate_reports
+
+    def interrupt(simulation, reports, periodic):
+        if simulation.currentStep == 60:
+            raise KeyboardInterrupt
+        right(simulation, reports, periodic)
+
+    output = tmp_path / "out"
+    monkeypatch.setattr(app.Simulation, "_generate_reports", interrupt)
+    words = (*FILES, *potential, *RUN, "--steps", 120, "--window", 6)
+    assert command("run", *words, "--output-dir", output) == 130
+    monkeypatch.setattr(app.Simulation, "_generate_reports", right)
+    assert command("run", "--resume", "--output-dir", output) == 0
+    rows = (output / "log.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == list(range(10, 130, 10))
+    assert len(mdtraj.load(str(output / "trajectory.dcd"), top=f"{STEM}.pdb")) == 12
 
 
 @pytest.mark.parametrize("interrupted", [True, False])

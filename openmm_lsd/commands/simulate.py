@@ -101,7 +101,7 @@ def simulate(
     checkpoints = Checkpoints(output, plan.checkpoint_interval)
     progress = Progress(plan.steps, stream or sys.stderr)
     whole = WholeMolecules(topology, case.positions)
-    files = Files(output, plan.report_interval, append=resume, whole=whole)
+    files = Files(output, plan.report_interval, resume, whole, simulation.currentStep)
     simulation.reporters = [files, checkpoints, progress]
     if not resume:
         checkpoints.write(simulation)
@@ -109,7 +109,7 @@ def simulate(
         simulation.step(max(0, plan.steps - simulation.currentStep))
     except BaseException:
         progress.close()
-        if not files.writing:  # the state is the last committed one, and the reports are complete
+        if files.complete(simulation):  # the state is the last committed one
             checkpoints.write(simulation)
         raise
     progress.close()
@@ -251,9 +251,11 @@ class Trajectory(app.DCDReporter):
 class Files:
     """Trajectory, log and statistics of LSD as one reporter that knows when it is at work."""
 
-    def __init__(self, output: Path, interval: int, append: bool, whole: WholeMolecules) -> None:
+    def __init__(
+        self, output: Path, interval: int, append: bool, whole: WholeMolecules, step: int
+    ) -> None:
         self._interval = interval
-        self.writing = False
+        self._last, self._writing = step, False
         columns = ["step", "time", "potentialEnergy", "kineticEnergy", "temperature"]
         columns += ["volume"] * whole.periodic
         self._reporters: list[Any] = [
@@ -273,10 +275,27 @@ class Files:
 
     def report(self, simulation: app.Simulation, state: openmm.State) -> None:
         """OpenMM's protocol."""
-        self.writing = True
+        self._writing = True
         for reporter in self._reporters:
             reporter.report(simulation, state)
-        self.writing = False
+        self._last, self._writing = simulation.currentStep, False
+
+    def complete(self, simulation: app.Simulation) -> bool:
+        """Write what is due at this step, if a run was stopped before it was; whether all is there.
+
+        It is not if the run was stopped while something was written, or the state cannot be.
+        """
+        if self._writing:
+            return False
+        if simulation.currentStep % self._interval or simulation.currentStep == self._last:
+            return True
+        try:
+            groups = simulation.integrator.getIntegrationForceGroups()
+            state = simulation.context.getState(positions=True, energy=True, groups=groups)
+            self.report(simulation, state)
+        except Exception:
+            return False
+        return True
 
 
 class Checkpoints:
