@@ -116,7 +116,7 @@ def _check_elements(topology: app.Topology) -> None:
     )
     more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
     raise ValueError(
-        f"the element of {len(unknown)} atoms is unknown: {named}{more}; name the elements "
+        f"atoms of unknown element: {named}{more}; name the elements "
         "(columns 77 and 78 of a PDB file), or say the masses, in a System or a prmtop"
     )
 

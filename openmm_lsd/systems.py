@@ -55,7 +55,8 @@ class MolecularSystem:
 def load(directory: str | Path) -> MolecularSystem:
     """The system in a directory.
 
-    It holds either one prmtop, one inpcrd and one TorchScript file (.pt), which is the target; or
+    It holds either one prmtop, one inpcrd (whose box and velocities count, if it has some) and one
+    TorchScript file (.pt), which is the target; or
     one PDB file of a periodic box and ``forcefields.json``, which names OpenMM's force field files
     for the draft and for the target, and their cutoff.
 

@@ -1,6 +1,5 @@
 """The command line reads all that its files say, by one rule, and writes whole molecules."""
 
-import copy
 from pathlib import Path
 
 import mdtraj
@@ -153,7 +152,7 @@ def test_atoms_of_unknown_element(tmp_path, springs, serialized, capsys):
         "ase:ase.calculators.lj:LennardJones()",
     ):
         assert command("run", "--topology", file, "--target", target) == 2
-        assert "element of 1 atoms is unknown: QX3 of residue ACE 1" in capsys.readouterr().err
+        assert "atoms of unknown element: QX3 of residue ACE 1" in capsys.readouterr().err
     case = case_of("run", "--topology", file, "--target", serialized())
     assert masses_of(case.target)[0] == pytest.approx(12.01, abs=0.01)
     assert "?" in case.description()
@@ -166,7 +165,9 @@ def test_mass_zero_that_is_said(tmp_path, springs):
     files = ("--topology", prmtop, "--coordinates", f"{STEM}.inpcrd")
     case = case_of("run", *files, "--target", springs)
     assert masses_of(case.target)[3] == 0
-    assert "1 atoms of mass zero do not move" in case.description()
+    assert "17 masses are not those of the elements (from x.prmtop), fixed: 1" in (
+        case.description()
+    )
 
 
 # Box
@@ -335,6 +336,38 @@ def test_periodic_runs_are_wrapped_by_molecules(tmp_path, water, monkeypatch, pl
             assert (centres > -1e-3).all() and (centres < each.unitcell_lengths[0] + 1e-3).all()
 
 
+def test_what_is_bonded_to_its_own_image_is_wrapped_by_atoms():
+    """A chain through the box, beside a molecule that lies across its sides."""
+    topology = app.Topology()
+    topology.setUnitCellDimensions([0.6, 2.0, 2.0])
+    residue = topology.addResidue("MOL", topology.addChain())
+    chain = [topology.addAtom(f"C{i}", app.element.carbon, residue) for i in range(4)]
+    pair = [topology.addAtom(f"N{i}", app.element.nitrogen, residue) for i in range(2)]
+    for i in range(4):
+        topology.addBond(chain[i - 1], chain[i])
+    topology.addBond(*pair)
+    positions = np.zeros((6, 3))
+    positions[:4, 0] = [0.0, 0.15, 0.3, 1.05]  # the last of them in the next box
+    positions[4:] = [[0.1, 1.0, 1.95], [0.1, 1.0, 0.06]]
+    system = openmm.System()
+    for _ in positions:
+        system.addParticle(12.0)
+    force = openmm.CustomNonbondedForce("0*r")
+    force.setNonbondedMethod(openmm.CustomNonbondedForce.CutoffPeriodic)
+    force.setCutoffDistance(0.3)
+    for _ in positions:
+        force.addParticle([])
+    system.addForce(force)
+    system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
+    platform = openmm.Platform.getPlatform("Reference")
+    context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
+    context.setPositions(positions)
+    whole = simulate_module.WholeMolecules(topology, positions * unit.nanometer)
+    written = whole.frame(context.getState(positions=True)).positions
+    np.testing.assert_allclose(written[:4, 0], [0.0, 0.15, 0.3, 0.45], atol=1e-9)
+    assert np.linalg.norm(written[5] - written[4]) == pytest.approx(0.11)
+
+
 def test_the_box_of_the_last_state_is_written(tmp_path):
     """A barostat in a serialized System changes it."""
     topology = app.PDBFile(str(WATER)).topology
@@ -355,21 +388,26 @@ def test_the_box_of_the_last_state_is_written(tmp_path):
     assert longest_bond(output, final.topology) < 0.15
 
 
-def test_whole_molecules_are_moved_by_box_vectors():
+@pytest.mark.parametrize("field", ["tip3p.xml", "tip4pew.xml"])
+def test_whole_molecules_are_moved_by_box_vectors(field):
     """Triclinic; the reference is OpenMM, whose forces have the bonds here."""
     pdb = app.PDBFile(str(WATER))
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    modeller.addExtraParticles(app.ForceField(field))
+    topology = modeller.topology
     edge = default_box_of(pdb.topology)[0]
     box = edge * np.array([[1.0, 0.0, 0.0], [0.3, 0.9, 0.0], [-0.4, 0.2, 0.8]])
-    topology = copy.deepcopy(pdb.topology)
     topology.setPeriodicBoxVectors(box * unit.nanometer)
-    system = app.ForceField("tip3p.xml").createSystem(
+    system = app.ForceField(field).createSystem(
         topology, nonbondedMethod=app.CutoffPeriodic, nonbondedCutoff=0.4, rigidWater=False
     )
     context = openmm.Context(
         system, openmm.VerletIntegrator(0.001), openmm.Platform.getPlatform("Reference")
     )
+    size = topology.getNumAtoms() // 64
     moves = np.random.default_rng(3).integers(-3, 4, (64, 3)) @ box
-    positions = pdb.getPositions(asNumpy=True)._value + moves.repeat(3, axis=0)
+    start = np.array(modeller.positions.value_in_unit(unit.nanometer))
+    positions = start + moves.repeat(size, axis=0)
     context.setPositions(positions)
     expected = context.getState(positions=True, enforcePeriodicBox=True)
     whole = simulate_module.WholeMolecules(topology, positions * unit.nanometer)

@@ -102,7 +102,7 @@ def test_a_reader_that_loses_atoms_is_an_error(tmp_path, monkeypatch):
 def test_unknown_elements_are_named(tmp_path):
     lines = [atom_line(i + 1, name, "LIG", 1, i) for i, name in enumerate((" QX1", " C1 ", "XX  "))]
     structure = read_structure(pdb(tmp_path, *lines))
-    words = r"element of 2 atoms is unknown: QX1 of residue LIG 1 \(index 0\), XX .*index 2"
+    words = r"atoms of unknown element: QX1 of residue LIG 1 \(index 0\), XX .*index 2"
     for particles in (structure, structure.topology):
         with pytest.raises(ValueError, match=words):
             systems.with_target(particles, _Nothing())
@@ -384,7 +384,7 @@ def test_elements_beyond_the_table_of_radii():
     assert systems.from_ase(atoms, _Nothing()).topology.getNumResidues() == 1
     graph = graph_of_positions([98, 98], atoms.positions / 10)
     assert graph.bonds.tolist() == [[0, 1]]
-    with pytest.raises(ValueError, match="element of 1 atoms is unknown"):
+    with pytest.raises(ValueError, match="atoms of unknown element: X1 of residue MOL"):
         systems.from_ase(ase.Atoms([0], positions=[[0, 0, 0]]), _Nothing())
 
 

@@ -144,13 +144,13 @@ class Case:
             masses[atom.index] if atom.element is None else atom.element.mass._value
             for atom in self.topology.atoms()
         ]
-        other = set(different_masses(masses, np.array(known))) - virtual
+        fixed = set(np.flatnonzero(masses == 0).tolist()) - virtual
+        other = set(different_masses(masses, np.array(known))) - virtual - fixed
         words = [f"{len(other)} masses are not those of the elements{self._source('masses')}"]
         if not other:
             words = ["masses of the elements"]
-        fixed = int((masses == 0).sum()) - len(virtual)
-        words += [f"{fixed} atoms of mass zero do not move"] * bool(fixed)
-        words += [f"{len(virtual)} virtual sites"] * bool(virtual)
+        words += [f"fixed: {len(fixed)}"] * bool(fixed)
+        words += [f"virtual sites: {len(virtual)}"] * bool(virtual)
         return ", ".join(words)
 
     def _source(self, what: str) -> str:

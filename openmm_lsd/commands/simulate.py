@@ -184,16 +184,35 @@ class WholeMolecules:
         self.periodic = box is not None
         self._levels: list[tuple[Indices, Indices]] = []
         self._molecules = np.zeros(topology.getNumAtoms(), dtype=int)
-        if not self.periodic:
+        if box is None:
             return
         sites = np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64)
-        graph = with_missing_bonds(graph_of_topology(topology), sites, box)
+        graph = with_missing_bonds(_with_extra_particles(topology), sites, box)
         graph = with_contacts(graph, sites, box)  # metals and salts are no molecules
+        self._find_molecules(graph)
+        # What is bonded to its own image (a crystal of silicon) cannot be whole.
+        whole = self._joined(sites, box)
+        bonds = whole[graph.bonds[:, 1]] - whole[graph.bonds[:, 0]]
+        across = np.abs(bonds - differences(whole, graph.bonds, box)).max(axis=1) > 1e-6
+        if across.any():
+            endless = np.isin(self._molecules, self._molecules[graph.bonds[across, 0]])
+            kept = graph.bonds[~endless[graph.bonds[:, 0]]]
+            self._find_molecules(MolecularGraph(graph.elements, kept))
+
+    def _find_molecules(self, graph: MolecularGraph) -> None:
         roots = []
         for index, members in enumerate(molecules_of(graph)):
             self._molecules[members] = index
             roots.append(int(members[0]))
         self._levels = _levels_of(graph, roots)
+
+    def _joined(self, positions: Array, box: Array) -> Array:
+        """Each atom at its image that is nearest to the atom it is bonded to."""
+        positions = positions.copy()
+        for parents, children in self._levels:
+            bonds = differences(positions, np.stack([parents, children], axis=1), box)
+            positions[children] = positions[parents] + bonds
+        return positions
 
     def frame(self, state: openmm.State) -> Frame:
         """The positions of a State that OpenMM has not wrapped; as they are without a box."""
@@ -202,10 +221,7 @@ class WholeMolecules:
         if not self.periodic:
             return Frame(positions, box)
         vectors = np.array(box.value_in_unit(unit.nanometer))
-        positions = np.array(positions)
-        for parents, children in self._levels:
-            bonds = differences(positions, np.stack([parents, children], axis=1), vectors)
-            positions[children] = positions[parents] + bonds
+        positions = self._joined(positions, vectors)
         counts = np.bincount(self._molecules)
         centres = np.stack(
             [np.bincount(self._molecules, column) / counts for column in positions.T], axis=1
@@ -215,6 +231,20 @@ class WholeMolecules:
             cells[:, axis] = np.floor(centres[:, axis] / vectors[axis, axis])
             centres -= cells[:, axis, None] * vectors[axis]
         return Frame(positions - (cells @ vectors)[self._molecules], box)
+
+
+def _with_extra_particles(topology: app.Topology) -> MolecularGraph:
+    """The graph of a Topology in which virtual sites are bonded to an atom of their residue."""
+    graph = graph_of_topology(topology)
+    bonds = []
+    for residue in topology.residues():
+        atoms = list(residue.atoms())
+        first = next((atom for atom in atoms if atom.element is not None), None)
+        if first is not None:
+            bonds += [(first.index, atom.index) for atom in atoms if atom.element is None]
+    pairs = np.sort(np.array(bonds, dtype=int).reshape(-1, 2), axis=1)
+    everything = np.concatenate([graph.bonds, pairs])
+    return MolecularGraph(graph.elements, np.unique(everything, axis=0).reshape(-1, 2))
 
 
 def _levels_of(graph: MolecularGraph, roots: list[int]) -> list[tuple[Indices, Indices]]:
