@@ -77,9 +77,21 @@ class Structure:
         Raises
         ------
         ValueError
-            If an element is unknown, and no mass said.
+            If an element is unknown and no mass said, or there are extra points of a prmtop.
         """
-        return element_masses(self.topology) if self.masses is None else self.masses
+        if self.masses is None:
+            return element_masses(self.topology)
+        sites = [
+            atom
+            for atom in self.topology.atoms()
+            if atom.element is None and self.masses[atom.index] == 0
+        ]
+        if sites:
+            raise ValueError(
+                f"{_in_words(sites)}: of no element and zero mass, as virtual sites are, whose "
+                "places only a System knows; give a System as the target"
+            )
+        return self.masses
 
 
 def atomic_numbers(topology: app.Topology) -> NDArray[np.int64]:
@@ -110,15 +122,18 @@ def _check_elements(topology: app.Topology) -> None:
     unknown = [atom for atom in topology.atoms() if atom.element is None]
     if not unknown:
         return
+    raise ValueError(
+        f"atoms of unknown element: {_in_words(unknown)}; name the elements (columns 77 and 78 of "
+        "a PDB file), or say the masses, in a System or a prmtop"
+    )
+
+
+def _in_words(atoms: list[Any]) -> str:
     named = ", ".join(
         f"{atom.name} of residue {atom.residue.name} {atom.residue.id} (index {atom.index})"
-        for atom in unknown[:5]
+        for atom in atoms[:5]
     )
-    more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-    raise ValueError(
-        f"atoms of unknown element: {named}{more}; name the elements "
-        "(columns 77 and 78 of a PDB file), or say the masses, in a System or a prmtop"
-    )
+    return named + (f" and {len(atoms) - 5} more" if len(atoms) > 5 else "")
 
 
 def formula(topology: app.Topology) -> str:

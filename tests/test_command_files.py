@@ -203,7 +203,7 @@ def test_the_box_depends_on_neither_draft_nor_target(tmp_path, springs, serializ
     assert "periodic box 3 x 3 x 3 nm (from x.rst7)" in case.description()
 
 
-def test_a_serialized_system_and_the_box(tmp_path, serialized, capsys):
+def test_a_serialized_system_and_the_box(tmp_path, serialized, capsys, caplog):
     isolated = serialized()
     periodic = serialized(box=4.0 * np.eye(3) * unit.nanometer, name="periodic.xml")
     cell = with_cell(tmp_path, 35.0)
@@ -212,6 +212,8 @@ def test_a_serialized_system_and_the_box(tmp_path, serialized, capsys):
     assert case.topology.getPeriodicBoxVectors() is not None
     case = case_of("run", "--topology", cell, "--target", periodic)
     assert "periodic box 3.5 x 3.5 x 3.5 nm (from cell.pdb)" in case.description()
+    assert "3.5 x 3.5 x 3.5 nm, and the System in" in caplog.text
+    assert "one of 4 x 4 x 4 nm; that of cell.pdb is used" in caplog.text
     for arguments, words in (
         ((cell, isolated), "cell.pdb has a periodic box of 3.5 x 3.5 x 3.5 nm, and the System in"),
         ((cell, periodic, "--no-box"), "--no-box, and the System in"),

@@ -108,6 +108,21 @@ def test_unknown_elements_are_named(tmp_path):
             systems.with_target(particles, _Nothing())
 
 
+def test_extra_points_of_a_prmtop_are_no_fixed_atoms():
+    topology = app.Topology()
+    residue = topology.addResidue("WAT", topology.addChain())
+    topology.addAtom("O", app.element.oxygen, residue)
+    topology.addAtom("EPW", None, residue)
+    positions = np.zeros((2, 3)) * unit.nanometer
+    for masses, words in (([16.0, 0.0], "EPW of residue WAT .*virtual"), ([16.0, 3.0], None)):
+        structure = structures.Structure(topology, positions, masses=np.array(masses))
+        if words is None:
+            assert masses_of(systems.with_target(structure, _Nothing())).tolist() == masses
+            continue
+        with pytest.raises(ValueError, match=words):
+            systems.with_target(structure, _Nothing())
+
+
 class _Nothing(systems.BatchedTarget):
     def evaluate(self, positions, box=None):
         return np.zeros(len(positions)), np.zeros_like(positions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import logging
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,16 +19,19 @@ from openmm import app, unit
 from ..checks import (
     check_pair,
     check_system,
+    default_box,
     different_masses,
     has_forces,
     masses_of,
     virtual_sites,
 )
 from ..contexts import is_empty
-from ..periodicity import box_in_words, topology_box
+from ..periodicity import box_in_words, is_same_box, topology_box
 from ..structures import Structure, atomic_numbers
 from ..systems import read_system, with_target, with_torch_force
 from ..targets import ASETarget, TorchSimTarget, as_target
+
+logger = logging.getLogger(__name__)
 
 FORMS = (
     "model.pt (TorchScript), amoeba2018.xml (OpenMM force field), system.xml (serialized System), "
@@ -119,6 +123,15 @@ def _serialized_target(name: str, structure: Structure) -> openmm.System:
             f"{_source(structure, 'box')} has a periodic box of {box_in_words(box)}, and the "
             f"System in {name} is not periodic; give --no-box to run it as an isolated molecule, "
             "or serialize a periodic System"
+        )
+    if box is not None and not is_same_box(box, default_box(system)):
+        logger.warning(  # as after a run at constant pressure, so no error
+            "%s has a periodic box of %s, and the System in %s one of %s; that of %s is used",
+            _source(structure, "box"),
+            box_in_words(box),
+            name,
+            box_in_words(default_box(system)),
+            _source(structure, "box"),
         )
     if structure.masses is None:
         structure.sources["masses"] = name
