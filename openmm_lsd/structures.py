@@ -203,6 +203,8 @@ def _with_coordinates(base: Structure, topology: Path, file: Path) -> Structure:
     if base.masses is not None and "masses" in base.sources:
         sources["masses"] = base.sources["masses"]
     masses = other.masses if base.masses is None else base.masses
+    if base.masses is not None and other.masses is not None:  # fixed atoms
+        masses = np.where(other.masses == 0, 0.0, base.masses)
     return Structure(base.topology, other.positions, other.velocities, masses, sources)
 
 
@@ -244,11 +246,11 @@ def _read_inpcrd(file: Path) -> Structure:
     """Its Topology has a box, but no atoms."""
     inpcrd = _read(app.AmberInpcrdFile, file)
     topology = app.Topology()
-    if inpcrd.boxVectors:
+    if isinstance(inpcrd.boxVectors, unit.Quantity | list | tuple):  # or None, or False
         topology.setPeriodicBoxVectors(inpcrd.boxVectors)
         _drop_dummy_box(topology)
-    velocities = inpcrd.velocities or None
-    if velocities is not None and not np.any(np.array(velocities._value)):
+    velocities = inpcrd.velocities
+    if not isinstance(velocities, unit.Quantity) or not np.any(np.array(velocities._value)):
         velocities = None
     sources = _sources(file, topology, positions=True, velocities=velocities is not None)
     return Structure(topology, inpcrd.positions, velocities, None, sources)

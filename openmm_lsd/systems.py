@@ -77,9 +77,13 @@ def load(directory: str | Path) -> MolecularSystem:
     structure = read_structure(files["prmtop"], files["inpcrd"])
     box = structure.topology.getPeriodicBoxVectors()
     prmtop = app.AmberPrmtopFile(files["prmtop"], periodicBoxVectors=box)
+    options = {"constraints": None, "rigidWater": False}
     method = app.NoCutoff if box is None else app.PME
-    draft = prmtop.createSystem(nonbondedMethod=method, constraints=None, rigidWater=False)
+    draft = prmtop.createSystem(nonbondedMethod=method, **options)
     target = with_torch_force(draft, files["pt"])
+    if not target.usesPeriodicBoundaryConditions():  # the module takes no box
+        structure.topology.setPeriodicBoxVectors(None)
+        draft = prmtop.createSystem(nonbondedMethod=app.NoCutoff, **options)
     return MolecularSystem(
         structure.topology, structure.positions, draft, target, structure.velocities
     )

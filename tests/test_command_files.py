@@ -6,13 +6,16 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
+import torch
 from openmm import app, unit
 from test_commands import command
+from test_periodicity import Anywhere, InBox
 from test_structures import STEM, inpcrd_with, prmtop_with
 
 from openmm_lsd import cli, systems
 from openmm_lsd.checks import default_box, masses_of
 from openmm_lsd.commands import simulate as simulate_module
+from openmm_lsd.structures import read_structure
 
 ROOT = STEM.parent.parent.parent
 WATER = ROOT / "systems/amoeba_water/amoeba_water.pdb"
@@ -44,6 +47,16 @@ def waters(pdb):
     )
 """
 RUN = ("--steps", 20, "--equilibration", 10, "--report-interval", 5, "--window", 4)
+
+
+def velocities_at_rest():
+    """Of a molecule that does not move as a whole: that motion is removed."""
+    masses = masses_of(app.AmberPrmtopFile(f"{STEM}.prmtop").createSystem())
+    velocities = np.random.default_rng(1).normal(0.0, 0.5, (22, 3))
+    return velocities - masses @ velocities / masses.sum()
+
+
+VELOCITIES = velocities_at_rest()
 
 
 def case_of(*arguments):
@@ -235,14 +248,19 @@ def test_a_model_that_takes_no_box(tmp_path, caplog):
     assert case.topology.getPeriodicBoxVectors() is None
 
 
-def test_a_directory_with_a_box(tmp_path):
+@pytest.mark.parametrize("takes_box", [True, False])
+def test_a_directory_with_a_box(tmp_path, takes_box):
     """``systems.load``."""
-    files = prmtop_with(tmp_path), inpcrd_with(tmp_path, box=30.0)
+    files = prmtop_with(tmp_path, box=40.0), inpcrd_with(tmp_path, box=30.0, velocities=VELOCITIES)
     files[1].rename(tmp_path / "x.inpcrd")
-    (tmp_path / "x.pt").symlink_to(f"{STEM}.pt")
+    torch.jit.script(InBox() if takes_box else Anywhere()).save(str(tmp_path / "x.pt"))
     molecule = systems.load(tmp_path)
-    assert molecule.draft.usesPeriodicBoundaryConditions()
-    np.testing.assert_allclose(default_box(molecule.draft), 3.0 * np.eye(3))
+    for system in (molecule.draft, molecule.target):
+        assert system.usesPeriodicBoundaryConditions() is takes_box
+        np.testing.assert_allclose(default_box(system), 3.0 * np.eye(3))
+    assert (molecule.topology.getPeriodicBoxVectors() is not None) is takes_box
+    ours = molecule.velocities.value_in_unit(unit.nanometer / unit.picosecond)
+    np.testing.assert_allclose(ours, VELOCITIES, atol=2e-6)
 
 
 def test_a_serialized_system_with_a_torch_force_runs(tmp_path):
@@ -422,16 +440,6 @@ def test_whole_molecules_are_moved_by_box_vectors(field):
 # Velocities
 
 
-def velocities_at_rest():
-    """Of a molecule that does not move as a whole: that motion is removed."""
-    masses = masses_of(app.AmberPrmtopFile(f"{STEM}.prmtop").createSystem())
-    velocities = np.random.default_rng(1).normal(0.0, 0.5, (22, 3))
-    return velocities - masses @ velocities / masses.sum()
-
-
-VELOCITIES = velocities_at_rest()
-
-
 def displacement(output):
     """Of the first step, in nm/ps."""
     frames = mdtraj.load(str(output / "trajectory.dcd"), top=f"{STEM}.pdb")
@@ -455,6 +463,17 @@ def test_velocities_of_a_restart_file_are_those_of_the_run(tmp_path, springs, ca
     else:
         assert off > 0.5
         assert "minimising the energy" in printed and "for 1000 steps" in printed
+
+
+def test_velocities_of_a_netcdf_file(tmp_path):
+    pdb = mdtraj.load(f"{STEM}.pdb")
+    pdb.unitcell_vectors = 3.0 * np.eye(3)[None]
+    pdb.save(str(tmp_path / "x.ncrst"))
+    structure = read_structure(f"{STEM}.prmtop", tmp_path / "x.ncrst")
+    assert structure.velocities is None and structure.sources["box"] == "x.ncrst"
+    np.testing.assert_allclose(
+        structure.positions.value_in_unit(unit.nanometer), pdb.xyz[0], atol=1e-6
+    )
 
 
 def test_minimising_all_the_same(tmp_path, springs, capsys):

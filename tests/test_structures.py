@@ -213,6 +213,21 @@ def test_masses_and_velocities(tmp_path):
     ).velocities is (None)
 
 
+def test_atoms_that_the_coordinates_fix(tmp_path):
+    """The masses are those of the prmtop all the same."""
+    ase, io = pytest.importorskip("ase"), pytest.importorskip("ase.io")
+    from ase.constraints import FixAtoms
+
+    pdb = app.PDBFile(f"{STEM}.pdb")
+    numbers = [atom.element.atomic_number for atom in pdb.topology.atoms()]
+    atoms = ase.Atoms(numbers, 10 * nanometres(pdb.positions), constraint=FixAtoms([3, 7]))
+    io.write(tmp_path / "x.extxyz", atoms)
+    masses = np.linspace(1.0, 30.0, 22)
+    structure = read_structure(prmtop_with(tmp_path, masses=masses), tmp_path / "x.extxyz")
+    masses[[3, 7]] = 0.0
+    np.testing.assert_allclose(structure.masses, masses, rtol=1e-7)
+
+
 def test_files_of_different_atoms(tmp_path):
     lines = Path(f"{STEM}.pdb").read_text().splitlines()
     first = next(i for i, line in enumerate(lines) if line.startswith("HETATM"))
