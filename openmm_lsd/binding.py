@@ -29,6 +29,7 @@ from .clock import Clock, Times
 from .contexts import signed
 from .cores import allowed_cores
 from .draft import DraftChoice
+from .periodicity import is_periodic
 from .restart import Record, digest_of
 from .rollout import reciprocal
 from .sampler import Round, SpeculativeSampler, State, Statistics, TargetError
@@ -126,11 +127,18 @@ class Binding:
         self._record: Record | None = None  # to go on from
         self._fresh_seed, self._process = secrets.randbits(63), os.getpid()
         self.correction = "per-step"  # before the first step; see SpeculativeSampler
+        self._is_periodic = is_periodic(
+            self._system, self._access.get_box(), draft.system, draft.topology
+        )
         if target is not None and not has_forces(self._system):
             logger.warning(
                 "the System has no forces: energies that reporters ask the Context for are zero"
             )
-        self._draft_is_periodic = draft.is_periodic(self._system)
+            if self._is_periodic and not target.takes_box:
+                logger.warning(
+                    "there is a periodic box, and the target, a %s, takes none",
+                    type(target).__name__,
+                )
         cores = allowed_cores(access.get_properties().get("Threads"))
         self._draft = draft.make(self._state()[0], self._masses, self._box(), cores)
         self._environment_of_draft()
@@ -418,11 +426,11 @@ class Binding:
         return positions, velocities, step_count
 
     def _box(self) -> Array | None:
-        """Periodic box vectors (3, 3) in nm; None if neither System is periodic."""
-        # A target System without forces does not know whether it is periodic.
-        if self._system.usesPeriodicBoundaryConditions() or self._draft_is_periodic:
-            return self._access.get_box()
-        return None
+        """Periodic box vectors (3, 3) in nm; None if the target is not periodic."""
+        periodic = self._is_periodic
+        if has_forces(self._system):  # which may have been edited
+            periodic = self._system.usesPeriodicBoundaryConditions()
+        return self._access.get_box() if periodic else None
 
     def _take_box(self) -> None:
         """The box of the Context is that of target and draft from now on."""

@@ -123,6 +123,16 @@ def check_system(system: openmm.System, role: str) -> None:
         _check_force(force, role)
 
 
+def different_masses(masses: NDArray[np.float64], others: NDArray[np.float64]) -> list[int]:
+    """Indices of the particles whose masses (N,) in amu differ.
+
+    Force fields round those of the elements differently (15.999, 15.99943); what this must find is
+    hydrogenMass or fixed atoms in one of the two.
+    """
+    differ = (np.abs(masses - others) > SAME_MASS) | ((masses == 0) != (others == 0))
+    return np.flatnonzero(differ).tolist()
+
+
 def check_pair(target: openmm.System, draft: openmm.System) -> None:
     """Raise ValueError unless draft and target hold the same particles."""
     count, draft_count = target.getNumParticles(), draft.getNumParticles()
@@ -139,12 +149,8 @@ def check_pair(target: openmm.System, draft: openmm.System) -> None:
             "both the same (a site that has no force in one of them does no harm)"
         )
     masses, draft_masses = masses_of(target), masses_of(draft)
-    # Only the target's masses are used. Force fields round those of the elements differently
-    # (15.999, 15.99943); what this must find is hydrogenMass or fixed atoms in one of the two.
-    different = np.flatnonzero(
-        (np.abs(masses - draft_masses) > SAME_MASS) | ((masses == 0) != (draft_masses == 0))
-    )
-    if len(different):
+    different = different_masses(masses, draft_masses)
+    if different:
         first = different[0]
         raise ValueError(
             f"the masses of {len(different)} particles differ, first that of particle {first}: "

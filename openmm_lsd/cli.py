@@ -34,8 +34,9 @@ class OneLine(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status."""
     parser = _parser()
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    args = parser.parse_args(given)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser.parse_args(words)
+    given = set(vars(_parser(with_defaults=False).parse_args(words)))
     logging.basicConfig(
         level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s"
     )
@@ -84,132 +85,163 @@ def _stopped(program: str) -> int:
     return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = OneLine(prog="openmm-lsd", description="Langevin Speculative Dynamics with OpenMM.")
+class _Options:
+    """Adds options to a parser, with their defaults or without, to know what was given."""
+
+    def __init__(self, parser: argparse.ArgumentParser, with_defaults: bool) -> None:
+        self._parser, self._with_defaults = parser, with_defaults
+
+    def group(self, title: str | None = None) -> Callable[..., None]:
+        """``add_argument`` of a new group, or of the parser."""
+        group: Any = self._parser if title is None else self._parser.add_argument_group(title)
+
+        def add(*names: str, **settings: Any) -> None:
+            if settings.get("action") == "store_true":
+                settings.setdefault("default", False)
+            if not self._with_defaults:
+                settings["default"] = argparse.SUPPRESS
+            group.add_argument(*names, **settings)
+
+        return add
+
+
+def _parser(with_defaults: bool = True) -> argparse.ArgumentParser:
     from . import __version__
 
-    parser.add_argument("--version", action="version", version=__version__)
+    description = "Langevin Speculative Dynamics with OpenMM."
+    parser = OneLine(prog="openmm-lsd", description=description, allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
-    for name, function, text, options in (
+    for name, function, text, add_options in (
         ("run", _run, "simulate, from files to files", _run_options),
         ("estimate", _estimate, "does LSD pay here, and with which K?", _estimate_options),
         ("benchmark", _benchmark, "time LSD against plain dynamics", _benchmark_options),
         ("validate", _validate, "is the law right on this system?", _validate_options),
     ):
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        )
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(command=function)
-        _case_options(command)
-        options(command)
+        options = _Options(command, with_defaults)
+        _case_options(options)
+        add_options(options)
     return parser
 
 
-def _case_options(parser: argparse.ArgumentParser) -> None:
-    files = parser.add_argument_group("molecule and potentials")
-    files.add_argument("--system", type=Path, metavar="DIRECTORY", help=SHORTHAND)
-    files.add_argument("--topology", type=Path, metavar="FILE", help=".prmtop, .parm7 or .pdb")
-    files.add_argument(
+def _case_options(options: _Options) -> None:
+    add = options.group("molecule and potentials")
+    add("--system", type=Path, metavar="DIRECTORY", help=SHORTHAND)
+    add("--topology", type=Path, metavar="FILE", help=".prmtop, .parm7, .pdb, .cif, .xyz, POSCAR")
+    add(
         "--coordinates",
         type=Path,
         metavar="FILE",
-        help=".inpcrd, .rst7 or .pdb; default a .pdb topology",
+        help=".inpcrd, .rst7, or a format of --topology; default: those of the topology",
     )
-    files.add_argument(
+    add(
         "--target",
         metavar="SPEC",
         help="model.pt; force field or System .xml; ase:MODULE:CALL; torchsim:MODULE:CALL; "
         "python:MODULE:CALL; openmmml:NAME (MODULE may be a .py file)",
     )
-    files.add_argument(
+    add(
         "--draft",
         nargs="+",
         metavar="NAME",
         help="auto, a .prmtop, a System .xml, or OpenMM force field files; default auto, and with "
         "--system its force field",
     )
-    files.add_argument("--cutoff", type=_positive, default=0.9, help="nm, of PME in a box")
-    conditions = parser.add_argument_group("conditions")
-    conditions.add_argument("--temperature", type=_positive, default=300.0, help="kelvin")
-    conditions.add_argument("--friction", type=_positive, default=1.0, help="1/ps")
-    conditions.add_argument("--timestep", type=_positive, default=1.0, help="fs")
-    conditions.add_argument("--scheme", choices=["middle", "aboba"], default="middle")
-    conditions.add_argument("--platform", help="of the target's Context; default OpenMM's choice")
-    conditions.add_argument("--seed", type=_seed, default=0, help="0: a fresh one")
-    parser.add_argument("--verbose", action="store_true", help="log what is chosen and why")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    add("--no-box", action="store_true", help="ignore the box in the files: an isolated molecule")
+    add("--cutoff", type=_positive, default=0.9, help="nm, of PME in a box; default 0.9")
+    add = options.group("conditions")
+    add("--temperature", type=_positive, default=300.0, help="kelvin; default 300")
+    add("--friction", type=_positive, default=1.0, help="1/ps; default 1")
+    add("--timestep", type=_positive, default=1.0, help="fs; default 1")
+    add("--scheme", choices=["middle", "aboba"], default="middle", help="default middle")
+    add("--platform", help="of the target's Context; default OpenMM's choice")
+    add("--seed", type=_seed, default=0, help="default 0: a fresh one")
+    add = options.group()
+    add("--verbose", action="store_true", help="log what is chosen and why")
+    add("--debug", action="store_true", help="show tracebacks")
 
 
-def _run_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("run")
-    group.add_argument("--steps", type=_count, default=10_000, help="all together, if resumed")
-    group.add_argument("--window", type=_window, default="auto", metavar="K", help="or auto")
-    group.add_argument("--equilibration", type=_whole, default=1000, help="steps")
-    group.add_argument("--report-interval", type=_count, default=100, help="steps")
-    group.add_argument("--checkpoint-interval", type=_count, default=1000, help="steps")
-    group.add_argument("--output-dir", type=Path, default=Path("lsd_output"))
-    group.add_argument(
+def _run_options(options: _Options) -> None:
+    add = options.group("run")
+    add("--steps", type=_count, default=10_000, help="all together, if resumed; default 10000")
+    add("--window", type=_window, default="auto", metavar="K", help="default auto")
+    add(
+        "--minimize",
+        action=argparse.BooleanOptionalAction,
+        help="the energy first; default: unless the coordinates come with velocities",
+    )
+    add(
+        "--equilibration",
+        type=_whole,
+        help="steps; default 1000, or 0 if the coordinates come with velocities",
+    )
+    add("--report-interval", type=_count, default=100, help="steps; default 100")
+    add("--checkpoint-interval", type=_count, default=1000, help="steps; default 1000")
+    add("--output-dir", type=Path, default=Path("lsd_output"), help="default lsd_output")
+    add(
         "--resume",
         action="store_true",
-        help="go on from the checkpoint in --output-dir; all other options are those of its first "
-        "run, and only --steps may be given anew",
+        help="continue from the checkpoint in --output-dir; all other options are those of its "
+        "first run, and only --steps may be given anew",
     )
 
 
-def _estimate_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("estimate")
-    group.add_argument("--steps", type=_count, default=200, help="to measure on, at least")
-    group.add_argument("--windows", type=_count, nargs="+", default=[4, 8, 12, 16, 24])
-    group.add_argument("--warm-up", type=_count, default=100, help="steps; 1000 for draft auto")
-    _output_options(group)
+def _estimate_options(options: _Options) -> None:
+    add = options.group("estimate")
+    add("--steps", type=_count, default=200, help="to measure on, at least; default 200")
+    windows = [4, 8, 12, 16, 24]
+    words = " ".join(map(str, windows))
+    add("--windows", type=_count, nargs="+", default=windows, help=f"default {words}")
+    add("--warm-up", type=_count, help="steps; default 100, or 1000 for draft auto")
+    _output_options(add)
 
 
-def _benchmark_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("benchmark")
-    group.add_argument("--seconds", type=_positive, default=60.0, help="of measurement")
-    group.add_argument("--block", type=_count, help="steps per block (default: half a second)")
-    group.add_argument("--warm-up", type=_count, default=1000, help="steps")
-    group.add_argument(
-        "--windows", type=_window, nargs="+", default=["auto"], help="fixed K, a row each; or auto"
+def _benchmark_options(options: _Options) -> None:
+    add = options.group("benchmark")
+    add("--seconds", type=_positive, default=60.0, help="of measurement; default 60")
+    add("--block", type=_count, help="steps per block; default: those of half a second")
+    add("--warm-up", type=_count, default=1000, help="steps; default 1000")
+    add(
+        "--windows",
+        type=_window,
+        nargs="+",
+        default=["auto"],
+        help="fixed K, a row each; default auto",
     )
-    group.add_argument("--also-auto", action="store_true", help="and a row with draft auto")
-    group.add_argument(
-        "--estimate", action="store_true", help="predict first, and compare with what is measured"
-    )
-    group.add_argument(
+    add("--also-auto", action="store_true", help="and a row with draft auto")
+    add("--estimate", action="store_true", help="predict first, and compare with what is measured")
+    add(
         "--curve",
         type=Path,
         metavar="FILE",
-        help="picture of speed-up against --windows; --estimate",
+        help="picture of speed-up against --windows; needs --estimate",
     )
-    _output_options(group)
+    _output_options(add)
 
 
-def _validate_options(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("validate")
-    group.add_argument("--window", type=_count, default=8, metavar="K")
-    group.add_argument("--runs", type=_count, default=1000, help="short LSD runs")
-    group.add_argument("--path-steps", type=_count, default=1000, help="whose noise is checked")
-    group.add_argument("--long-steps", type=_count, default=20_000, help="of either long run")
-    group.add_argument("--equilibration", type=_whole, default=5000, help="steps before")
-    group.add_argument("--report", type=Path, metavar="FILE", help=".html, with pictures")
-    group.add_argument("--outfile", type=Path, metavar="FILE", help="results as JSON")
-    group.add_argument(
-        "--wrong-sampler", choices=["accept-all", "no-reflection"], help=argparse.SUPPRESS
-    )
+def _validate_options(options: _Options) -> None:
+    add = options.group("validate")
+    add("--window", type=_count, default=8, metavar="K", help="default 8")
+    add("--runs", type=_count, default=1000, help="short LSD runs; default 1000")
+    add("--path-steps", type=_count, default=1000, help="whose noise is checked; default 1000")
+    add("--long-steps", type=_count, default=20_000, help="of either long run; default 20000")
+    add("--equilibration", type=_whole, default=5000, help="steps before; default 5000")
+    add("--report", type=Path, metavar="FILE", help=".html, with pictures")
+    add("--outfile", type=Path, metavar="FILE", help="results as JSON")
+    add("--wrong-sampler", choices=["accept-all", "no-reflection"], help=argparse.SUPPRESS)
 
 
-def _output_options(group: Any) -> None:
-    group.add_argument("--outfile", type=Path, metavar="FILE", help="results as JSON")
-    group.add_argument("--figure", type=Path, metavar="FILE", help="a picture, .png or .svg")
+def _output_options(add: Callable[..., None]) -> None:
+    add("--outfile", type=Path, metavar="FILE", help="results as JSON")
+    add("--figure", type=Path, metavar="FILE", help="a picture, .png or .svg")
 
 
 def _case(args: argparse.Namespace) -> Any:
     from .commands.case import Case
-    from .commands.potentials import draft_system, nonbonded_options, read_structure, target_system
+    from .commands.potentials import draft_system, target_system
+    from .structures import read_structure
 
     _check_output(args)
     conditions = {
@@ -226,19 +258,34 @@ def _case(args: argparse.Namespace) -> Any:
         given = [name for name in ("topology", "coordinates", "target") if getattr(args, name)]
         if given:
             raise ValueError(f"--system goes without --{given[0]}")
+        if args.no_box:
+            raise ValueError("--system goes without --no-box")
         molecule = systems.load(args.system)
-        options = nonbonded_options(molecule.topology, args.cutoff)
         if args.draft is not None:
-            conditions["draft"] = draft_system(args.draft, molecule.topology, options)
+            conditions["draft"] = draft_system(
+                args.draft, molecule.topology, args.cutoff, molecule.target
+            )
         return Case.of(molecule, name=args.system.resolve().name, **conditions)
     if args.topology is None or args.target is None:
         raise ValueError("give --topology and --target, or --system")
-    topology, positions = read_structure(args.topology, args.coordinates)
-    options = nonbonded_options(topology, args.cutoff)
-    draft = draft_system(args.draft or ["auto"], topology, options)
-    particles = topology if isinstance(draft, str) else draft
-    target = target_system(args.target, topology, options, particles)
-    return Case(topology, positions, draft, target, name=args.topology.stem, **conditions)
+    structure = read_structure(args.topology, args.coordinates)
+    if args.no_box:
+        structure.topology.setPeriodicBoxVectors(None)
+        structure.sources.pop("box", None)
+    target = target_system(args.target, structure, args.cutoff)
+    if args.no_box and target.usesPeriodicBoundaryConditions():
+        raise ValueError(f"--no-box, and the System in {args.target} is periodic")
+    draft = draft_system(args.draft or ["auto"], structure.topology, args.cutoff, target)
+    return Case(
+        structure.topology,
+        structure.positions,
+        draft,
+        target,
+        name=args.topology.stem or args.topology.name,
+        velocities=structure.velocities,
+        sources=structure.sources,
+        **conditions,
+    )
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -255,7 +302,7 @@ def _check_output(args: argparse.Namespace) -> None:
             raise ImportError(f"pictures need matplotlib; install it with: {INSTALL}")
 
 
-def _run(args: argparse.Namespace, given: Sequence[str]) -> int:
+def _run(args: argparse.Namespace, given: set[str]) -> int:
     from .commands.simulate import CHECKPOINT, FINAL, Plan, simulate
 
     output, resume = args.output_dir, args.resume
@@ -263,7 +310,8 @@ def _run(args: argparse.Namespace, given: Sequence[str]) -> int:
         args = _options_of_first_run(args, given)
     elif (output / CHECKPOINT).exists():
         raise ValueError(
-            f"{output} holds a run already; go on with --resume, or choose another --output-dir"
+            f"{output} holds a run already; continue it with --resume, or choose another "
+            "--output-dir"
         )
     if not args.seed:
         import secrets
@@ -275,41 +323,48 @@ def _run(args: argparse.Namespace, given: Sequence[str]) -> int:
         skipped = ("command", "resume", "output_dir", "debug", "verbose", "name")
         options = {k: v for k, v in vars(args).items() if k not in skipped}
         (output / RUN_FILE).write_text(json.dumps(options, indent=2, default=str) + "\n")
-    plan = Plan(args.steps, args.equilibration, args.report_interval, args.checkpoint_interval)
+    plan = Plan(
+        args.steps,
+        args.equilibration,
+        args.report_interval,
+        args.checkpoint_interval,
+        args.minimize,
+    )
     statistics = simulate(case, plan, output, window=args.window, resume=resume, notice=_say)
     _say(str(statistics))
     _say(f"wrote trajectory.dcd, log.csv, lsd.csv, {CHECKPOINT} and {FINAL} to {output}")
     return 0
 
 
-def _options_of_first_run(args: argparse.Namespace, given: Sequence[str]) -> argparse.Namespace:
+def _options_of_first_run(args: argparse.Namespace, given: set[str]) -> argparse.Namespace:
     file = args.output_dir / RUN_FILE
     if not file.is_file():
         raise FileNotFoundError(f"there is nothing to resume: {file} is missing")
-    allowed = {"--resume", "--output-dir", "--steps", "--debug", "--verbose"}
-    others = {word.split("=")[0] for word in given if word.startswith("--")} - allowed
+    others = given - {"name", "command", "resume", "output_dir", "steps", "debug", "verbose"}
     if others:
-        raise ValueError(
-            f"with --resume {sorted(others)[0]} is that of the first run; leave it out"
-        )
+        option = "--" + sorted(others)[0].replace("_", "-")
+        raise ValueError(f"with --resume {option} is that of the first run; leave it out")
     options = json.loads(file.read_text())
-    steps = args.steps if any(word.split("=")[0] == "--steps" for word in given) else None
     for name in ("system", "topology", "coordinates"):
         options[name] = None if options[name] is None else Path(options[name])
     merged = argparse.Namespace(**{**vars(args), **options})
-    merged.steps = steps or options["steps"]
+    if "steps" in given:
+        merged.steps = args.steps
     return merged
 
 
-def _estimate(args: argparse.Namespace, given: Sequence[str]) -> int:
+def _estimate(args: argparse.Namespace, given: set[str]) -> int:
     from .commands.estimate import estimate
 
     case = _case(args)
-    _say(f"{case.name}: {case.conditions()}")
+    _say_what(case)
+    warm_up = args.warm_up
+    if warm_up is None:
+        warm_up = 1000 if isinstance(case.draft, str) else 100
     result = estimate(
         case,
         steps=args.steps,
-        warm_up=_warm_up(args, case, given),
+        warm_up=warm_up,
         windows=sorted(set(args.windows)),
         notice=_say,
     )
@@ -327,12 +382,7 @@ def _estimate(args: argparse.Namespace, given: Sequence[str]) -> int:
     return 0
 
 
-def _warm_up(args: argparse.Namespace, case: Any, given: Sequence[str]) -> int:
-    is_given = any(word.split("=")[0] == "--warm-up" for word in given)
-    return args.warm_up if is_given or not isinstance(case.draft, str) else max(1000, args.warm_up)
-
-
-def _benchmark(args: argparse.Namespace, given: Sequence[str]) -> int:
+def _benchmark(args: argparse.Namespace, given: set[str]) -> int:
     from .commands.benchmark import benchmark, machine
 
     windows = [] if args.windows == ["auto"] else args.windows
@@ -343,7 +393,7 @@ def _benchmark(args: argparse.Namespace, given: Sequence[str]) -> int:
         raise ValueError("--curve needs --windows and --estimate")
     case = _case(args)
     _say(", ".join(f"{key} {value}" for key, value in machine().items()))
-    _say(f"{case.name}: {case.conditions()}")
+    _say_what(case)
     result = benchmark(
         case,
         seconds=args.seconds,
@@ -381,11 +431,11 @@ def _draw_curve(file: Path, result: Any) -> None:
     figure.savefig(file, dpi=150)
 
 
-def _validate(args: argparse.Namespace, given: Sequence[str]) -> int:
+def _validate(args: argparse.Namespace, given: set[str]) -> int:
     from .commands.validation import validate, wrong_sampler
 
     case = _case(args)
-    _say(f"{case.name}: {case.conditions()}")
+    _say_what(case)
     with wrong_sampler(args.wrong_sampler):
         result = validate(
             case,
@@ -413,6 +463,11 @@ def _write_json(file: Path | None, case: Any, **results: Any) -> None:
 
     document = {"machine": machine(), "system": case.name, "conditions": case.conditions()}
     file.write_text(json.dumps({**document, **results}, indent=2) + "\n")
+
+
+def _say_what(case: Any) -> None:
+    _say(case.description())
+    _say(f"{case.name}: {case.conditions()}")
 
 
 def _say(line: str) -> None:

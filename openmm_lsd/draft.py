@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import openmm
 from numpy.typing import NDArray
-from openmm import app, unit
+from openmm import app
 
 from ._native import Valence
 from .autodraft import auto_draft
 from .bondwatch import BondWatch
-from .checks import default_box, has_forces
 from .clock import Times
 from .contexts import ForceContext, describe_system, fastest_context, loaded_platforms
 from .learning import Learner
@@ -291,19 +290,6 @@ class DraftChoice(NamedTuple):
         """The same for the same draft, in every process."""
         system = "auto" if self.system is None else describe_system(self.system)
         return digest_of(system, self.learning)
-
-    def is_periodic(self, target: openmm.System) -> bool:
-        """Whether there is a periodic box, for a target System that does not know.
-
-        A Topology may have a box only because its PDB file has a CRYST1 record. It counts if it
-        was given to the System, too.
-        """
-        if self.system is not None:
-            return self.system.usesPeriodicBoundaryConditions()
-        box = None if self.topology is None else self.topology.getPeriodicBoxVectors()
-        if box is None or has_forces(target):
-            return False
-        return np.allclose(np.array(box.value_in_unit(unit.nanometer)), default_box(target))
 
     def make(
         self, positions: Array, masses: Array, box: Array | None, cores: int | None = None

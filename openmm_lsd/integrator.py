@@ -94,7 +94,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
     target : BatchedTarget, torch.nn.Module or callable, optional
         What ``openmm_lsd.targets.as_target`` takes; a callable gives forces (B, N, 3) in kJ/mol/nm
         at positions (B, N, 3) in nm. Its forces must be those of the Context's System, unless that
-        has none. Default: built from that System, each force in the form that batches best.
+        has none; then it is evaluated in a periodic box if one was given. Default: built from that
+        System, each force in the form that batches best.
 
     Raises
     ------

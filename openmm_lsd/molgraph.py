@@ -94,6 +94,19 @@ def graph_of_topology(topology: app.Topology) -> MolecularGraph:
     return MolecularGraph(np.array(elements), np.array(sorted(bonds), dtype=int).reshape(-1, 2))
 
 
+def molecules_of(graph: MolecularGraph) -> list[NDArray[np.int64]]:
+    """Indices of the atoms of each molecule, in ascending order."""
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components
+
+    count = len(graph.elements)
+    ones = np.ones(len(graph.bonds))
+    matrix = coo_matrix((ones, (graph.bonds[:, 0], graph.bonds[:, 1])), shape=(count, count))
+    number, labels = connected_components(matrix, directed=False)
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.cumsum(np.bincount(labels, minlength=number))[:-1])
+
+
 def covalent_radii(elements: NDArray[np.int64]) -> Array:
     """Radii (N,) in nm; 0 of particles that are no atoms. Beyond curium, that of curium."""
     rows = np.clip(elements, 1, len(COVALENT_RADII)) - 1

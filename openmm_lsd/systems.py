@@ -1,39 +1,65 @@
-"""Systems from files: a classical draft and, for the same particles, a slow target."""
+"""Systems from files and from ``ase.Atoms``: for the same particles a draft and a slow target."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+from xml.etree import ElementTree
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
+from .checks import masses_of, virtual_sites
 from .clock import Times
-from .contexts import is_empty
-from .targets import BatchedTarget, batched
+from .contexts import is_empty, without_forces
+from .periodicity import box_in_words, box_of, topology_box
+from .structures import Structure, element_masses, read_structure, structure_of_atoms
+from .targets import ASETarget, BatchedTarget, as_target, batched
 from .targets.base import Array, Evaluation
 from .targets.torchforce import import_openmmtorch
+
+if TYPE_CHECKING:
+    import ase
+
+logger = logging.getLogger(__name__)
+
+Particles: TypeAlias = openmm.System | app.Topology | Structure
 
 
 @dataclasses.dataclass(frozen=True)
 class MolecularSystem:
-    """What a Simulation with an LSDIntegrator is made of: ``topology``, ``positions`` (N, 3) as a
-    Quantity, and the Systems ``draft`` and ``target`` of the same particles."""
+    """What a Simulation with an LSDIntegrator is made of.
+
+    Parameters
+    ----------
+    topology : openmm.app.Topology
+        With a box if the target is periodic.
+    positions : Quantity, (N, 3)
+    draft : openmm.System or 'auto'
+    target : openmm.System
+        Of the same particles, with the same box.
+    velocities : Quantity, (N, 3), optional
+    """
 
     topology: app.Topology
     positions: unit.Quantity
-    draft: openmm.System
+    draft: openmm.System | str
     target: openmm.System
+    velocities: unit.Quantity | None = None
 
 
 def load(directory: str | Path) -> MolecularSystem:
     """The system in a directory.
 
-    It holds either one prmtop, one inpcrd and one TorchScript file (.pt), which is the target; or
+    It holds either one prmtop, one inpcrd (whose box and velocities count, if it has some) and one
+    TorchScript file (.pt), which is the target; or
     one PDB file of a periodic box and ``forcefields.json``, which names OpenMM's force field files
     for the draft and for the target, and their cutoff.
 
@@ -51,11 +77,19 @@ def load(directory: str | Path) -> MolecularSystem:
     if (Path(directory) / "forcefields.json").exists():
         return _from_force_fields(Path(directory))
     files = {suffix: _only(directory, suffix) for suffix in ("prmtop", "inpcrd", "pt")}
-    prmtop = app.AmberPrmtopFile(files["prmtop"])
-    inpcrd = app.AmberInpcrdFile(files["inpcrd"])
-    draft = prmtop.createSystem(nonbondedMethod=app.NoCutoff, constraints=None)
+    structure = read_structure(files["prmtop"], files["inpcrd"])
+    box = structure.topology.getPeriodicBoxVectors()
+    prmtop = app.AmberPrmtopFile(files["prmtop"], periodicBoxVectors=box)
+    options = {"constraints": None, "rigidWater": False}
+    method = app.NoCutoff if box is None else app.PME
+    draft = prmtop.createSystem(nonbondedMethod=method, **options)
     target = with_torch_force(draft, files["pt"])
-    return MolecularSystem(prmtop.topology, inpcrd.positions, draft, target)
+    if not target.usesPeriodicBoundaryConditions():  # the module takes no box
+        structure.topology.setPeriodicBoxVectors(None)
+        draft = prmtop.createSystem(nonbondedMethod=app.NoCutoff, **options)
+    return MolecularSystem(
+        structure.topology, structure.positions, draft, target, structure.velocities
+    )
 
 
 def _only(directory: str | Path, suffix: str) -> str:
@@ -89,18 +123,18 @@ def _from_force_fields(directory: Path) -> MolecularSystem:
     return MolecularSystem(pdb.topology, pdb.positions, draft, target)
 
 
-def with_torch_force(
-    particles: openmm.System | app.Topology, module_file: str | Path
-) -> openmm.System:
-    """A System whose potential is a TorchScript file.
+def with_torch_force(particles: Particles, module_file: str | Path) -> openmm.System:
+    """A System whose potential is a TorchScript file; with a CMMotionRemover if no atom is fixed.
 
     Parameters
     ----------
-    particles : openmm.System or openmm.app.Topology
-        Gives masses and box.
+    particles : openmm.System, openmm.app.Topology or Structure
+        Gives masses and box; periodic is a System whose forces are, or that has none and was given
+        a box.
     module_file : path
         TorchScript module: positions (N, 3) in nm -> energy in kJ/mol; if it also takes
-        (B, N, 3) and gives (B,), a batch is one call.
+        (B, N, 3) and gives (B,), a batch is one call. If it takes a second argument, that is the
+        box (3, 3) in nm, and it is used where there is one.
 
     Raises
     ------
@@ -108,32 +142,158 @@ def with_torch_force(
         If openmmtorch is not installed.
     FileNotFoundError
         If there is no such file.
+    ValueError
+        If the element of an atom is unknown, or the module needs a box and there is none.
     """
     openmmtorch = import_openmmtorch()
     if not Path(module_file).is_file():
         raise FileNotFoundError(f"there is no TorchScript file {module_file}")
-    system = _particles_of(particles)
-    system.addForce(openmmtorch.TorchForce(str(module_file)))
-    system.addForce(openmm.CMMotionRemover())
+    system, box = _particles_of(particles)
+    force = openmmtorch.TorchForce(str(module_file))
+    takes_box, needs_box = _arguments_of(str(module_file))
+    if needs_box and box is None:
+        raise ValueError(
+            f"{module_file} takes a box beside the positions, and there is none; give the Topology "
+            "or the System a periodic box"
+        )
+    if box is not None and not takes_box:
+        _warn_of_box(box, str(module_file))
+    force.setUsesPeriodicBoundaryConditions(box is not None and takes_box)
+    system.addForce(force)
+    _remove_cm_motion(system)
     return system
 
 
-def with_target(particles: openmm.System | app.Topology, target: BatchedTarget) -> openmm.System:
-    """A System whose potential is a target of ``openmm_lsd.targets``, as a PythonForce.
+def _arguments_of(module_file: str) -> tuple[bool, bool]:
+    """Whether a TorchScript module takes a box after the positions, and whether it must have it."""
+    import torch
 
-    OpenMM can then do all that it does with any force (plain dynamics, minimisation, energies in
-    reports), and LSDIntegrator evaluates windows in one call.
+    arguments = torch.jit.load(module_file, map_location="cpu").forward.schema.arguments
+    after_positions = [each for each in arguments[2:3] if "Tensor" in str(each.type)]
+    return bool(after_positions), any(not each.has_default_value() for each in after_positions)
+
+
+def _warn_of_box(box: Array, name: str) -> None:
+    logger.warning(
+        "there is a periodic box of %s, and %s takes none: it is run as an isolated molecule",
+        box_in_words(box),
+        name,
+    )
+
+
+def read_system(file: str | Path) -> openmm.System:
+    """A System that ``openmm.XmlSerializer`` wrote, also one with TorchForces in it.
+
+    openmmtorch 1.5 writes a TorchForce with its module, and ends the process when it reads it.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If there is no such file, or it is not that of a System.
+    ImportError
+        If there is a TorchForce in it, and openmmtorch is not installed.
+    """
+    if not Path(file).is_file():
+        raise FileNotFoundError(f"there is no file {file}")
+    try:
+        root = ElementTree.parse(file).getroot()
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{file} is not XML: {error}") from None
+    if root.tag != "System":
+        raise ValueError(f"{file} is the XML of a {root.tag}, not of an OpenMM System")
+    forces = root.find("Forces")
+    torch_forces = [] if forces is None else forces.findall("Force[@type='TorchForce']")
+    for node in torch_forces:
+        assert forces is not None
+        forces.remove(node)
+    try:
+        system = openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read: {error}") from error
+    for node in torch_forces:
+        system.addForce(_torch_force_of(node))
+    return system
+
+
+def _torch_force_of(node: ElementTree.Element) -> Any:
+    """The TorchForce that openmmtorch has written as this node."""
+    openmmtorch = import_openmmtorch()
+    import torch
+
+    module = torch.jit.load(io.BytesIO(bytes.fromhex(node.attrib["encodedFileContents"])))
+    force = openmmtorch.TorchForce(module)
+    force.setForceGroup(int(node.get("forceGroup", "0")))
+    force.setName(node.get("name", "TorchForce"))
+    force.setOutputsForces(node.get("outputsForces", "0") == "1")
+    force.setUsesPeriodicBoundaryConditions(node.get("usesPeriodic", "0") == "1")
+    for parameter in node.iterfind("GlobalParameters/Parameter"):
+        force.addGlobalParameter(parameter.attrib["name"], float(parameter.attrib["default"]))
+    for parameter in node.iterfind("ParameterDerivatives/Parameter"):
+        force.addEnergyParameterDerivative(parameter.attrib["name"])
+    for each in node.iterfind("Properties/Property"):
+        force.setProperty(each.attrib["name"], each.attrib["value"])
+    return force
+
+
+def from_ase(atoms: ase.Atoms, target: Any = None) -> MolecularSystem:
+    """Topology, box, positions, velocities and System of ``ase.Atoms``; the draft is 'auto'.
+
+    ::
+
+        molecule = systems.from_ase(atoms, calculator)
+        integrator = LSDIntegrator(300, 1, 0.002, molecule.draft, topology=molecule.topology)
+        simulation = app.Simulation(molecule.topology, molecule.target, integrator)
+        simulation.context.setPositions(molecule.positions)
+
+    Periodic if the Atoms are, in all three directions. OpenMM wants the first vector of a box along
+    x and the second in the xy plane, and all three reduced: a structure whose cell is not so is
+    turned as a whole. Masses are those of the Atoms; atoms under FixAtoms have mass zero and do not
+    move.
 
     Parameters
     ----------
-    particles : openmm.System or openmm.app.Topology
-        Gives masses and box.
+    atoms : ase.Atoms
+    target : ASE calculator, or what ``targets.as_target`` takes and gives energies, optional
+        Default: the calculator of the Atoms.
+
+    Raises
+    ------
+    ImportError
+        If ASE is not installed.
+    TypeError, ValueError
+        If the Atoms have no calculator; are periodic in one or two directions only; have
+        constraints other than FixAtoms; or a target is not as above.
+    """
+    given = getattr(atoms, "calc", None) if target is None else target
+    if given is None:
+        raise ValueError("the Atoms have no calculator; set atoms.calc, or give a target")
+    if callable(getattr(given, "get_property", None)):
+        given = ASETarget(given, atoms)
+    structure = structure_of_atoms(atoms)
+    system = with_target(structure, as_target(given))
+    return MolecularSystem(
+        structure.topology, structure.positions, "auto", system, structure.velocities
+    )
+
+
+def with_target(particles: Particles, target: BatchedTarget) -> openmm.System:
+    """A System whose potential is a target of ``openmm_lsd.targets``, as a PythonForce.
+
+    OpenMM can then do all that it does with any force (plain dynamics, minimisation, energies in
+    reports), and LSDIntegrator evaluates windows in one call. The System gets a CMMotionRemover,
+    unless some atoms are fixed (of zero mass).
+
+    Parameters
+    ----------
+    particles : openmm.System, openmm.app.Topology or Structure
+        Gives masses, virtual sites and box; periodic is a System whose forces are, or that has none
+        and was given a box.
     target : targets.BatchedTarget
 
     Raises
     ------
     ValueError
-        If the target gives no energies.
+        If the target gives no energies, or the element of an atom is unknown.
     """
     if not target.gives_energies:
         raise ValueError(
@@ -154,29 +314,35 @@ def with_target(particles: openmm.System | app.Topology, target: BatchedTarget) 
     ) -> Evaluation:
         return target.evaluate_at(positions, box, Times(times, step_counts))
 
-    system = _particles_of(particles)
+    system, box = _particles_of(particles)
     force = openmm.PythonForce(batched(evaluate_at if target.uses_times else evaluate))
-    if isinstance(particles, openmm.System):
-        periodic = particles.usesPeriodicBoundaryConditions()
-    else:
-        periodic = particles.getPeriodicBoxVectors() is not None
-    force.setUsesPeriodicBoundaryConditions(periodic)
+    if box is not None and not target.takes_box:
+        _warn_of_box(box, f"the target, a {type(target).__name__},")
+    force.setUsesPeriodicBoundaryConditions(box is not None and target.takes_box)
     system.addForce(force)
-    system.addForce(openmm.CMMotionRemover())
+    _remove_cm_motion(system)
     return system
 
 
-def _particles_of(particles: openmm.System | app.Topology) -> openmm.System:
-    """A System without forces."""
-    system = openmm.System()
+def _particles_of(particles: Particles) -> tuple[openmm.System, Array | None]:
+    """A System without forces, and its box (3, 3) in nm if it is periodic."""
     if isinstance(particles, openmm.System):
-        for index in range(particles.getNumParticles()):
-            system.addParticle(particles.getParticleMass(index))
-        box = particles.getDefaultPeriodicBoxVectors()
+        return without_forces(particles), box_of(particles)
+    system = openmm.System()
+    if isinstance(particles, Structure):
+        masses, box = particles.particle_masses(), topology_box(particles.topology)
     else:
-        for atom in particles.atoms():
-            system.addParticle(atom.element.mass if atom.element is not None else 0.0)
-        box = particles.getPeriodicBoxVectors()
+        masses, box = element_masses(particles), topology_box(particles)
+    for mass in masses:
+        system.addParticle(mass)
     if box is not None:
         system.setDefaultPeriodicBoxVectors(*box)
-    return system
+    return system, box
+
+
+def _remove_cm_motion(system: openmm.System) -> None:
+    """Unless some atoms are fixed: the others then move as a whole, at the temperature."""
+    virtual = virtual_sites(system)
+    masses = masses_of(system)
+    if not any(mass == 0 and index not in virtual for index, mass in enumerate(masses)):
+        system.addForce(openmm.CMMotionRemover())

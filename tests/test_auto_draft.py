@@ -177,8 +177,8 @@ def test_checkpoints_take_the_draft_back(alanine):
 
 
 @pytest.mark.parametrize("periodic", [True, False])
-def test_a_box_counts_if_the_system_has_it(periodic):
-    """A Topology alone may have one because of a CRYST1 record in its PDB file."""
+def test_a_draft_in_a_box(periodic):
+    """Who decides whether there is one: test_periodicity.py."""
     numbers, positions, _ = SMALL_MOLECULES["cyclopropane"]
     topology = app.Topology()
     residue = topology.addResidue("MOL", topology.addChain())
@@ -187,9 +187,9 @@ def test_a_box_counts_if_the_system_has_it(periodic):
     atoms = list(topology.atoms())
     for i, j in [(0, 1), (1, 2), (0, 2), *zip([0, 0, 1, 1, 2, 2], range(3, 9), strict=True)]:
         topology.addBond(atoms[i], atoms[j])
-    topology.setUnitCellDimensions((1.5, 1.6, 1.7))
     system = system_without_forces(numbers)
     if periodic:
+        topology.setUnitCellDimensions((1.5, 1.6, 1.7))
         system.setDefaultPeriodicBoxVectors(*topology.getPeriodicBoxVectors())
     boxes = []
 

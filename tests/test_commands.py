@@ -15,6 +15,7 @@ import mdtraj
 import numpy as np
 import openmm
 import pytest
+from openmm import app
 
 from openmm_lsd import Statistics, cli, systems
 from openmm_lsd.commands import Case, benchmark, estimate, validate, validation
@@ -105,7 +106,7 @@ def test_run_writes_what_it_says(tmp_path, potential, capsys):
     assert json.loads((output / "run.json").read_text())["seed"] > 0
     # A second run there would overwrite the first.
     assert command("run", *FILES, *potential, "--output-dir", output) == 2
-    assert "go on with --resume" in capsys.readouterr().err
+    assert "continue it with --resume" in capsys.readouterr().err
 
 
 def test_longer_by_resuming(tmp_path, potential, capsys):
@@ -161,6 +162,26 @@ def test_stopped_and_resumed(tmp_path, potential, how):
     assert len(again["trajectory.dcd"]) == len(once["trajectory.dcd"])
 
 
+def test_stopped_between_a_step_and_its_report(tmp_path, potential, monkeypatch):
+    """The frame of that step is there, once, after the run was resumed."""
+    right = app.Simulation._generate_reports
+
+    def interrupt(simulation, reports, periodic):
+        if simulation.currentStep == 60:
+            raise KeyboardInterrupt
+        right(simulation, reports, periodic)
+
+    output = tmp_path / "out"
+    monkeypatch.setattr(app.Simulation, "_generate_reports", interrupt)
+    words = (*FILES, *potential, *RUN, "--steps", 120, "--window", 6)
+    assert command("run", *words, "--output-dir", output) == 130
+    monkeypatch.setattr(app.Simulation, "_generate_reports", right)
+    assert command("run", "--resume", "--output-dir", output) == 0
+    rows = (output / "log.csv").read_text().splitlines()[1:]
+    assert [int(row.split(",")[0]) for row in rows] == list(range(10, 130, 10))
+    assert len(mdtraj.load(str(output / "trajectory.dcd"), top=f"{STEM}.pdb")) == 12
+
+
 @pytest.mark.parametrize("interrupted", [True, False])
 def test_ctrl_c_in_python_that_openmm_has_called(monkeypatch, capsys, interrupted):
     """OpenMM turns every exception of such Python into its own."""
@@ -189,7 +210,10 @@ def test_ctrl_c_in_python_that_openmm_has_called(monkeypatch, capsys, interrupte
         (["run", "--topology", f"{STEM}.pdb", "--target", "x.pt"], "no TorchScript file x.pt"),
         (["run", "--topology", f"{STEM}.pdb", "--target", "x.gz"], "'x.gz' is of no known form"),
         (["run", "--topology", f"{STEM}.prmtop", "--target", "x.pt"], "give --coordinates"),
-        (["run", "--topology", f"{STEM}.pt", "--target", "x.pt"], "must be a .prmtop, .parm7 or"),
+        (
+            ["run", "--topology", f"{STEM}.pt", "--target", "x.pt"],
+            "must be a .prmtop, .parm7, .pdb",
+        ),
         (["run", "--steps", "-1"], "'-1' is not a positive whole number"),
         (["run", "--steps", "many"], "'many' is not a positive whole number"),
         (["run", "--temperature", "nan"], "'nan' is not a positive number"),
@@ -221,6 +245,74 @@ def test_bad_input_is_one_line(arguments, words, tmp_path, monkeypatch, capsys):
     message = capsys.readouterr().err
     assert words in message
     assert message.count("\n") == 1 and message.startswith("openmm-lsd")
+
+
+ABBREVIATED = {
+    "estimate": ("--warm", "--window", "--out"),
+    "benchmark": ("--warm", "--second", "--also", "--est"),
+    "validate": ("--long", "--path", "--run"),
+    "run": ("--equil", "--report", "--checkpoint", "--step", "--minimise"),
+}
+
+
+@pytest.mark.parametrize("name", ABBREVIATED)
+def test_options_are_not_abbreviated(name, capsys):
+    """argparse would take them, and what looks for the option's full name would not."""
+    for option in ("--temp", *ABBREVIATED[name]):
+        assert command(name, option, 50) == 2
+        assert f"unrecognized arguments: {option} 50" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "warm_up"),
+    [
+        ([], 1000),
+        (["--warm-up", "50"], 50),
+        (["--warm-up=50"], 50),
+        (["--draft", f"{STEM}.prmtop"], 100),
+        (["--draft", f"{STEM}.prmtop", "--warm-up=50"], 50),
+    ],
+)
+def test_warm_up_of_an_estimate(monkeypatch, words, warm_up):
+    class FoundError(Exception):
+        pass
+
+    def found(case, **settings):
+        raise FoundError(settings["warm_up"])
+
+    monkeypatch.setattr(sys.modules["openmm_lsd.commands.estimate"], "estimate", found)
+    with pytest.raises(FoundError) as caught:
+        command("estimate", *FILES, "--target", f"{STEM}.pt", "--debug", *words)
+    assert caught.value.args == (warm_up,)
+
+
+def test_version_and_help(capsys):
+    assert command("--version") == 0
+    assert capsys.readouterr().out == "openmm-lsd 0.1.0\n"
+    for name in ABBREVIATED:
+        assert command(name, "--help") == 0
+        text = capsys.readouterr().out
+        assert "None" not in text and "False" not in text and "(default" not in text
+
+
+def test_what_may_be_given_with_resume(tmp_path, potential, capsys):
+    output = tmp_path / "out"
+    words = ("run", *FILES, *potential, *RUN, "--output-dir", output, "--seed", 4, "--window", 4)
+    assert command(*words, "--steps", 20) == 0
+    for given in (
+        ["--timestep=1"],  # the default, all the same
+        ["--window", "4"],
+        ["--no-minimize"],
+        ["--report-interval=10"],
+        ["--topology", f"{STEM}.pdb"],
+    ):
+        assert command("run", "--resume", "--output-dir", output, *given) == 2
+        option = given[0].split("=")[0].replace("no-", "")
+        assert f"with --resume {option} is that of the first run" in capsys.readouterr().err
+    assert command("run", "--resume", f"--output-dir={output}", "--steps=40") == 0
+    assert len((output / "log.csv").read_text().splitlines()) == 5
+    assert command("run", "--resume", "--output-dir", output) == 0  # 20 steps, which there are
+    assert len((output / "log.csv").read_text().splitlines()) == 5
 
 
 def test_truncated_files_are_not_resumed(tmp_path, potential, capsys):

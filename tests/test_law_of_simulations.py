@@ -281,8 +281,10 @@ def test_windows_that_go_on_beyond_a_move_are_caught(monkeypatch):
 
 def test_virtual_sites_that_stay_behind_are_caught(monkeypatch):
     monkeypatch.setattr(
-        PlacedTarget, "evaluate", lambda self, x, box: self._target.evaluate(x, box)
+        PlacedTarget,
+        "evaluate_at",
+        lambda self, x, box=None, times=None: self._target.evaluate_at(x, box, times),
     )
-    monkeypatch.setattr("openmm_lsd.binding.validate_target", lambda *args, **keywords: None)
+    monkeypatch.setattr("openmm_lsd.targetcheck.validate_target", lambda *args, **keywords: None)
     _, z, message = score("virtual site")
     assert abs(z) > Z, message

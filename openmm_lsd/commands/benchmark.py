@@ -316,7 +316,7 @@ class MultipleTimeSteps(Run):
         platform = openmm.Platform.getPlatform(case.platform or "Reference")
         target = SystemTarget(case.target, positions, platform=platform.getName())
         target.prepare(positions, 1)
-        system = with_target(case.draft, Difference(target, case.draft, positions))
+        system = with_target(case.target, Difference(target, case.draft, positions))
         outer = system.getForce(0)
         outer.setForceGroup(1)
         for force in case.draft.getForces():

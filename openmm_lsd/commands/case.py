@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,9 +12,17 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..checks import cm_removal_frequency, masses_of
+from ..checks import (
+    cm_removal_frequency,
+    default_box,
+    different_masses,
+    masses_of,
+    virtual_sites,
+)
 from ..integrator import LSDIntegrator
+from ..periodicity import box_in_words
 from ..schemes import MOLAR_GAS_CONSTANT
+from ..structures import formula
 from ..systems import MolecularSystem
 
 Array = NDArray[np.float64]
@@ -39,6 +47,10 @@ class Case:
     seed : int
         0: fresh ones.
     name : str
+    velocities : Quantity, (N, 3), optional
+        To start from; default: drawn at the temperature.
+    sources : mapping
+        Where 'masses', 'box' and 'velocities' are from, in words.
     """
 
     topology: app.Topology
@@ -52,11 +64,14 @@ class Case:
     platform: str | None = None
     seed: int = 0
     name: str = ""
+    velocities: unit.Quantity | None = None
+    sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, molecule: MolecularSystem, **conditions: Any) -> Case:
         """What ``systems.load`` gives, under conditions."""
         draft = conditions.pop("draft", molecule.draft)
+        conditions.setdefault("velocities", molecule.velocities)
         return cls(molecule.topology, molecule.positions, draft, molecule.target, **conditions)
 
     @property
@@ -107,6 +122,39 @@ class Case:
         """Of the kinetic energy."""
         moving = int((masses_of(self.target) > 0).sum())
         return 3 * moving - 3 * bool(cm_removal_frequency(self.target))
+
+    @property
+    def is_periodic(self) -> bool:
+        """Whether the target is."""
+        return self.target.usesPeriodicBoundaryConditions()
+
+    def description(self) -> str:
+        """Atoms, masses, box and constraints of what is simulated, in words."""
+        parts = [f"{self.atoms} atoms ({formula(self.topology)})", self._masses_in_words()]
+        box = "no periodic box"
+        if self.is_periodic:
+            box = f"periodic box {box_in_words(default_box(self.target))}{self._source('box')}"
+        constraints = self.target.getNumConstraints() or "no"
+        return "; ".join([*parts, box, f"{constraints} constraints"])
+
+    def _masses_in_words(self) -> str:
+        masses = masses_of(self.target)
+        virtual = virtual_sites(self.target)
+        known = [
+            masses[atom.index] if atom.element is None else atom.element.mass._value
+            for atom in self.topology.atoms()
+        ]
+        fixed = set(np.flatnonzero(masses == 0).tolist()) - virtual
+        other = set(different_masses(masses, np.array(known))) - virtual - fixed
+        words = [f"{len(other)} masses are not those of the elements{self._source('masses')}"]
+        if not other:
+            words = ["masses of the elements"]
+        words += [f"fixed: {len(fixed)}"] * bool(fixed)
+        words += [f"virtual sites: {len(virtual)}"] * bool(virtual)
+        return ", ".join(words)
+
+    def _source(self, what: str) -> str:
+        return f" (from {self.sources[what]})" if what in self.sources else ""
 
     def conditions(self) -> str:
         """In words."""

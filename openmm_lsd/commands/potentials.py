@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import logging
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -15,9 +16,22 @@ from xml.etree import ElementTree
 import openmm
 from openmm import app, unit
 
+from ..checks import (
+    check_pair,
+    check_system,
+    default_box,
+    different_masses,
+    has_forces,
+    masses_of,
+    virtual_sites,
+)
 from ..contexts import is_empty
-from ..systems import with_target, with_torch_force
+from ..periodicity import box_in_words, is_same_box, topology_box
+from ..structures import Structure, atomic_numbers
+from ..systems import read_system, with_target, with_torch_force
 from ..targets import ASETarget, TorchSimTarget, as_target
+
+logger = logging.getLogger(__name__)
 
 FORMS = (
     "model.pt (TorchScript), amoeba2018.xml (OpenMM force field), system.xml (serialized System), "
@@ -25,55 +39,12 @@ FORMS = (
 )
 
 
-def read_structure(topology: Path, coordinates: Path | None) -> tuple[app.Topology, unit.Quantity]:
-    """Topology and positions from files: a prmtop with an inpcrd or a PDB, or a PDB alone.
+def target_system(spec: str, structure: Structure, cutoff: float) -> openmm.System:
+    """The System of the slow potential, with the masses and the box of the structure.
 
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        If there is no such file, or it cannot be read, or the numbers of atoms differ.
-    """
-    for file in (topology, coordinates):
-        if file is not None and not file.is_file():
-            raise FileNotFoundError(f"there is no file {file}")
-    box = None
-    if topology.suffix in (".prmtop", ".parm7"):
-        if coordinates is None:
-            raise ValueError(f"{topology} holds no positions; give --coordinates too")
-        result = _read(app.AmberPrmtopFile, topology).topology
-    else:
-        if topology.suffix != ".pdb":
-            raise ValueError(f"{topology}: the topology must be a .prmtop, .parm7 or .pdb file")
-        result = _read(app.PDBFile, topology).topology
-    file = coordinates or topology
-    if file.suffix == ".pdb":
-        positions = _read(app.PDBFile, file).positions
-    else:
-        inpcrd = _read(app.AmberInpcrdFile, file)
-        positions, box = inpcrd.positions, inpcrd.boxVectors
-    if len(positions) != result.getNumAtoms():
-        raise ValueError(
-            f"{topology} has {result.getNumAtoms()} atoms and {file} has {len(positions)}"
-        )
-    if box is not None:
-        result.setPeriodicBoxVectors(box)
-    return result, positions
-
-
-def _read(kind: Callable[[str], Any], file: Path) -> Any:
-    try:
-        return kind(str(file))
-    except Exception as error:  # whatever a parser may raise
-        raise ValueError(f"{file} cannot be read ({type(error).__name__}: {error})") from error
-
-
-def target_system(
-    spec: str,
-    topology: app.Topology,
-    options: Mapping[str, Any],
-    particles: openmm.System | app.Topology,
-) -> openmm.System:
-    """The System of the slow potential.
+    A serialized System brings masses and a box of its own, a force field file masses; they count
+    where the structure says none. The structure's Topology has the box of the run afterwards, and
+    none if the potential takes none.
 
     Parameters
     ----------
@@ -81,66 +52,160 @@ def target_system(
         One of ``FORMS``. MODULE is a module or a .py file, CALL a function with literal keyword
         arguments: ``ase:tblite.ase:TBLite(method="GFN2-xTB")``. 'ase' takes a calculator,
         'torchsim' a model, 'python' what ``targets.as_target`` takes.
-    topology : openmm.app.Topology
-    options : mapping
-        Of ``ForceField.createSystem``.
-    particles : openmm.System or openmm.app.Topology
-        Gives the masses where the potential does not.
+    structure : Structure
+    cutoff : float
+        nm, of the nonbonded forces of force fields in a box.
 
     Raises
     ------
     ValueError, FileNotFoundError, ImportError
-        If there is no such thing; whatever the call itself raises, as ValueError.
+        If there is no such thing, or it contradicts the structure; whatever the call itself raises,
+        as ValueError.
     """
+    topology = structure.topology
+    system = _target_system(spec, structure, nonbonded_options(topology, cutoff))
+    if system.getNumParticles() != structure.atoms:
+        raise ValueError(
+            f"{spec} has {system.getNumParticles()} particles, and the structure, from "
+            f"{_source(structure, 'positions')}, has {structure.atoms} atoms"
+        )
+    check_system(system, "target")
+    if structure.masses is not None:
+        for index in set(range(structure.atoms)) - virtual_sites(system):
+            system.setParticleMass(index, structure.masses[index])
+    box = topology.getPeriodicBoxVectors()
+    if not system.usesPeriodicBoundaryConditions():
+        topology.setPeriodicBoxVectors(None)
+    elif box is None:
+        topology.setPeriodicBoxVectors(system.getDefaultPeriodicBoxVectors())
+        structure.sources["box"] = spec
+    else:
+        system.setDefaultPeriodicBoxVectors(*box)
+    return system
+
+
+def _target_system(spec: str, structure: Structure, options: Mapping[str, Any]) -> openmm.System:
+    topology = structure.topology
     kind, separator, rest = spec.partition(":")
     if not separator or Path(spec).exists():
         if spec.endswith(".xml"):
-            return from_xml(spec, topology, options)
+            if is_serialized(spec):
+                return _serialized_target(spec, structure)
+            system = _from_force_field([spec], topology, options)
+            if structure.masses is None:
+                structure.sources["masses"] = spec
+            return system
         if spec.endswith((".pt", ".pth")):
-            return with_torch_force(particles, spec)
+            return with_torch_force(structure, spec)
         raise ValueError(f"target {spec!r} is of no known form; use {FORMS}")
     if kind == "openmmml":
+        atomic_numbers(topology)  # are known
         return _openmmml(rest, topology)
-    numbers = [
-        0 if atom.element is None else atom.element.atomic_number for atom in topology.atoms()
-    ]
     if kind == "ase":
-        target: Any = ASETarget(called(rest), numbers)
+        target: Any = ASETarget(called(rest), atomic_numbers(topology))
     elif kind == "torchsim":
-        target = TorchSimTarget(called(rest), numbers)
+        target = TorchSimTarget(called(rest), atomic_numbers(topology).tolist())
     elif kind == "python":
         target = as_target(called(rest))
     else:
         raise ValueError(f"target {spec!r} is of no known form; use {FORMS}")
-    return with_target(particles, target)
+    return with_target(structure, target)
+
+
+def _serialized_target(name: str, structure: Structure) -> openmm.System:
+    """A System from its XML, if it does not contradict the structure."""
+    system = read_system(name)
+    box = topology_box(structure.topology)
+    if not has_forces(system):
+        raise ValueError(f"the System in {name} has no forces")
+    if box is not None and not system.usesPeriodicBoundaryConditions():
+        raise ValueError(
+            f"{_source(structure, 'box')} has a periodic box of {box_in_words(box)}, and the "
+            f"System in {name} is not periodic; give --no-box to run it as an isolated molecule, "
+            "or serialize a periodic System"
+        )
+    if box is not None and not is_same_box(box, default_box(system)):
+        logger.warning(  # as after a run at constant pressure, so no error
+            "%s has a periodic box of %s, and the System in %s one of %s; that of %s is used",
+            _source(structure, "box"),
+            box_in_words(box),
+            name,
+            box_in_words(default_box(system)),
+            _source(structure, "box"),
+        )
+    if structure.masses is None:
+        structure.sources["masses"] = name
+        return system
+    own = masses_of(system)
+    if len(own) == structure.atoms and (different := different_masses(own, structure.masses)):
+        first = different[0]
+        raise ValueError(
+            f"the masses of {len(different)} atoms differ between "
+            f"{_source(structure, 'masses')} and the System in {name}, first that of atom {first}: "
+            f"{structure.masses[first]:.6g} and {own[first]:.6g} amu; give both the same "
+            "(hydrogenMass, fixed atoms of zero mass)"
+        )
+    return system
+
+
+def _source(structure: Structure, what: str) -> str:
+    return structure.sources.get(what, "the structure")
 
 
 def draft_system(
-    names: list[str], topology: app.Topology, options: Mapping[str, Any]
+    names: list[str], topology: app.Topology, cutoff: float, target: openmm.System
 ) -> openmm.System | str:
-    """The draft: 'auto', an Amber prmtop, a serialized System, or OpenMM force field files."""
+    """The draft: 'auto', an Amber prmtop, a serialized System, or OpenMM force field files.
+
+    In the box of the Topology, if it has one; the masses in force field files do not count.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError
+        If it cannot be made, or is not of the particles and masses of the target.
+    """
     if names == ["auto"]:
         return "auto"
+    system = _draft_system(names, topology, cutoff, target)
+    check_system(system, "draft")
+    check_pair(target, system)
+    return system
+
+
+def _draft_system(
+    names: list[str], topology: app.Topology, cutoff: float, target: openmm.System
+) -> openmm.System:
+    options = nonbonded_options(topology, cutoff)
     if len(names) == 1 and names[0].endswith((".prmtop", ".parm7")):
         if not Path(names[0]).is_file():
             raise FileNotFoundError(f"there is no file {names[0]}")
-        prmtop = _read(app.AmberPrmtopFile, Path(names[0]))
-        return prmtop.createSystem(rigidWater=False, **options)
-    if len(names) == 1 and names[0].endswith(".xml"):
-        return from_xml(names[0], topology, options)
-    return _from_force_field(names, topology, options)
-
-
-def from_xml(name: str, topology: app.Topology, options: Mapping[str, Any]) -> openmm.System:
-    """A serialized System, or one made from a force field file (OpenMM's or one's own)."""
-    if Path(name).is_file():
         try:
-            root = ElementTree.parse(name).getroot().tag
-        except ElementTree.ParseError as error:
-            raise ValueError(f"{name} is not XML: {error}") from None
-        if root == "System":
-            return openmm.XmlSerializer.deserialize(Path(name).read_text())
-    return _from_force_field([name], topology, options)
+            box = topology.getPeriodicBoxVectors()
+            prmtop = app.AmberPrmtopFile(names[0], periodicBoxVectors=box)
+        except Exception as error:  # whatever a parser may raise
+            raise ValueError(
+                f"{names[0]} cannot be read ({type(error).__name__}: {error})"
+            ) from error
+        return prmtop.createSystem(rigidWater=False, **options)
+    if len(names) == 1 and names[0].endswith(".xml") and is_serialized(names[0]):
+        return read_system(names[0])
+    system = _from_force_field(names, topology, options)
+    for index in range(min(system.getNumParticles(), target.getNumParticles())):
+        if not system.isVirtualSite(index) and not target.isVirtualSite(index):
+            system.setParticleMass(index, target.getParticleMass(index))
+    return system
+
+
+def is_serialized(name: str) -> bool:
+    """Whether this is the file of a System, and not of a force field, OpenMM's or one's own."""
+    if not Path(name).is_file():
+        return False
+    try:
+        for _, element in ElementTree.iterparse(name, events=("start",)):
+            return element.tag != "ForceField"
+    except ElementTree.ParseError as error:
+        raise ValueError(f"{name} is not XML: {error}") from None
+    return False
 
 
 def _from_force_field(

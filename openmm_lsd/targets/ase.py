@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INSTALL = 'pip install "openmm-lsd[ase]"'
+PARTLY_PERIODIC = (
+    "the Atoms are periodic in some directions only, pbc = {}; OpenMM knows three or none: set all "
+    "three, with enough vacuum in the cell, or none"
+)
 
 
 class ASETarget(BatchedTarget):
@@ -36,7 +40,8 @@ class ASETarget(BatchedTarget):
         With the properties energy and forces. Where it has a free energy, of which its forces are
         the gradient (smeared occupations), that is the energy.
     atoms : (N,) int or ase.Atoms
-        Atomic numbers; or Atoms, whose charges, magnetic moments and ``info`` count too.
+        Atomic numbers; or Atoms, whose charges, magnetic moments and ``info`` count too. Cell and
+        positions are those of each evaluation; Atoms that are periodic must be given a box there.
     restart : bool
         Whether the calculator may start each state from what it keeps of the state before, as
         tblite and many other codes do with the density. Then the results depend on the order of
@@ -88,6 +93,8 @@ class ASETarget(BatchedTarget):
                     "(N,) integers"
                 )
             atoms = ase.Atoms(numbers=numbers)
+        if atoms.pbc.any() and not atoms.pbc.all():
+            raise ValueError(PARTLY_PERIODIC.format(atoms.pbc.tolist()))
         self._calculator = calculator
         self._atoms = atoms.copy()
         self._restart = restart
@@ -103,6 +110,12 @@ class ASETarget(BatchedTarget):
             raise ValueError(
                 f"positions have shape {positions.shape}; expected (B, {expected[0]}, 3) for the "
                 f"atomic numbers given"
+            )
+        if box is None and self._atoms.pbc.any():
+            raise ValueError(
+                "the Atoms of this ASETarget are periodic, and it is given no box: give the System "
+                "theirs (openmm_lsd.systems.from_ase does), or for an isolated molecule Atoms with "
+                "pbc=False"
             )
         energies = np.full(len(positions), np.nan)
         forces = np.full(positions.shape, np.nan)

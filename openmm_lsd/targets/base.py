@@ -41,6 +41,7 @@ class BatchedTarget(ABC):
     gives_energies = True  # else they are NaN: dynamics needs forces only
     conservative = True  # else forces need not be minus the gradient of the energy
     uses_times = False  # whether ``evaluate_at`` does more than ``evaluate``
+    takes_box = True  # else a periodic box makes no difference to it
 
     @abstractmethod
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:

@@ -21,6 +21,7 @@ class FunctionTarget(BatchedTarget):
     """
 
     gives_energies = False
+    takes_box = False
 
     def __init__(self, function: Callable[[Array], ArrayLike]) -> None:
         self._function = function

@@ -63,6 +63,7 @@ class ModuleTarget(BatchedTarget):
         if not isinstance(module, torch.nn.Module):
             raise TypeError(f"module is a {type(module).__name__}, not a torch.nn.Module")
         self._torch, self._module, self._periodic = torch, module, periodic
+        self.takes_box = periodic
         tensors = [*module.parameters(), *module.buffers()]
         first = next((tensor for tensor in tensors if tensor.is_floating_point()), None)
         default_device = torch.device("cpu") if first is None else first.device

@@ -32,6 +32,7 @@ class PlacedTarget(BatchedTarget):
         self._sites = ForceContext(without_forces(system), _reference())
         self.gives_energies, self.conservative = target.gives_energies, target.conservative
         self.uses_times = target.uses_times
+        self.takes_box = target.takes_box
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
