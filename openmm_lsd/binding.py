@@ -140,7 +140,10 @@ class Binding:
                     type(target).__name__,
                 )
         cores = allowed_cores(access.get_properties().get("Threads"))
-        self._draft = draft.make(self._state()[0], self._masses, self._box(), cores)
+        self._is_reproducible = window is not None
+        self._draft = draft.make(
+            self._state()[0], self._masses, self._box(), cores, self._is_reproducible
+        )
         self._environment_of_draft()
 
     def settings(self) -> Settings:
@@ -463,6 +466,7 @@ class Binding:
                     properties=self._access.get_properties(),
                     time=time,
                     step_count=step_count,
+                    reproducible=self._is_reproducible,
                 )
                 if virtual_sites(self._system):
                     target = PlacedTarget(target, self._system)

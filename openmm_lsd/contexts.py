@@ -55,8 +55,7 @@ class ForceContext:
         # The Context of OpenMM's Python layer keeps the System and the integrator alive.
         self._integrator = openmm.VerletIntegrator(0.001)
         platform = openmm.Platform.getPlatform(self.platform)
-        properties = {**_deterministic(platform), **self._properties}
-        self._context = openmm.Context(self._system, self._integrator, platform, properties)
+        self._context = openmm.Context(self._system, self._integrator, platform, self._properties)
         self._access = ContextAccess(int(self._integrator.this))
         self._process = os.getpid()
 
@@ -112,12 +111,6 @@ class ForceContext:
             if name in parameters and parameters[name] != self._parameters[name]:
                 self.access.set_parameter(name, parameters[name])
                 self._parameters[name] = parameters[name]
-
-
-def _deterministic(platform: openmm.Platform) -> dict[str, str]:
-    """The same seed is to give the same trajectory: threads must not add up in any order."""
-    name = "DeterministicForces"
-    return {name: "true"} if name in platform.getPropertyNames() else {}
 
 
 def signed(groups: int) -> int:
@@ -198,16 +191,39 @@ def is_empty(force: openmm.Force) -> bool:
     return counts == [0]
 
 
-def loaded_platforms(cores: int | None = None) -> dict[str, Mapping[str, str]]:
+def loaded_platforms(
+    cores: int | None = None, reproducible: bool = False
+) -> dict[str, Mapping[str, str]]:
     """The platforms that OpenMM has loaded, with their properties.
 
-    Those of the CPU platform say how many cores it may use, by default all that are allowed.
+    Parameters
+    ----------
+    cores : int, optional
+        That the CPU platform may use; by default all that are allowed.
+    reproducible : bool
+        Whether the same positions must always give the same forces, to the last bit.
     """
-    names = [
-        openmm.Platform.getPlatform(i).getName() for i in range(openmm.Platform.getNumPlatforms())
-    ]
-    threads = {"Threads": str(allowed_cores() if cores is None else cores)}
-    return {name: threads if name == "CPU" else {} for name in names}
+    platforms = [openmm.Platform.getPlatform(i) for i in range(openmm.Platform.getNumPlatforms())]
+    properties: dict[str, Mapping[str, str]] = {each.getName(): {} for each in platforms}
+    if "CPU" in properties:
+        properties["CPU"] = {"Threads": str(allowed_cores() if cores is None else cores)}
+    return reproducible_properties(properties) if reproducible else properties
+
+
+def reproducible_properties(
+    platforms: Mapping[str, Mapping[str, str]],
+) -> dict[str, Mapping[str, str]]:
+    """The properties of platforms, changed so that forces are the same to the last bit.
+
+    The CPU platform adds up what its threads have found in an order that is a matter of luck, even
+    where DeterministicForces is set.
+    """
+    result: dict[str, Mapping[str, str]] = {}
+    for name, given in platforms.items():
+        known = openmm.Platform.getPlatform(name).getPropertyNames()
+        own = {"DeterministicForces": "true"} if "DeterministicForces" in known else {}
+        result[name] = {**given, **own, **({"Threads": "1"} if name == "CPU" else {})}
+    return result
 
 
 def fastest_context(
@@ -228,9 +244,9 @@ def fastest_context(
     openmm.OpenMMException
         If the System works on none of them.
     """
-    key = f"platform {describe_system(system)}"
-    known = decisions.get(key)
     platforms = loaded_platforms() if platforms is None else platforms
+    key = f"platform {digest_of(describe_system(system), sorted(platforms.items()))}"
+    known = decisions.get(key)
     if known is not None and known in platforms:
         return ForceContext(system, openmm.Platform.getPlatform(known), platforms[known])
     best: ForceContext | None = None

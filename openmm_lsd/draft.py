@@ -292,11 +292,17 @@ class DraftChoice(NamedTuple):
         return digest_of(system, self.learning)
 
     def make(
-        self, positions: Array, masses: Array, box: Array | None, cores: int | None = None
+        self,
+        positions: Array,
+        masses: Array,
+        box: Array | None,
+        cores: int | None = None,
+        reproducible: bool = False,
     ) -> NativeDraft:
         """The draft for a molecule at ``positions`` (N, 3) nm with ``masses`` (N,) amu.
 
-        ``cores`` is the most that it may use; by default all that are allowed.
+        ``cores`` is the most that it may use; by default all that are allowed. ``reproducible``:
+        the same to the last bit, unless the user chose a platform that is not.
 
         Raises
         ------
@@ -305,11 +311,11 @@ class DraftChoice(NamedTuple):
         """
         base = None
         if self.system is not None:
-            platforms = loaded_platforms(cores)
             if self.platform is None:
+                platforms = loaded_platforms(cores, reproducible)
                 base = fastest_context(self.system, positions, platforms)
             else:
-                properties = platforms.get(self.platform.getName())
+                properties = loaded_platforms(cores).get(self.platform.getName())
                 base = ForceContext(self.system, self.platform, properties)
             if not self.learning:
                 return Draft(base)

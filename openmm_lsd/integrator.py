@@ -84,7 +84,10 @@ class LSDIntegrator(openmm.CustomIntegrator):
     randomNumberSeed : int, optional
         None or 0: a fresh seed for every Context, and for every process that a fork makes.
     draftPlatform : openmm.Platform or str, optional
-        Platform of the draft's forces; default: the fastest for them, found by timing.
+        Platform of the draft's forces; default: the fastest for them, found by timing. With a
+        ``windowLength`` that is a number, only what gives the same forces every time is tried: of
+        the CPU platform that is one thread. ``draftPlatform='CPU'`` uses all cores, and the same
+        seed then gives another trajectory of the same law.
     topology : openmm.app.Topology, optional
         Elements and bonds for a draft that learns. Default: elements from the masses, bonds from
         distances in the first structure.

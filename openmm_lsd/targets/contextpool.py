@@ -158,7 +158,8 @@ class ContextTarget(BatchedTarget):
         states = perturbed(positions, batch, BATCH_PERTURBATION)
         xml = openmm.XmlSerializer.serialize(self._system)
         sharing = self._sharing(batch)
-        key = f"contexts {digest_of(xml, sharing, *self._platforms, self._contexts)}"
+        platforms = [(name, sorted(own.items())) for name, own in self._platforms.items()]
+        key = f"contexts {digest_of(xml, sharing, platforms, self._contexts)}"
         if key not in decisions:
             seconds = {}
             for layout in self._layouts(batch):

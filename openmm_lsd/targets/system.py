@@ -12,7 +12,14 @@ import openmm
 
 from ..checks import changes_state, default_box
 from ..clock import Times
-from ..contexts import ALL_GROUPS, groups_of, holds_python, is_empty, without_forces
+from ..contexts import (
+    ALL_GROUPS,
+    groups_of,
+    holds_python,
+    is_empty,
+    reproducible_properties,
+    without_forces,
+)
 from ..cores import allowed_cores
 from .base import Array, BatchedTarget, Evaluation
 from .contextpool import ContextTarget
@@ -45,6 +52,9 @@ class SystemTarget(BatchedTarget):
         modules, and is one of the two platforms (with Reference) tried for the rest.
     time, step_count : float (ps), int
         At ``positions``, for users' functions that depend on them.
+    reproducible : bool
+        Whether forces computed by Contexts are the same to the last bit, which takes one thread for
+        each state on the CPU platform.
     """
 
     def __init__(
@@ -57,6 +67,7 @@ class SystemTarget(BatchedTarget):
         properties: Mapping[str, str] | None = None,
         time: float = 0.0,
         step_count: int = 0,
+        reproducible: bool = False,
     ) -> None:
         properties = properties or {}
         cores = allowed_cores(properties.get("Threads"))
@@ -98,7 +109,9 @@ class SystemTarget(BatchedTarget):
         ]
         # These take care of virtual sites, too.
         self._indices_in_contexts = [indices for indices in (rest, python_rest) if indices]
-        platforms = {platform: properties, "Reference": {}}
+        platforms: Mapping[str, Mapping[str, str]] = {platform: properties, "Reference": {}}
+        if reproducible:
+            platforms = reproducible_properties(platforms)
         self.in_contexts = [
             ContextTarget(part, platforms=platforms, groups=groups, cores=cores)
             for part in self._parts_of(system.getForces())
