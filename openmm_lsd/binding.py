@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import racing
-from ._native import ContextAccess, commit, keep_freed_memory
+from ._native import ContextAccess, commit, keep_freed_memory, largest_device_force
 from .barostat import BarostatMoves
 from .checks import (
     barostat_frequency,
@@ -187,6 +187,8 @@ class Binding:
             if not np.array_equal(self._access.get_box(), box):
                 self._take_box()
             positions, velocities, *_ = self._access.get_state()
+            if self._access.on_device and self._has_overflowed(velocities):
+                velocities = np.full_like(velocities, np.nan)
             self._in_context = positions
             return positions, velocities, n
 
@@ -217,6 +219,11 @@ class Binding:
         if self._has_immobile:  # OpenMM leaves them alone, their velocities too
             velocities = np.where(self._immobile, self._start_velocities, velocities)
         self._access.set_state(state.positions, velocities, time, self._step_count + done)
+
+    def _has_overflowed(self, velocities: Array) -> bool:
+        """Whether a force was NaN, or too large for a device's integers: it is finite there."""
+        largest = largest_device_force * self._step_size
+        return bool((self._masses[:, None] * np.abs(velocities) > 0.5 * largest).any())
 
     def take_tuner(self, tuner: WindowTuner | None) -> None:
         """Let another object of that kind choose the windows from now on."""
@@ -401,6 +408,9 @@ class Binding:
     def _new_sampler(self, settings: Settings, scheme: Scheme) -> SpeculativeSampler:
         target = self._target
         assert target is not None
+        frequency = cm_removal_frequency(self._system)
+        if self._access.on_device:  # where OpenMM's kernel does it at every step
+            frequency = min(frequency, 1)
         sampler = SpeculativeSampler(
             scheme,
             self._masses,
@@ -409,7 +419,7 @@ class Binding:
             self._window,
             settings.seed % 2**64 or self._fresh_seed,
             correction=self.correction,
-            cm_removal_frequency=cm_removal_frequency(self._system),
+            cm_removal_frequency=frequency,
             clock=self._clock if self._uses_times() else None,
         )
         sampler.commit, sampler.statistics = commit, self._statistics
@@ -491,6 +501,8 @@ class Binding:
                     self._validated, self._statistics.plain_step_seconds = target, seconds
             elif np.isfinite(around.forces(target)).all():
                 check_target(target, around)
+            if self._is_reproducible and self._own_target is not None:
+                self._own_target.forget_history()  # how much was tried depends on the clock
         except TargetMismatchError:
             raise
         except Exception as error:

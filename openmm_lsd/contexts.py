@@ -268,7 +268,10 @@ def fastest_context(
             f"no platform can compute the forces of the System ({reasons})"
         )
     decisions[key] = best.platform
-    return best
+    # Another, without the neighbour lists of the trials: as where the decision is known.
+    return ForceContext(
+        system, openmm.Platform.getPlatform(best.platform), platforms[best.platform]
+    )
 
 
 def _seconds_per_evaluation(context: ForceContext, positions: Array) -> float:

@@ -21,11 +21,12 @@ from openmm import app, unit
 from . import racing
 from ._native import ContextAccess, connect, speculative_integrator
 from .binding import Binding
-from .checks import check_system
+from .checks import check_system, masses_of
 from .draft import DraftChoice
 from .restart import (
     Record,
     RestartError,
+    digest_of,
     examine_before_loading,
     from_checkpoint,
     to_checkpoint,
@@ -334,6 +335,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             "draft": self._draft.digest(),
             "given seed": self.getRandomNumberSeed(),
             "particles": ContextAccess(int(self.this)).num_particles,
+            "masses": digest_of(masses_of(self._snapshot)),
         }
 
     def _make_record(self) -> Record:
@@ -368,6 +370,12 @@ class LSDIntegrator(openmm.CustomIntegrator):
                     f"it was written with {meaning} {record[name]!r}, and this integrator has "
                     f"{own[name]!r}"
                 )
+        is_on_device = ContextAccess(int(self.this)).on_device
+        if is_on_device and record.get("masses", own["masses"]) != own["masses"]:
+            raise RestartError(
+                "its particles have other masses, which a checkpoint brings back on this platform; "
+                "call reinitialize() without preserveState, or load a State"
+            )
         if record["draft"] != own["draft"]:
             raise RestartError(
                 "it was written with another draft; give the integrator the same System (and the "

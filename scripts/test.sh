@@ -7,6 +7,18 @@ ruff check .
 ruff format --check .
 mypy
 sphinx-build -W -q docs build/docs
+# OpenMM prefers OpenCL as soon as there is one; here it is hidden.
+vendors=${OCL_ICD_VENDORS:-/etc/OpenCL/vendors}
+export OCL_ICD_VENDORS=/nonexistent
 # Threads that wait for each other must not burn the cores that they wait for.
 # Files side by side: most tests keep one core busy.
-OMP_WAIT_POLICY=PASSIVE python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+export OMP_WAIT_POLICY=PASSIVE
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
+# The code of GPU platforms, on the CPU: Debian's pocl-opencl-icd.
+if [ $# -eq 0 ] && [ -e "$vendors/pocl.icd" ]; then
+    echo "the same on OpenMM's OpenCL platform"
+    OCL_ICD_VENDORS=$vendors OPENMM_LSD_TEST_PLATFORM=OpenCL python -m pytest -n 2 \
+        tests/test_changes.py tests/test_device.py tests/test_everyday.py tests/test_integrator.py \
+        tests/test_reporters.py tests/test_snapshot.py tests/test_tuning.py \
+        tests/test_virtual_sites.py
+fi

@@ -12,8 +12,8 @@ import pytest
 from openmm import app, unit
 from particles import (
     COLD,
+    PLATFORM,
     POSITIONS,
-    REFERENCE,
     THREE_POSITIONS,
     THREE_VELOCITIES,
     VELOCITIES,
@@ -81,7 +81,7 @@ def simulate():
         residue = topology.addResidue("X", topology.addChain())
         for index in range(system.getNumParticles()):
             topology.addAtom(f"C{index}", app.element.carbon, residue)
-        simulation = app.Simulation(topology, system, integrator, REFERENCE)
+        simulation = app.Simulation(topology, system, integrator, PLATFORM)
         if positions is not None:
             simulation.context.setPositions(positions)
         if velocities is not None:

@@ -8,15 +8,42 @@ trajectory of LangevinMiddleIntegrator.
 
 import functools
 import itertools
+import os
 
 import numpy as np
 import openmm
+import pytest
 import torch
 from openmmtorch import TorchForce
 
-from openmm_lsd import LSDIntegrator
+from openmm_lsd import LSDIntegrator, batched
 
 REFERENCE = openmm.Platform.getPlatform("Reference")
+
+# Where Simulations run: by default on Reference; on a device, with the precision "single", "mixed"
+# or "double", if the environment says so.
+PLATFORM = openmm.Platform.getPlatform(os.environ.get("OPENMM_LSD_TEST_PLATFORM", "Reference"))
+PRECISION = os.environ.get("OPENMM_LSD_TEST_PRECISION", "double")
+ON_DEVICE = PLATFORM.getName() not in ("Reference", "CPU")
+if ON_DEVICE:
+    PLATFORM.setPropertyDefaultValue("Precision", PRECISION)
+# How much further apart than on Reference two ways to the same state may be: a device adds up
+# forces as integers, and momenta in single precision.
+ROUNDING = {"double": 3e3, "mixed": 1e5, "single": 1e6}[PRECISION] if ON_DEVICE else 1.0
+
+not_on_devices = functools.partial(pytest.mark.skipif, ON_DEVICE)
+needs_bits = not_on_devices(reason="a device's forces with a cutoff depend on its history")
+needs_fork = not_on_devices(reason="a device cannot be used in a forked process")
+
+
+def _is_pocl():
+    vendors = os.environ.get("OCL_ICD_VENDORS", "/etc/OpenCL/vendors")
+    names = os.listdir(vendors) if os.path.isdir(vendors) else [vendors]
+    return PLATFORM.getName() == "OpenCL" and any("pocl" in name for name in names)
+
+
+# Intel's OpenCL for CPUs (intel-opencl-rt of the package index) can.
+needs_minimizer = pytest.mark.skipif(_is_pocl(), reason="pocl crashes in OpenMM's minimiser")
 COLD = 1e-20  # K: the noise moves an atom by less than 1e-13 nm
 SEED = 7
 BOX = np.diag([2.0, 2.5, 3.0])
@@ -77,11 +104,33 @@ def scripted(module):
 
 
 def torch_force(module, *, periodic=False, parameters=(), outputs_forces=False):
+    if PLATFORM.getName() == "OpenCL":  # on which openmmtorch ends the process
+        return python_force(scripted(module), periodic, parameters, outputs_forces)
     force = TorchForce(scripted(module))
     force.setUsesPeriodicBoundaryConditions(periodic)
     force.setOutputsForces(outputs_forces)
     for name, value in parameters:
         force.addGlobalParameter(name, value)
+    return force
+
+
+def python_force(module, periodic, parameters, outputs_forces):
+    """What a TorchForce of the module would compute."""
+
+    @batched
+    def compute(positions, box, values):
+        x = torch.tensor(positions, requires_grad=True)
+        arguments = [torch.tensor(box)] if periodic else []
+        arguments += [torch.tensor(values[name]) for name, _ in parameters]
+        if outputs_forces:
+            energies, forces = module(x, *arguments)
+            return energies.detach().numpy(), forces.detach().numpy()
+        energies = module(x, *arguments)
+        (gradient,) = torch.autograd.grad(energies.sum(), x)
+        return energies.detach().numpy(), -gradient.numpy()
+
+    force = openmm.PythonForce(compute, dict(parameters))
+    force.setUsesPeriodicBoundaryConditions(periodic)
     return force
 
 
@@ -194,6 +243,8 @@ def copy_state(source, goal):
 
 
 def assert_close(state, expected, tolerance=1e-9):
+    """Within a tolerance (nm) that holds for double precision."""
+    tolerance *= ROUNDING
     np.testing.assert_allclose(state.positions, expected.positions, rtol=0, atol=tolerance)
     np.testing.assert_allclose(state.velocities, expected.velocities, rtol=0, atol=1e3 * tolerance)
     assert state[2:] == expected[2:], (state[2:], expected[2:])

@@ -7,6 +7,7 @@ checkpoint if there is one.
 """
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 
@@ -16,7 +17,10 @@ from openmm import app
 
 from openmm_lsd import LSDIntegrator
 
-REFERENCE = openmm.Platform.getPlatform("Reference")
+PLATFORM = openmm.Platform.getPlatform(os.environ.get("OPENMM_LSD_TEST_PLATFORM", "Reference"))
+if "Precision" in PLATFORM.getPropertyNames():
+    precision = os.environ.get("OPENMM_LSD_TEST_PRECISION", "double")
+    PLATFORM.setPropertyDefaultValue("Precision", precision)
 BOX = 2.4 * np.eye(3)
 MOLECULES = 4
 COUNT = 3 * MOLECULES
@@ -95,7 +99,7 @@ def build(kind, *forces, seed=5, window=16, **keywords):
         },
     )
     target = molecules(3e5, 2.0, openmm.CMMotionRemover(4), *forces)
-    simulation = app.Simulation(topology(), target, integrator, REFERENCE)
+    simulation = app.Simulation(topology(), target, integrator, PLATFORM)
     simulation.context.setPositions(start())
     simulation.context.setVelocitiesToTemperature(300, 2)
     return simulation

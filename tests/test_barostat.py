@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import pytest
 from openmm import unit
-from particles import COLD, SEED, Cycling, lsd
+from particles import COLD, ROUNDING, SEED, Cycling, lsd
 
 from openmm_lsd.barostat import BarostatMoves
 
@@ -123,7 +123,7 @@ def build_fluid(simulate):
 PATTERN = [3, 1, 1, 7, 20, 1, 30, 17]
 
 
-def assert_same(ours, plain, tolerance=1e-8):
+def assert_same(ours, plain, tolerance=1e-8 * ROUNDING):
     for row, (expected, got) in enumerate(zip(plain, ours, strict=True)):
         for what, a, b, scale in zip(("x", "v", "box"), expected, got, (1, 1e3, 1), strict=True):
             difference = np.abs(a - b).max()

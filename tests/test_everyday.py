@@ -10,6 +10,7 @@ from openmm import app, unit
 from openmm.app.metadynamics import BiasVariable, Metadynamics
 from particles import (
     COLD,
+    PLATFORM,
     POSITIONS,
     VELOCITIES,
     always,
@@ -59,7 +60,7 @@ def test_metadynamics(simulate, state_of, monkeypatch):
         assert energy._value > 3.0
     for ours, expected in zip(states[3:], states[:3], strict=True):
         assert_close(ours, expected)
-    assert len(prepared) == 1
+    assert len(prepared) == (PLATFORM.getName() != "OpenCL")
 
 
 def test_simulated_tempering(build, state_of):

@@ -12,8 +12,11 @@ from openmm import app, unit
 from openmm_lsd._native import commit
 from particles import (
     MASSES,
+    ON_DEVICE,
+    PLATFORM,
     POSITIONS,
     REFERENCE,
+    ROUNDING,
     SEED,
     VELOCITIES,
     Bonds,
@@ -62,7 +65,7 @@ def alanine(prmtop, alanine_positions):
         if integrator is None:
             integrator = lsd(draft=prmtop.createSystem())
         system = perturbed_bonds(prmtop.createSystem())
-        simulation = app.Simulation(prmtop.topology, system, integrator, REFERENCE)
+        simulation = app.Simulation(prmtop.topology, system, integrator, PLATFORM)
         simulation.context.setPositions(alanine_positions)
         simulation.context.setVelocitiesToTemperature(300, SEED)
         return simulation
@@ -173,14 +176,14 @@ def test_reporters_do_not_change_the_trajectory(
         fresh.context.setPositions(state.positions)
         energy = fresh.context.getState(energy=True).getPotentialEnergy()
         np.testing.assert_allclose(
-            row[2], energy.value_in_unit(unit.kilojoule_per_mole), rtol=0, atol=1e-9
+            row[2], energy.value_in_unit(unit.kilojoule_per_mole), rtol=0, atol=1e-9 * ROUNDING
         )
         masses = [
             fresh.system.getParticleMass(i).value_in_unit(unit.dalton)
             for i in range(fresh.system.getNumParticles())
         ]
         kinetic = 0.5 * np.sum(np.array(masses)[:, None] * state.velocities**2)
-        np.testing.assert_allclose(row[3], kinetic, rtol=0, atol=1e-9)
+        np.testing.assert_allclose(row[3], kinetic, rtol=0, atol=1e-9 * ROUNDING)
 
 
 def test_queries_do_not_flush_the_window(alanine, alanine_reference, state_of):
@@ -222,6 +225,8 @@ def test_seeds(alanine, prmtop, state_of):
 def test_draft_equal_to_target_without_noise(
     build_cold, prmtop, alanine_positions, state_of, frequency, massless
 ):
+    if ON_DEVICE and massless and frequency:
+        pytest.skip("a device gives particles without mass the velocity of the others' centre")
     states = []
     for plain in (False, True):
         systems = [prmtop.createSystem(removeCMMotion=False) for _ in range(2)]
@@ -272,7 +277,9 @@ def test_draft_equal_to_target_is_the_plain_scheme(simulate, state_of, scheme, f
         positions, velocities = plain.step(positions, velocities, forces(site) / masses, kick)
     simulation.step(40)
     np.testing.assert_allclose(state_of(simulation).positions, positions, rtol=0, atol=1e-11)
-    np.testing.assert_allclose(state_of(simulation).velocities, velocities, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        state_of(simulation).velocities, velocities, rtol=0, atol=1e-9 * ROUNDING
+    )
 
 
 @pytest.mark.parametrize("frequency", [1, 3])

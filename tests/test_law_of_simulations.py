@@ -16,7 +16,7 @@ import pytest
 from law import TEMPERATURE, worst, z_scores
 from openmm import app, unit
 from openmm_lsd._native import ContextAccess
-from particles import REFERENCE
+from particles import PLATFORM
 from test_law import SOFT, STEP_SIZE, STEPS, TARGET
 
 from openmm_lsd import LSDIntegrator
@@ -102,7 +102,7 @@ class Runs:
         if case == "NPT after NVT":
             barostat = copy.deepcopy(system.getForce(2))
             system.removeForce(2)
-        self.context = openmm.Context(system, integrator, REFERENCE)
+        self.context = openmm.Context(system, integrator, PLATFORM)
         self.integrator = integrator
         if case == "NPT after NVT":
             self.context.setPositions(np.full((2, 3), ORIGIN))
@@ -237,7 +237,7 @@ def score_of_replicas(kind):
     residue = topology.addResidue("X", topology.addChain())
     for _ in range(2):
         topology.addAtom("C", app.element.carbon, residue)
-    simulation = app.Simulation(topology, target_system("alone"), lsd("alone"), REFERENCE)
+    simulation = app.Simulation(topology, target_system("alone"), lsd("alone"), PLATFORM)
     simulation.context.setPositions(np.full((2, 3), ORIGIN))
     sampler = kind([{"temperature": TEMPERATURE * unit.kelvin}] * REPLICAS, simulation, 1)
     states = sampler.paths(RUNS, seed=23)

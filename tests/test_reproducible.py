@@ -46,7 +46,9 @@ def run(water, platform, window=8):
     )
     simulation = app.Simulation(topology, target, integrator, openmm.Platform.getPlatform(platform))
     simulation.context.setPositions(positions)
-    simulation.context.setVelocitiesToTemperature(300, 1)
+    # Not setVelocitiesToTemperature, which takes half a step with the forces of the Context.
+    velocities = np.random.default_rng(1).normal(0, 0.5, (topology.getNumAtoms(), 3))
+    simulation.context.setVelocities(velocities)
     simulation.step(40)
     state = simulation.context.getState(positions=True)
     return state.getPositions(asNumpy=True)._value, integrator

@@ -13,7 +13,7 @@ import openmm
 import pytest
 import restarting
 from openmm import app, unit
-from particles import REFERENCE
+from particles import PLATFORM, needs_bits
 from restarting import COUNT, DRAFTS, barostat, build, digest
 
 import openmm_lsd.restart
@@ -49,6 +49,7 @@ def lines(path):
     return path.read_text().splitlines() if path.exists() else []
 
 
+@needs_bits
 @pytest.mark.parametrize(("kind", "kills"), [("auto", 8), ("learning", 4), ("force field", 4)])
 def test_killed_again_and_again(tmp_path, kind, kills):
     """Every state that any of the processes has shown is that of a run that was never killed."""
@@ -277,7 +278,7 @@ def test_run_for_clock_time(tmp_path):
 def plain_simulation():
     integrator = openmm.LangevinMiddleIntegrator(300, 2, 0.001)
     target = restarting.molecules(3e5, 2.0, openmm.CMMotionRemover(4))
-    simulation = app.Simulation(restarting.topology(), target, integrator, REFERENCE)
+    simulation = app.Simulation(restarting.topology(), target, integrator, PLATFORM)
     simulation.context.setPositions(restarting.start())
     return simulation
 
@@ -344,7 +345,7 @@ def test_xml_of_system_and_state(tmp_path):
     ]
     system, state = (openmm.XmlSerializer.deserialize(texts[i]) for i in (0, 2))
     integrator = LSDIntegrator.fromXml(texts[1], "auto", topology=restarting.topology())
-    other = app.Simulation(restarting.topology(), system, integrator, REFERENCE)
+    other = app.Simulation(restarting.topology(), system, integrator, PLATFORM)
     other.context.setState(state)
     assert digest(other.context) == digest(simulation.context)
     fresh = build("auto")
@@ -406,7 +407,7 @@ def test_of_another_system(saved):
     system = restarting.molecules(3e5, 2.0)
     system.addParticle(1.0)
     system.getForce(2).addParticle([])
-    context = openmm.Context(system, LSDIntegrator(300, 2, 0.001, system), REFERENCE)
+    context = openmm.Context(system, LSDIntegrator(300, 2, 0.001, system), PLATFORM)
     context.setPositions(np.random.default_rng(1).uniform(0, 2, (COUNT + 1, 3)))
     before = digest(context)
     with pytest.raises(RestartError, match=rf"number of particles {COUNT}, and .* has {COUNT + 1}"):
@@ -459,7 +460,7 @@ def test_compound_integrator():
     compound = openmm.CompoundIntegrator()
     compound.addIntegrator(LSDIntegrator(300, 1, 0.001, "auto"))
     with pytest.raises(openmm.OpenMMException, match="cannot be part of a CompoundIntegrator"):
-        openmm.Context(restarting.molecules(3e5, 2.0), compound, REFERENCE)
+        openmm.Context(restarting.molecules(3e5, 2.0), compound, PLATFORM)
 
 
 # The record

@@ -13,8 +13,10 @@ from openmm import app
 from particles import (
     BOX,
     COLD,
+    ON_DEVICE,
+    PLATFORM,
     POSITIONS,
-    REFERENCE,
+    ROUNDING,
     VELOCITIES,
     draft_system,
     external_force,
@@ -39,7 +41,7 @@ def cold(window=8, **keywords):
 
 
 def context_of(system, integrator):
-    context = openmm.Context(system, integrator, REFERENCE)
+    context = openmm.Context(system, integrator, PLATFORM)
     context.setPositions(POSITIONS)
     context.setVelocities(VELOCITIES)
     return context
@@ -102,7 +104,7 @@ def test_one_system_with_two_contexts(window):
         return np.array(result)
 
     expected = run(plain_integrator)
-    np.testing.assert_allclose(run(lambda: cold(window)), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(run(lambda: cold(window)), expected, rtol=0, atol=1e-9 * ROUNDING)
     assert np.abs(expected[-3] - expected[-2]).max() > 1e-6  # the windows matter
 
 
@@ -204,7 +206,9 @@ def test_edits_act_as_in_plain_dynamics(name, when):
     expected = edited(plain_integrator(), EDITS[name], when)
     unchanged = edited(plain_integrator(), lambda context, system: None, when)
     assert (np.abs(expected - unchanged).max() > 1e-5) == (name in ACTS)
-    np.testing.assert_allclose(edited(cold(), EDITS[name], when), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        edited(cold(), EDITS[name], when), expected, rtol=0, atol=1e-9 * ROUNDING
+    )
 
 
 def test_edits_that_leak_are_seen(monkeypatch):
@@ -257,7 +261,7 @@ def gas(*forces):
 
 def volumes(integrator, how):
     system = gas(*([barostat(0)] if how == "its frequency changes" else []))
-    context = openmm.Context(system, integrator, REFERENCE)
+    context = openmm.Context(system, integrator, PLATFORM)
     grid = np.stack(np.meshgrid(*[np.arange(3)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     context.setPositions((grid + 0.4) * 2 / 3)
     context.setVelocitiesToTemperature(300, 1)
@@ -309,6 +313,10 @@ def test_masses_after_reinitialisation(first):
         context.getIntegrator().step(first)
         for each in (system, draft):
             each.setParticleMass(2, 40.0)
+        if ON_DEVICE and not isinstance(context.getIntegrator(), openmm.LangevinMiddleIntegrator):
+            with pytest.raises(openmm.OpenMMException, match="its particles have other masses"):
+                context.reinitialize(preserveState=True)
+            pytest.skip("OpenMM brings back the old masses there")
         context.reinitialize(preserveState=True)
         result = []
         for steps in (1, 1, 6, 12):
@@ -317,7 +325,9 @@ def test_masses_after_reinitialisation(first):
         return np.array(result)
 
     expected = run(lambda draft: plain_integrator())
-    np.testing.assert_allclose(run(lambda draft: cold(draft=draft)), expected, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(
+        run(lambda draft: cold(draft=draft)), expected, rtol=0, atol=1e-9 * ROUNDING
+    )
 
 
 def test_periodicity_after_reinitialisation():
@@ -335,7 +345,7 @@ def test_periodicity_after_reinitialisation():
         context.getIntegrator().step(20)
         return positions_of(context)
 
-    np.testing.assert_allclose(run(cold), run(plain_integrator), rtol=0, atol=1e-9)
+    np.testing.assert_allclose(run(cold), run(plain_integrator), rtol=0, atol=1e-9 * ROUNDING)
 
 
 # The System of the Context
@@ -358,7 +368,7 @@ def test_the_system_may_be_forgotten():
     residue = topology.addResidue("X", topology.addChain())
     for _ in range(4):
         topology.addAtom("C", app.element.carbon, residue)
-    simulation = app.Simulation(topology, target(), cold(), REFERENCE)
+    simulation = app.Simulation(topology, target(), cold(), PLATFORM)
     gc.collect()
     simulation.context.setPositions(POSITIONS)
     simulation.step(5)

@@ -13,7 +13,7 @@ import numpy as np
 import openmm
 import pytest
 from openmm import app, unit
-from particles import REFERENCE, external_force, lsd, system_of
+from particles import PLATFORM, external_force, lsd, needs_fork, system_of
 from restarting import build, digest
 
 from openmm_lsd import BatchedTarget
@@ -26,7 +26,7 @@ KT = MOLAR_GAS_CONSTANT * 300.0
 def free_context(integrator=None, **keywords):
     """Eight particles that feel nothing, so that every drafted step is accepted."""
     integrator = integrator or lsd(draft=system_of(masses=MASSES), **keywords)
-    context = openmm.Context(system_of(masses=MASSES), integrator, REFERENCE)
+    context = openmm.Context(system_of(masses=MASSES), integrator, PLATFORM)
     context.setPositions(np.zeros((8, 3)))
     context.setVelocities(np.zeros((8, 3)))
     return context
@@ -107,7 +107,7 @@ def test_a_state_holds_nothing_of_the_integrator():
     context = free_context()
     context.getIntegrator().step(20)
     plain = openmm.Context(
-        system_of(masses=MASSES), openmm.LangevinMiddleIntegrator(300, 1, 0.001), REFERENCE
+        system_of(masses=MASSES), openmm.LangevinMiddleIntegrator(300, 1, 0.001), PLATFORM
     )
     plain.setState(state_of(context))
     xml = openmm.XmlSerializer.serialize(state_of(context))
@@ -137,6 +137,7 @@ def forked_noise(context):
     return noise
 
 
+@needs_fork
 @pytest.mark.parametrize("window", [8, "auto"])
 @pytest.mark.parametrize("steps", [0, 5])
 def test_processes_do_not_share_noise(window, steps):
@@ -149,6 +150,7 @@ def test_processes_do_not_share_noise(window, steps):
     assert repeated(np.concatenate(noise)) == 0
 
 
+@needs_fork
 def test_a_seed_is_the_same_in_a_fork():
     """As with OpenMM's integrators: who gives a seed asks for the same numbers."""
     context = free_context(randomNumberSeed=5)
@@ -202,7 +204,7 @@ def test_a_state_is_a_place_to_start_from(tmp_path, kind, writer):
 
 def test_states_of_plain_integrators():
     context, plain = (
-        openmm.Context(system_of(masses=MASSES), integrator, REFERENCE)
+        openmm.Context(system_of(masses=MASSES), integrator, PLATFORM)
         for integrator in (
             lsd(draft=system_of(masses=MASSES)),
             openmm.LangevinMiddleIntegrator(300, 1, 0.001),
@@ -237,7 +239,7 @@ def test_moving_a_state_evaluates_nothing():
     system = system_of(external_force("200*(x^2+y^2+z^2)", 8), masses=MASSES)
     draft = system_of(external_force("180*(x^2+y^2+z^2)", 8), masses=MASSES)
     integrator = lsd(draft=draft, target=target, windowLength=4)
-    context = openmm.Context(system, integrator, REFERENCE)
+    context = openmm.Context(system, integrator, PLATFORM)
     states = []
     for _ in range(3):
         context.setPositions(np.random.default_rng(1).normal(0, 0.05, (8, 3)))
@@ -263,7 +265,7 @@ def test_a_parameter_is_checked_once_for_every_value():
         force.addGlobalParameter("lambda", 1.0)
         draft = system_of(external_force("180*(x^2+y^2+z^2)", 8), masses=MASSES)
         integrator = lsd(draft=draft, target=evaluate(target), windowLength=4)
-        context = openmm.Context(system_of(force, masses=MASSES), integrator, REFERENCE)
+        context = openmm.Context(system_of(force, masses=MASSES), integrator, PLATFORM)
         context.setPositions(np.random.default_rng(1).normal(0, 0.05, (8, 3)))
         extra = []
         for value in (1.0, 1.5, 1.0, 1.5, 1.0, 1.5):

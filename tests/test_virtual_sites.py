@@ -10,7 +10,16 @@ import openmm
 import pytest
 import torch
 from openmm import Vec3, app, unit
-from particles import COLD, REFERENCE, assert_close, external_force, lsd, system_of, torch_force
+from particles import (
+    COLD,
+    PLATFORM,
+    REFERENCE,
+    assert_close,
+    external_force,
+    lsd,
+    system_of,
+    torch_force,
+)
 
 from openmm_lsd.contexts import without_forces
 from openmm_lsd.targets import ContextTarget, SystemTarget
@@ -136,7 +145,7 @@ def test_sites_are_copied_without_forces():
         assert bare.getNumForces() == 0 and bare.getNumParticles() == 6
         places = []
         for each in (system, bare):
-            context = openmm.Context(each, openmm.VerletIntegrator(0.001), REFERENCE)
+            context = openmm.Context(each, openmm.VerletIntegrator(0.001), PLATFORM)
             context.setPositions(PLACES)
             context.computeVirtualSites()
             places.append(context.getState(positions=True).getPositions(asNumpy=True)._value)
@@ -191,7 +200,7 @@ def test_water_with_four_sites(tip4p, state_of, kind):
                 windowLength=6,
             )
         )
-        simulation = app.Simulation(topology, copy.deepcopy(system), integrator, REFERENCE)
+        simulation = app.Simulation(topology, copy.deepcopy(system), integrator, PLATFORM)
         simulation.context.setPositions(positions)
         simulation.step(12)
         states.append(state_of(simulation))

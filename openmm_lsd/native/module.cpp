@@ -120,7 +120,7 @@ bool hasPeriodicCutoff(const OpenMM::System& system) {
 }
 
 // On a device forces are sums of integers: one that is NaN, or too large, arrives as the last of them.
-constexpr double lastOfFixedPoint = 2147483000.0;
+constexpr double lastOfFixedPoint = 2147483000.0; // kJ/mol/nm
 
 void markFailures(double* forces, size_t count) {
     for (size_t i = 0; i < count; i++)
@@ -455,6 +455,7 @@ public:
     std::map<std::string, double> getParameters() const { return context().getParameters(); }
     void setParameter(const std::string& name, double value) { context().setParameter(name, value); }
 
+    bool isOnItsDevice() const { return onDevice; }
     std::string getPlatform() const { return context().getPlatform().getName(); }
     std::map<std::string, std::string> getProperties() const {
         std::map<std::string, std::string> properties;
@@ -878,6 +879,7 @@ NB_MODULE(_native, m) {
     });
     registerSpeculativeIntegrator();
     m.attr("speculative_integrator") = Maker::name;
+    m.attr("largest_device_force") = lastOfFixedPoint;
     m.attr("existing_system") = ExistingSystem::name;
     m.def(
         "connect",
@@ -928,6 +930,8 @@ NB_MODULE(_native, m) {
         .def("get_parameters", &ContextAccess::getParameters)
         .def("set_parameter", &ContextAccess::setParameter, nb::arg("name"), nb::arg("value"))
         .def("get_platform", &ContextAccess::getPlatform)
+        .def_prop_ro("on_device", &ContextAccess::isOnItsDevice,
+                     "Whether the platform is another than Reference and CPU.")
         .def("get_properties", &ContextAccess::getProperties)
         .def("with_virtual_sites", &ContextAccess::withVirtualSites, nb::arg("positions"),
              "Positions (B, N, 3) with the virtual sites where their parents put them; the Context "

@@ -182,6 +182,15 @@ class ContextTarget(BatchedTarget):
         self._chosen[sharing] = Layout(*decisions[key])
         self._pools = {layout: self._pool(layout) for layout in self._chosen.values()}
 
+    def forget_history(self) -> None:
+        """Evaluate from now on in Contexts that have not computed anything.
+
+        Neighbour lists, and with them the last bits of forces, depend on what came before.
+        """
+        self._pools = {
+            layout: pool for layout, pool in self._pools.items() if layout.platform == "Reference"
+        }
+
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
         return self.evaluate_at(positions, box)

@@ -128,6 +128,11 @@ class SystemTarget(BatchedTarget):
         ]
         self.parts = [*self._own_parts, *self.in_contexts]
 
+    def forget_history(self) -> None:
+        """See ContextTarget."""
+        for target in self.in_contexts:
+            target.forget_history()
+
     def _parts_of(self, forces: Sequence[openmm.Force]) -> list[openmm.System]:
         return [
             _system_with(self._system, [forces[index] for index in indices])
