@@ -33,6 +33,10 @@ ROUNDING = {"double": 3e3, "mixed": 1e5, "single": 1e6}[PRECISION] if ON_DEVICE 
 
 not_on_devices = functools.partial(pytest.mark.skipif, ON_DEVICE)
 needs_bits = not_on_devices(reason="a device's forces with a cutoff depend on its history")
+needs_frequency = not_on_devices(
+    reason="a device removes the motion of the centre at every step, whatever the frequency"
+)
+needs_masses = not_on_devices(reason="a device's checkpoints bring back the old masses")
 needs_fork = not_on_devices(reason="a device cannot be used in a forked process")
 
 

@@ -22,6 +22,8 @@ from particles import (
     external_force,
     harmonic_bonds,
     lsd,
+    needs_frequency,
+    needs_masses,
     needs_minimizer,
     restraint,
     restraint_forces,
@@ -96,7 +98,11 @@ NOISY_EDITS = {
 
 
 def edits(*names):
-    marked = {"minimizeEnergy": needs_minimizer}
+    marked = {
+        "minimizeEnergy": needs_minimizer,
+        "reinitialize, CMMotionRemover": needs_frequency,
+        "step count": needs_frequency,
+    }
     return pytest.mark.parametrize(
         "name", [pytest.param(name, marks=marked.get(name, ())) for name in names]
     )
@@ -185,6 +191,7 @@ def test_first_force_added_to_an_empty_system(simulate, state_of):
     assert state_of(simulation).equals(state_of(fresh))
 
 
+@needs_masses
 def test_masses_changed_in_both_systems(build_cold, state_of):
     states = []
     for plain in (False, True):

@@ -51,7 +51,7 @@ ARGUMENTS = settings(COMMON, max_examples=10_000 if LONG else 600)
 RUNS = settings(COMMON, max_examples=1500 if LONG else 80)
 EDITS = settings(COMMON, max_examples=2000 if LONG else 60, stateful_step_count=40)
 
-COLD = 1e-12  # K: the noise moves an atom by less than 1e-10 nm in a call of step()
+COLD = 1e-14  # K: the noise moves an atom by less than 1e-10 nm in a call of step()
 MASSES = np.array(THREE_MASSES)[:, None]
 CM_REMOVAL = 2
 KELVIN, PER_PS, PS = unit.kelvin, unit.picosecond**-1, unit.picosecond
@@ -539,11 +539,11 @@ class Editing(RuleBasedStateMachine):
         self.simulation.step(n)
         self.integrator.step(n)
 
-    @rule(n=st.sampled_from([2.5, "3", None, np.float64(2), [1], 1j, 3 * PS, np.ones(2)]))
+    @rule(n=st.sampled_from([2.5, "3", None, np.float64(2.2), [1], 1j, 3 * PS, np.ones(2)]))
     def step_by_nonsense(self, n):
-        self.refused(lambda: self.integrator.step(n), "integer")
+        self.refused(lambda: self.integrator.step(n), "whole number")
 
-    @rule(n=st.sampled_from([np.int64(3), np.uint8(2), True, np.array(2)]))
+    @rule(n=st.sampled_from([np.int64(3), np.uint8(2), True, np.array(2), 3.0, np.float64(2)]))
     def step_by_numpy(self, n):
         error = self.steps(1)
         assert error is None
@@ -793,7 +793,7 @@ class Editing(RuleBasedStateMachine):
     @precondition(lambda self: self.saved)
     def load(self, data):
         kind, content, shown, seed = data.draw(st.sampled_from(self.saved))
-        if seed != self.given_seed:
+        if seed != self.given_seed and kind == "Checkpoint":
             self.refused(lambda: self._load(kind, content), "randomNumberSeed", kinds=RestartError)
             return
         self._load(kind, content)

@@ -24,6 +24,7 @@ from particles import (
     draft_system,
     harmonic_bonds,
     lsd,
+    needs_frequency,
     system_of,
     torch_force,
 )
@@ -255,7 +256,7 @@ def test_draft_equal_to_target_without_noise(
 
 
 @pytest.mark.parametrize("scheme", [Middle, ABOBA])
-@pytest.mark.parametrize("frequency", [0, 3])
+@pytest.mark.parametrize("frequency", [0, pytest.param(3, marks=needs_frequency)])
 def test_draft_equal_to_target_is_the_plain_scheme(simulate, state_of, scheme, frequency):
     """The plain scheme, driven by the same noise."""
     target = draft_system()
