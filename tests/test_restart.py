@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -257,6 +258,50 @@ def test_temperature_is_that_of_the_script(tmp_path):
         assert other.integrator.getTemperature()._value == 400
         assert other.integrator.getFriction()._value == 5
         other.step(20)
+
+
+def test_checkpoint_in_the_middle_of_a_step():
+    """As a signal handler would ask for it: refused, and the run is not disturbed."""
+    undisturbed = build("force field", barostat())
+    undisturbed.step(60)
+    simulation = build("force field", barostat())  # afterwards: OpenMM has one generator
+    refusals = []
+
+    def handle(_):
+        with pytest.raises(openmm.OpenMMException, match="while step\\(\\) runs"):
+            simulation.context.createCheckpoint()
+        refusals.append(1)
+
+    simulation.integrator.watchers.append(handle)
+    simulation.step(60)
+    assert len(refusals) > 3
+    assert digest(simulation.context) == digest(undisturbed.context)
+    simulation.context.createCheckpoint()
+
+
+def test_draft_that_cannot_be_pickled(tmp_path):
+    """Its Force is a Python function that holds a lock."""
+    lock = threading.Lock()
+
+    def pull(state):
+        with lock:
+            positions = state.getPositions(asNumpy=True)._value
+        return float((positions**2).sum()), -2.0 * positions
+
+    draft = restarting.molecules(2.3e5, 0.0, openmm.PythonForce(pull))
+    file = str(tmp_path / "saved")
+    for platform in ("Reference", None):
+        simulation, other = (
+            build("force field", draft=draft, draftPlatform=platform) for _ in range(2)
+        )
+        simulation.step(37)
+        simulation.saveCheckpoint(file)
+        other.loadCheckpoint(file)
+        for each in (simulation, other):
+            each.step(20)
+        if platform == "Reference":
+            assert digest(other.context) == digest(simulation.context)
+        assert other.currentStep == 57
 
 
 def test_run_for_clock_time(tmp_path):
