@@ -37,6 +37,9 @@ needs_frequency = not_on_devices(
     reason="a device removes the motion of the centre at every step, whatever the frequency"
 )
 needs_masses = not_on_devices(reason="a device's checkpoints bring back the old masses")
+needs_double = pytest.mark.skipif(
+    ON_DEVICE and PRECISION != "double", reason="positions are rounded to single precision"
+)
 needs_fork = not_on_devices(reason="a device cannot be used in a forked process")
 
 

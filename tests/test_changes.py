@@ -22,6 +22,7 @@ from particles import (
     external_force,
     harmonic_bonds,
     lsd,
+    needs_double,
     needs_frequency,
     needs_masses,
     needs_minimizer,
@@ -309,6 +310,7 @@ def test_xml_round_trip_is_plain_middle(simulate, state_of, frequency):
     assert_close(states[1], states[3])
 
 
+@needs_double
 def test_xml_round_trip_is_plain_aboba(simulate, state_of):
     system = system_of(torch_force(Bonds), restraint())
     integrator = plain_copy(lsd(COLD, 5.0, scheme="aboba"))
@@ -327,6 +329,7 @@ def test_xml_round_trip_is_plain_aboba(simulate, state_of):
     np.testing.assert_allclose(state_of(simulation).velocities, velocities, rtol=0, atol=1e-6)
 
 
+@needs_double
 @pytest.mark.parametrize("scheme", [Middle, ABOBA])
 def test_xml_round_trip_keeps_the_bath(simulate, state_of, scheme):
     """Moments of 3000 free coordinates after one step; z = 5, a bug of 13 % shows."""

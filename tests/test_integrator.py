@@ -24,6 +24,7 @@ from particles import (
     draft_system,
     harmonic_bonds,
     lsd,
+    needs_double,
     needs_frequency,
     system_of,
     torch_force,
@@ -94,6 +95,7 @@ def test_time_and_step_count_as_in_a_plain_run(alanine, state_of):
     assert state_of(speculative)[2:] == state_of(plain)[2:]
 
 
+@needs_double
 @pytest.mark.parametrize("scheme", [Middle, ABOBA])
 def test_context_shows_the_committed_state(simulate, state_of, scheme):
     """The Context shows what the sampler alone, given the same forces, commits."""
@@ -221,7 +223,9 @@ def test_seeds(alanine, prmtop, state_of):
 # Draft equal to target, CMMotionRemover, massless particles
 
 
-@pytest.mark.parametrize("massless", [(), (2, 9)], ids=["", "massless"])
+@pytest.mark.parametrize(
+    "massless", [(), pytest.param((2, 9), marks=needs_double)], ids=["", "massless"]
+)
 @pytest.mark.parametrize("frequency", [None, 1, 3])
 def test_draft_equal_to_target_without_noise(
     build_cold, prmtop, alanine_positions, state_of, frequency, massless
@@ -255,6 +259,7 @@ def test_draft_equal_to_target_without_noise(
         assert_close(speculative, plain)
 
 
+@needs_double
 @pytest.mark.parametrize("scheme", [Middle, ABOBA])
 @pytest.mark.parametrize("frequency", [0, pytest.param(3, marks=needs_frequency)])
 def test_draft_equal_to_target_is_the_plain_scheme(simulate, state_of, scheme, frequency):
@@ -283,6 +288,7 @@ def test_draft_equal_to_target_is_the_plain_scheme(simulate, state_of, scheme, f
     )
 
 
+@needs_double
 @pytest.mark.parametrize("frequency", [1, 3])
 def test_massless_particles_and_cm_removal_with_noise(simulate, state_of, frequency):
     """Massless particles stay and keep their velocities; the others lose their momentum."""
