@@ -50,6 +50,12 @@ class BarostatMoves:
             self._access.count_steps(step - self.begun)
         self.begun = step
 
+    def hand_over(self, step: int) -> None:
+        """The Context begins this step and those after it by itself, as in plain dynamics."""
+        if step != self.begun:  # a move that was made beforehand is not counted again
+            self._access.count_steps(step - self.begun)
+        self.begun = step
+
     def apply(self, state: State) -> tuple[Array, Array]:
         """See Intervention; if the move fails the Context has its box back."""
         access, box = self._access, self._access.get_box()

@@ -29,6 +29,7 @@ from .clock import Clock, Times
 from .contexts import signed
 from .cores import allowed_cores
 from .draft import DraftChoice
+from .interrupts import counted_interrupts
 from .periodicity import is_periodic
 from .restart import Record, digest_of
 from .rollout import reciprocal
@@ -123,6 +124,8 @@ class Binding:
         self._clock = Clock()
         self._time = self._step_size = 0.0  # the time is that of noise_step
         self._moves = BarostatMoves(access, self._show, self._take_box)
+        self._interrupts: list[int] = []  # while steps are done
+        self._next_move: int | None = None  # after the last call of step
         self._begun = 0  # steps beyond the committed ones that the barostats have begun: 0 or 1
         self._record: Record | None = None  # to go on from
         self._fresh_seed, self._process = secrets.randbits(63), os.getpid()
@@ -156,6 +159,10 @@ class Binding:
         If the target fails the Context shows the last committed state, and so it does when the
         run is interrupted. ``plain``, if given, lets the Context do plain steps by itself.
         """
+        with counted_interrupts() as self._interrupts:
+            self._step(steps, settings, plain)
+
+    def _step(self, steps: int, settings: Settings, plain: Callable[[int], None] | None) -> None:
         sampler, target = self._prepared(settings), self._target
         assert target is not None
         begin, counted = perf_counter(), self._statistics.seconds
@@ -169,7 +176,7 @@ class Binding:
             if state.positions is not self._in_context:
                 self._show(state)
             self._in_context = None
-            self._moves.tell(state.step)
+            self._moves.hand_over(state.step)
             before, box = self._access.get_time()[1], self._access.get_box()
             try:
                 assert by_itself is not None
@@ -180,6 +187,7 @@ class Binding:
                 count = self._access.get_time()[1]
                 n = count - before
                 self._moves.begun += n + 1
+                self._raise_interrupt(error)
                 if n == 0:
                     raise TargetError(
                         f"the target failed at the state before step {count}: {error}", count
@@ -187,6 +195,8 @@ class Binding:
             if not np.array_equal(self._access.get_box(), box):
                 self._take_box()
             positions, velocities, *_ = self._access.get_state()
+            if self._has_immobile:
+                velocities = np.where(self._immobile, 0.0, velocities)
             if self._access.on_device and self._has_overflowed(velocities):
                 velocities = np.full_like(velocities, np.nan)
             self._in_context = positions
@@ -207,6 +217,7 @@ class Binding:
             self._step_count += state.step - self.noise_step
             self.noise_step = state.step
             self._time = self._access.get_time()[0]
+            self._next_move = moves.next_step
             self._access.acknowledge()
             counted = self._statistics.seconds - counted
             self._statistics.overhead_seconds += perf_counter() - begin - counted
@@ -255,7 +266,16 @@ class Binding:
                 except Exception as error:  # whatever a target may raise
                     logger.info("the target cannot be prepared for %d states (%s)", window, error)
         assert self._target is not None
-        return self._target.evaluate_at(sites, self._box_of_target, times)[1]
+        try:
+            return self._target.evaluate_at(sites, self._box_of_target, times)[1]
+        except Exception as error:
+            self._raise_interrupt(error)
+            raise
+
+    def _raise_interrupt(self, error: Exception) -> None:
+        """Raise KeyboardInterrupt if that is what OpenMM made this exception of."""
+        if self._interrupts:
+            raise KeyboardInterrupt from error
 
     def discrepancies(self, positions: Array) -> Array:
         """Target force minus draft force at positions (B, N, 3), after the first step."""
@@ -268,6 +288,9 @@ class Binding:
         record, previous = self._record, self._settings
         is_touched = self._access.touched or self._system.version != self._version
         has_changed = is_touched and self._follow_changes()
+        self._moves.begun = self.noise_step + self._begun
+        # The frequency of a barostat counts at once, as in plain dynamics.
+        has_changed |= self._moves.next_step != self._next_move
         if record is not None:
             self._sampler, self._fresh_seed = None, record["seed"]
         elif os.getpid() != self._process:
@@ -303,7 +326,9 @@ class Binding:
 
         Forces are compared with the Context's when they, or the parameters, are new.
         """
-        self._system.update_unknown()
+        if self._access.updates > self._system.announced:
+            self._system.announced = self._access.updates
+            self._system.update_all()
         if self._system.version != self._version:
             self._version = self._system.version
             if self._own_target is not None:
@@ -506,6 +531,7 @@ class Binding:
         except TargetMismatchError:
             raise
         except Exception as error:
+            self._raise_interrupt(error)
             raise TargetError(
                 f"the target failed at the state before step {step_count}, or close to it: {error}",
                 step_count,

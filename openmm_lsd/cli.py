@@ -9,15 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import signal
 import sys
-import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
+
+from .interrupts import counted_interrupts
 
 SHORTHAND = "systems/NAME of the repository, in place of topology, coordinates, draft and target"
 RUN_FILE = "run.json"
@@ -41,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         level=logging.INFO if args.verbose else logging.WARNING, format="%(name)s: %(message)s"
     )
     warnings.filterwarnings("ignore", category=DeprecationWarning)
-    with _counted_interrupts() as interrupts:
+    with counted_interrupts() as interrupts:
         try:
             return args.command(args, given)
         except KeyboardInterrupt:
@@ -58,26 +57,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     text = " ".join(str(failure).split()) or type(failure).__name__
     print(f"{parser.prog} {args.name}: error: {text}", file=sys.stderr)
     return 2
-
-
-@contextmanager
-def _counted_interrupts() -> Iterator[list[int]]:
-    """While this lasts: the interrupts that there were; each raises KeyboardInterrupt as ever."""
-    interrupts: list[int] = []
-    in_main_thread = threading.current_thread() is threading.main_thread()  # it alone gets signals
-    if not in_main_thread or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield interrupts
-        return
-
-    def interrupt(number: int, frame: Any) -> NoReturn:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupts
-    finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _stopped(program: str) -> int:

@@ -37,7 +37,8 @@ from .snapshot import SystemSnapshot, existing
 from .targets import BatchedTarget, as_target
 from .targets.torchforce import check_torch_forces, load_plugin
 
-NOISE_STEP = "noiseStep"
+# Names of the program's variables, which must not be those of parameters of the Context.
+TEMPERATURE, FRICTION, NOISE_STEP = "lsd_temperature", "lsd_friction", "lsd_noise_step"
 PROPERTY = "openmm_lsd"  # of the XML
 
 logger = logging.getLogger(__name__)
@@ -170,25 +171,27 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     def _add_program(self) -> None:
         program = openmm.CustomIntegrator  # whose methods are refused here
-        for name in ("temperature", "friction", "kT", "a", "b", NOISE_STEP):
+        for name in (TEMPERATURE, FRICTION, "lsd_kT", "lsd_a", "lsd_b", NOISE_STEP):
             program.addGlobalVariable(self, name, 0.0)
         program.addUpdateContextState(self)
-        program.addComputeGlobal(self, "kT", f"{MOLAR_GAS_CONSTANT!r}*temperature")
-        program.addComputeGlobal(self, "a", "exp(-friction*dt)")
-        program.addComputeGlobal(self, "b", "sqrt(1-a*a)")
+        program.addComputeGlobal(self, "lsd_kT", f"{MOLAR_GAS_CONSTANT!r}*{TEMPERATURE}")
+        program.addComputeGlobal(self, "lsd_a", f"exp(-{FRICTION}*dt)")
+        program.addComputeGlobal(self, "lsd_b", "sqrt(1-lsd_a*lsd_a)")
         if self._scheme == "middle":
-            program.addPerDofVariable(self, "x1", 0.0)
+            program.addPerDofVariable(self, "lsd_x", 0.0)
             program.addComputePerDof(self, "v", "v + dt*f/m")
             program.addConstrainVelocities(self)
             program.addComputePerDof(self, "x", "x + 0.5*dt*v")
-            program.addComputePerDof(self, "v", "a*v + b*sqrt(kT/m)*gaussian")
+            program.addComputePerDof(self, "v", "lsd_a*v + lsd_b*sqrt(lsd_kT/m)*gaussian")
             program.addComputePerDof(self, "x", "x + 0.5*dt*v")
-            program.addComputePerDof(self, "x1", "x")
+            program.addComputePerDof(self, "lsd_x", "x")
             program.addConstrainPositions(self)
-            program.addComputePerDof(self, "v", "v + (x-x1)/dt")
+            program.addComputePerDof(self, "v", "v + (x-lsd_x)/dt")
         else:
             program.addComputePerDof(self, "x", "x + 0.5*dt*v")
-            program.addComputePerDof(self, "v", "a*v + 0.5*(1+a)*dt*f/m + b*sqrt(kT/m)*gaussian")
+            program.addComputePerDof(
+                self, "v", "lsd_a*v + 0.5*(1+lsd_a)*dt*f/m + lsd_b*sqrt(lsd_kT/m)*gaussian"
+            )
             program.addComputePerDof(self, "x", "x + 0.5*dt*v")
 
     def step(self, steps: int | float) -> None:
@@ -208,6 +211,11 @@ class LSDIntegrator(openmm.CustomIntegrator):
         steps = _steps(steps)
         if steps <= 0:
             return
+        if self._is_stepping:
+            raise RuntimeError(
+                "step() was called while step() runs (by a signal handler, or by a function that "
+                "it calls); call it when the first has returned"
+            )
         binding = self._bound()
         settings = binding.settings()
         if self._record is not None:
@@ -279,13 +287,15 @@ class LSDIntegrator(openmm.CustomIntegrator):
         if self._snapshot is not None:
             self._snapshot.update(force)
 
-    def note_inner_update(
-        self, force: openmm.Force, inner: openmm.Force, context: openmm.Context
-    ) -> None:
-        """The same of a Force inside a CustomCVForce, in the inner Context of that."""
-        for index, each in enumerate(context.getSystem().getForces()):
-            if self._snapshot is not None and int(each.this) == int(inner.this):
-                self._snapshot.update_inner(force, index, inner)
+    def note_inner_update(self, force: openmm.Force, path: list[int], inner: openmm.Force) -> None:
+        """The same of a Force inside a CustomCVForce, ``path`` as ``SystemSnapshot``."""
+        if self._snapshot is not None:
+            self._snapshot.update_inner(force, path, inner)
+
+    def note_failed_update(self) -> None:
+        """An ``updateParametersInContext`` of this Context has raised an exception."""
+        if self._snapshot is not None:
+            self._snapshot.note_failed_update()
 
     def _bound(self) -> Binding:
         """The binding to the Context that owns this integrator."""
@@ -408,21 +418,21 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     def getTemperature(self) -> unit.Quantity:  # noqa: N802
         """Temperature of the heat bath, kelvin."""
-        return self._value("temperature") * unit.kelvin
+        return self._value(TEMPERATURE) * unit.kelvin
 
     def setTemperature(self, temperature: unit.Quantity | float) -> None:  # noqa: N802
         """Set the temperature of the heat bath (Quantity, or a number in kelvin)."""
         value = _positive(temperature, unit.kelvin, "temperature")
-        self.setGlobalVariableByName("temperature", value)
+        self.setGlobalVariableByName(TEMPERATURE, value)
 
     def getFriction(self) -> unit.Quantity:  # noqa: N802
         """Friction coefficient, 1/ps."""
-        return self._value("friction") / unit.picosecond
+        return self._value(FRICTION) / unit.picosecond
 
     def setFriction(self, coeff: unit.Quantity | float) -> None:  # noqa: N802
         """Set the friction coefficient (Quantity, or a number in 1/ps)."""
         value = _positive(coeff, unit.picosecond**-1, "friction coefficient")
-        self.setGlobalVariableByName("friction", value)
+        self.setGlobalVariableByName(FRICTION, value)
 
     def setStepSize(self, size: unit.Quantity | float) -> None:  # noqa: N802
         """Set the time step (Quantity, or a number in ps)."""
@@ -448,8 +458,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
         """Arguments of the constructor, and what setters set; not the binding to a Context."""
         draft = self._draft
         arguments = {
-            "temperature": self._value("temperature"),
-            "frictionCoeff": self._value("friction"),
+            "temperature": self._value(TEMPERATURE),
+            "frictionCoeff": self._value(FRICTION),
             "stepSize": self.getStepSize().value_in_unit(unit.picosecond),
             "draft": "auto" if draft.system is None else draft.system,
             "windowLength": "auto" if self._window is None else self._window,

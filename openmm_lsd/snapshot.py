@@ -25,7 +25,26 @@ logger = logging.getLogger(__name__)
 
 # Parts of a Force's XML that updateParametersInContext leaves alone, as it does what is set for the
 # Force as a whole (cutoffs, expressions: attributes of the XML's root).
-NOT_UPDATED = ("CollectiveVariables", "Forces", "GlobalParameters")
+NOT_UPDATED = {
+    "CollectiveVariables",
+    "ComputedValues",
+    "EnergyParameterDerivatives",
+    "EnergyTerms",
+    "Exclusions",
+    "ExtrapolationCoefficients",
+    "Forces",
+    "GlobalParameters",
+    "Groups",
+    "InteractionGroups",
+    "MultipoleParticleGridDimension",
+    "PerAcceptorParameters",
+    "PerAngleParameters",
+    "PerBondParameters",
+    "PerDonorParameters",
+    "PerParticleParameters",
+    "PerTorsionParameters",
+    "TypeFilters",
+}
 
 
 class SystemSnapshot(openmm.System):
@@ -44,6 +63,9 @@ class SystemSnapshot(openmm.System):
         _copy_frame(system, self)
         self._frame = _describe_frame(system)
         self.version = 0  # number of updates
+        self.announced = 0  # updates that were told to OpenMM's integrator
+        self._system = system
+        _announce_updates()
         self._held = [_HeldForce(force) for force in system.getForces()]
 
     def getForces(self) -> list[openmm.Force]:  # noqa: N802 (OpenMM's name)
@@ -64,21 +86,30 @@ class SystemSnapshot(openmm.System):
 
     def update(self, force: openmm.Force) -> None:
         """The Context holds the present parameters of one of the System's forces."""
+        self.announced += 1
         for held in self._held:
             if held.address == int(force.this):
                 self.version += held.update(force)
 
-    def update_inner(self, force: openmm.Force, variable: int, inner: openmm.Force) -> None:
-        """The Context holds parameters of a Force inside a CustomCVForce, the ``variable``-th."""
+    def update_inner(self, force: openmm.Force, path: list[int], inner: openmm.Force) -> None:
+        """The Context holds parameters of a Force inside a CustomCVForce.
+
+        ``path``: the index of the variable, of the variable inside that, and so on.
+        """
         for held in self._held:
             if held.address == int(force.this):
-                self.version += held.update_inner(variable, inner)
+                self.version += held.update_inner(path, inner)
 
-    def update_unknown(self) -> None:
-        """Look for updates of forces whose Python class is not known to OpenMM's own layer."""
+    def update_all(self) -> None:
+        """Something was updated, and nobody said what: all that differs is taken over."""
+        present = {int(force.this): force for force in self._system.getForces()}
         for held in self._held:
-            if not held.tells_of_updates:
-                self.version += held.update(held.original)
+            if held.address in present:
+                self.version += held.update(present[held.address])
+
+    def note_failed_update(self) -> None:
+        """An update has failed halfway; what the Context holds now must be checked."""
+        self.version += 1
 
     @property
     def digest(self) -> str:
@@ -92,7 +123,6 @@ class _HeldForce:
     def __init__(self, force: openmm.Force) -> None:
         self.address = int(force.this)
         self.original = force
-        self.tells_of_updates = _announce_updates(type(force))
         self._copy: openmm.Force | None = None
         self._xml = _xml_of(force)
 
@@ -111,19 +141,23 @@ class _HeldForce:
         new = _xml_of(force)
         return new is not None and self._take(_updated(self._xml, new))
 
-    def update_inner(self, variable: int, inner: openmm.Force) -> bool:
+    def update_inner(self, path: list[int], inner: openmm.Force) -> bool:
         """Whether anything is new."""
         if self._xml is None:
             return True
         root, new = ElementTree.fromstring(self._xml), _xml_of(inner)
-        variables = root.find("CollectiveVariables")
-        if new is None or variables is None:
+        place, parent = root, root
+        for variable in path:
+            variables = place.find("CollectiveVariables")
+            if variables is None:
+                return True
+            parent = variables[variable]
+            place = parent[0]
+        if new is None:
             return True
-        old = variables[variable][0]
-        text = _updated(ElementTree.tostring(old, encoding="unicode"), new)
-        renamed = ElementTree.fromstring(text)
-        renamed.tag = old.tag
-        variables[variable][0] = renamed
+        text = _updated(ElementTree.tostring(place, encoding="unicode"), new)
+        parent[0] = ElementTree.fromstring(text)
+        parent[0].tag = place.tag
         return self._take(ElementTree.tostring(root, encoding="unicode"))
 
     def _take(self, xml: str) -> bool:
@@ -174,10 +208,41 @@ def _updated(old: str, new: str) -> str:
     if old == new:
         return old
     root, other = ElementTree.fromstring(old), ElementTree.fromstring(new)
-    parts = {part.tag: part for part in root}
+    parts = {part.tag: part for part in other}
     result = ElementTree.Element(root.tag, root.attrib)
-    result.extend(parts.get(part.tag, part) if part.tag in NOT_UPDATED else part for part in other)
+    for part in root:
+        replacement = parts.get(part.tag, part)
+        result.append(part if part.tag in NOT_UPDATED else _merged(part, replacement))
     return ElementTree.tostring(result, encoding="unicode")
+
+
+def _merged(old: ElementTree.Element, new: ElementTree.Element) -> ElementTree.Element:
+    """Items with new parameters; what an item is about stays as it was.
+
+    Which particles an exception is for, of which type a particle is, to which others it is bound:
+    OpenMM reads these once. An exception that has moved keeps its old parameters.
+    """
+    result = ElementTree.Element(new.tag, new.attrib)
+    for index, item in enumerate(old):
+        if index >= len(new):
+            result.append(item)
+            continue
+        other = new[index]
+        if old.tag == "Exceptions" and _pair(item) != _pair(other):
+            result.append(item)
+            continue
+        merged = ElementTree.SubElement(result, other.tag, other.attrib)
+        if "type" in item.attrib:
+            merged.set("type", item.attrib["type"])
+        kept = {part.tag: part for part in item if "Covalent" in part.tag}
+        merged.extend(kept.get(part.tag, part) for part in other)
+    if old.tag != "Exceptions":
+        result.extend(new[len(old) :])
+    return result
+
+
+def _pair(item: ElementTree.Element) -> tuple[str | None, ...]:
+    return tuple(item.get(name) for name in ("p1", "p2", "particle1", "particle2"))
 
 
 def _uses_periodic_boundaries(force: openmm.Force) -> bool:
@@ -189,41 +254,55 @@ def _uses_periodic_boundaries(force: openmm.Force) -> bool:
 
 # Calls that change a Context
 
+MARK = "_openmm_lsd"  # of functions that stand in front of OpenMM's
 
-def _announce_updates(kind: type) -> bool:
-    """Let ``updateParametersInContext`` of a class tell the integrator; whether the class has it.
+
+def _announce_updates() -> None:
+    """Let ``updateParametersInContext`` of all classes tell the integrator.
 
     OpenMM tells an integrator that some Force was updated, but not which. For the Contexts of other
     integrators nothing changes.
     """
-    known = False
-    for cls in kind.__mro__:
-        for name in vars(cls):
-            if name == "updateParametersInContext":
-                _wrap_once(cls, name, _announced)
-                known = True
-            elif name.startswith("getInnerContext"):
-                _wrap_once(cls, name, _with_outer)
-    return known or (kind.__module__.startswith("openmm.") and kind is not openmm.Force)
+    for cls in vars(openmm).values():
+        if isinstance(cls, type) and issubclass(cls, openmm.Force):
+            for name in vars(cls):
+                if name == "updateParametersInContext":
+                    _wrap_once(cls, name, _announced)
+                elif name.startswith("getInnerContext"):
+                    _wrap_once(cls, name, _with_outer)
 
 
 def _wrap_once(cls: type, name: str, wrap: Callable[[Callable], Callable]) -> None:
     method = vars(cls)[name]
-    if not hasattr(method, "__wrapped__"):
-        setattr(cls, name, functools.wraps(method)(wrap(method)))
+    if not hasattr(method, MARK):
+        wrapped = functools.wraps(method)(wrap(method))
+        setattr(wrapped, MARK, True)
+        setattr(cls, name, wrapped)
 
 
 def _announced(update: Callable) -> Callable:
     def updateParametersInContext(self: openmm.Force, context: Any) -> None:  # noqa: N802
-        update(self, context)
-        outer, force = getattr(context, "_openmm_lsd_outer", (context, None))
+        force, outer = self, context
+        path: list[int] = []
+        while hasattr(outer, "_openmm_lsd_outer"):
+            addresses = [int(each.this) for each in outer.getSystem().getForces()]
+            if int(force.this) not in addresses:
+                break
+            path.insert(0, addresses.index(int(force.this)))
+            outer, force = outer._openmm_lsd_outer
         integrator: Any = getattr(outer, "_integrator", None)
         if not hasattr(integrator, "note_update"):
+            update(self, context)
             return
-        if force is None:
-            integrator.note_update(self)
+        try:
+            update(self, context)
+        except BaseException:
+            integrator.note_failed_update()
+            raise
+        if path:
+            integrator.note_inner_update(force, path, self)
         else:
-            integrator.note_inner_update(force, self, context)
+            integrator.note_update(self)
 
     return updateParametersInContext
 

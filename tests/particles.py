@@ -17,6 +17,7 @@ import torch
 from openmmtorch import TorchForce
 
 from openmm_lsd import LSDIntegrator, batched
+from openmm_lsd.integrator import NOISE_STEP
 
 REFERENCE = openmm.Platform.getPlatform("Reference")
 
@@ -245,8 +246,8 @@ def copy_state(source, goal):
     goal.context.setVelocities(state.getVelocities(asNumpy=True))
     goal.context.setTime(state.getTime())
     goal.context.setStepCount(state.getStepCount())
-    step = source.integrator.getGlobalVariableByName("noiseStep")
-    goal.integrator.setGlobalVariableByName("noiseStep", step)
+    step = source.integrator.getGlobalVariableByName(NOISE_STEP)
+    goal.integrator.setGlobalVariableByName(NOISE_STEP, step)
 
 
 def assert_close(state, expected, tolerance=1e-9):

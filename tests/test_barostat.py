@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import pytest
 from openmm import unit
-from particles import COLD, ROUNDING, SEED, Cycling, lsd
+from particles import COLD, ROUNDING, SEED, Cycling, always, lsd
 
 from openmm_lsd.barostat import BarostatMoves
 
@@ -144,6 +144,33 @@ def test_moves_are_those_of_a_plain_run(build_fluid, name, box):
     else:
         assert len(boxes) > 2 and statistics.shortened_windows > 0
     assert statistics.steps >= sum(PATTERN)
+
+
+@pytest.mark.parametrize("frequency", [4, 5, 7])
+@pytest.mark.parametrize("chunk", [1, 3, 35])
+def test_moves_of_plain_steps(build_fluid, frequency, chunk):
+    """As many as in a plain run, also where the steps come one by one."""
+    simulation = build_fluid(isotropic(frequency), plain=False, windowLength="auto")
+    simulation.step(1)
+    always(simulation.integrator, 1)
+    for done in range(1, 36, chunk):
+        simulation.step(min(chunk, 36 - done))
+    memory = simulation.integrator._binding._access.get_barostat_memory()
+    # The number of steps since the last move, and of moves tried.
+    assert memory[:2].tolist() == [36 % frequency, 36 // frequency]
+
+
+def test_a_frequency_counts_at_once(build_fluid):
+    """Without reinitialisation: OpenMM's barostats look at it in every step."""
+    histories = []
+    for plain in (True, False):
+        simulation = build_fluid(isotropic(5), plain=plain, windowLength=16)
+        rows = history(simulation, [7])
+        for frequency in (50, 3, 0, 2):
+            simulation.system.getForce(2).setFrequency(frequency)
+            rows += history(simulation, [4, 1, 6])
+        histories.append(rows)
+    assert_same(histories[1], histories[0], 1e-6)
 
 
 def test_planted_bug_is_seen(build_fluid, monkeypatch):

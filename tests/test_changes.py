@@ -37,6 +37,7 @@ from particles import (
 from openmm_lsd import LSDIntegrator
 from openmm_lsd.contexts import ForceContext
 from openmm_lsd.draft import Draft
+from openmm_lsd.integrator import NOISE_STEP
 from openmm_lsd.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
 
 # What is changed in between
@@ -255,7 +256,7 @@ def test_return_to_a_checkpoint(build, state_of, tmp_path):
         simulation.loadCheckpoint(file)
         assert state_of(simulation).equals(saved)
         assert simulation.currentStep == 17
-        assert simulation.integrator.getGlobalVariableByName("noiseStep") == 17
+        assert simulation.integrator.getGlobalVariableByName(NOISE_STEP) == 17
         simulation.step(20)
         assert state_of(simulation).equals(expected)
 

@@ -371,7 +371,7 @@ def test_arguments(name, value):
         assert clone._recipe()[0]["scheme"] == integrator._recipe()[0]["scheme"]
     plain = openmm.XmlSerializer.deserialize(openmm.XmlSerializer.serialize(integrator))
     assert plain.getStepSize() == integrator.getStepSize()
-    for variable in ("temperature", "friction"):
+    for variable in ("lsd_temperature", "lsd_friction"):
         values = [each.getGlobalVariableByName(variable) for each in (plain, integrator)]
         assert values[0] == values[1]
     # The setters judge as the constructor does, and leave what was there if they refuse.

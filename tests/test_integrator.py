@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from particles import (
     SEED,
     VELOCITIES,
     Bonds,
+    always,
     assert_close,
     draft_system,
     harmonic_bonds,
@@ -27,6 +29,7 @@ from particles import (
     needs_double,
     needs_frequency,
     system_of,
+    target_system,
     torch_force,
 )
 
@@ -403,3 +406,63 @@ def test_statistics_of_a_perfect_draft(simulate):
     assert (statistics.rounds, statistics.steps) == (4, 40)
     assert (statistics.accepted, statistics.rejected) == (36, 0)
     assert (statistics.steps_per_round, statistics.acceptance_rate) == (10, 1)
+
+
+@pytest.mark.parametrize("windows", [[1], [1, 8], [3, 1, 5]])
+def test_fixed_atoms_stay_whatever_their_velocity(simulate, windows):
+    """Plain steps and windows in turns, as a tuned run does them."""
+    system, draft = system_of(harmonic_bonds(2500.0)), draft_system()
+    for each in (system, draft):
+        each.setParticleMass(1, 0.0)
+    integrator = lsd(draft=draft, windowLength="auto")
+    simulation = simulate(system, integrator, POSITIONS, VELOCITIES)
+    simulation.step(1)
+    tuner = always(integrator, 1)
+    for _ in range(4):
+        for window in windows:
+            tuner.window = window
+            simulation.step(7)
+    state = simulation.context.getState(positions=True, velocities=True)
+    np.testing.assert_array_equal(state.getPositions(asNumpy=True)._value[1], POSITIONS[1])
+    np.testing.assert_array_equal(state.getVelocities(asNumpy=True)._value[1], VELOCITIES[1])
+
+
+def test_a_step_within_a_step(simulate):
+    simulation = simulate(target_system(), lsd(), POSITIONS, VELOCITIES)
+    refusals = []
+
+    def step(_):
+        with pytest.raises(RuntimeError, match=r"step\(\) was called while step\(\) runs"):
+            simulation.integrator.step(1)
+        refusals.append(1)
+
+    simulation.integrator.watchers.append(step)
+    simulation.step(10)
+    assert refusals and simulation.currentStep == 10
+
+
+@pytest.mark.parametrize("window", [8, "auto"])
+def test_interrupt_in_a_users_function(simulate, window):
+    """OpenMM makes an exception without a text of it; it is no fault of the target."""
+    calls = []
+
+    def pull(state):
+        calls.append(1)
+        if len(calls) == 150:
+            signal.raise_signal(signal.SIGINT)
+        positions = state.getPositions(asNumpy=True)._value
+        return 100 * float((positions**2).sum()), -200 * positions
+
+    integrator = lsd(windowLength=window)
+    system = system_of(openmm.PythonForce(pull), harmonic_bonds(2500.0))
+    simulation = simulate(system, integrator, POSITIONS, VELOCITIES)
+    simulation.step(1)
+    if window == "auto":
+        always(integrator, 1)
+    with pytest.raises(KeyboardInterrupt):
+        simulation.step(500)
+    assert len(calls) == 150
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    before = simulation.currentStep
+    simulation.step(5)
+    assert simulation.currentStep == before + 5

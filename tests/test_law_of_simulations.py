@@ -21,6 +21,7 @@ from test_law import SOFT, STEP_SIZE, STEPS, TARGET
 
 from openmm_lsd import LSDIntegrator
 from openmm_lsd.barostat import BarostatMoves
+from openmm_lsd.integrator import NOISE_STEP
 from openmm_lsd.sampler import SpeculativeSampler
 from openmm_lsd.targets.virtualsites import PlacedTarget
 
@@ -228,7 +229,7 @@ class ReplicasWithNoise(Replicas):
     """The fault that was: the random numbers of a visit are those of the visit before."""
 
     def simulateReplica(self, index, steps=None):  # noqa: N802 (OpenMM's name)
-        self.simulation.integrator.setGlobalVariableByName("noiseStep", 0)
+        self.simulation.integrator.setGlobalVariableByName(NOISE_STEP, 0)
         super().simulateReplica(index, steps)
 
 

@@ -19,6 +19,7 @@ from restarting import COUNT, DRAFTS, barostat, build, digest
 
 import openmm_lsd.restart
 from openmm_lsd import LSDIntegrator
+from openmm_lsd.integrator import NOISE_STEP
 from openmm_lsd.molgraph import MolecularGraph
 from openmm_lsd.restart import MARK, RestartError, from_checkpoint, pack, unpack
 
@@ -33,7 +34,7 @@ def everything(simulation):
         digest(context),
         sorted(state.getParameters().items()),
         simulation.currentStep,
-        simulation.integrator.getGlobalVariableByName("noiseStep"),
+        simulation.integrator.getGlobalVariableByName(NOISE_STEP),
         simulation.integrator.getTemperature(),
     )
 

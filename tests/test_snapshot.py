@@ -4,6 +4,8 @@ Without noise LSDIntegrator must give the trajectory of LangevinMiddleIntegrator
 was done.
 """
 
+import copy
+import functools
 import gc
 
 import numpy as np
@@ -223,7 +225,7 @@ def test_edits_that_leak_are_seen(monkeypatch):
 class LiveSystem:
     """Stands where a snapshot should."""
 
-    version = 0
+    version = announced = 0
 
     def __init__(self, system):
         self._system = system
@@ -231,8 +233,133 @@ class LiveSystem:
     def __getattr__(self, name):
         return getattr(self._system, name)
 
-    def update_unknown(self):
+    def update_all(self):
         pass
+
+
+# Updates in hidden places
+
+
+def run_hidden(make, system, update):
+    """Positions after an update between steps, and after one before the first step."""
+    result = []
+    for before in (True, False):
+        context = context_of(copy.deepcopy(system), make())
+        for is_now in (before, not before):
+            if is_now:
+                update(context)
+            context.getIntegrator().step(13)
+        result.append(positions_of(context))
+    return np.array(result)
+
+
+def assert_as_plain(system, update):
+    expected = run_hidden(plain_integrator, system, update)
+    np.testing.assert_allclose(
+        run_hidden(cold, system, update), expected, rtol=0, atol=1e-9 * ROUNDING
+    )
+    assert np.abs(expected - run_hidden(plain_integrator, system, lambda _: None)).max() > 1e-5
+
+
+def in_cv(force):
+    result = openmm.CustomCVForce("1.5*inner")
+    result.addCollectiveVariable("inner", force)
+    return result
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_updates_of_forces_deep_inside(depth):
+    """Of a class that is nowhere else in the System."""
+    inner = openmm.CustomBondForce("k*(r-0.15)^2")
+    inner.addPerBondParameter("k")
+    inner.addBond(0, 3, [500.0])
+    for _ in range(depth):
+        inner = in_cv(inner)
+
+    def update(context):
+        force, place = context.getSystem().getForce(1), context
+        for _ in range(depth):
+            place = force.getInnerContext(place)
+            force = place.getSystem().getForce(0)
+        force.setBondParameters(0, 0, 3, [4000.0])
+        force.updateParametersInContext(place)
+
+    assert_as_plain(system_of(harmonic_bonds(2500.0), inner), update)
+
+
+@pytest.mark.parametrize("how", ["looked up early", "decorated"])
+def test_updates_by_other_names(monkeypatch, how):
+    """OpenMM tells that something was updated; then all that differs is taken over."""
+    kind = openmm.CustomExternalForce
+    known = kind.updateParametersInContext
+
+    @functools.wraps(known)
+    def decorated(self, context):
+        known(self, context)
+
+    if how == "decorated":
+        monkeypatch.setattr(kind, "updateParametersInContext", decorated)
+    call = getattr(known, "__wrapped__", known) if how == "looked up early" else decorated
+
+    def update(context):
+        force = context.getSystem().getForce(1)
+        for index in range(4):
+            force.setParticleParameters(index, index, [80.0, 0.05 * index])
+        call(force, context)
+
+    assert_as_plain(system_of(harmonic_bonds(2500.0), restraint()), update)
+
+
+def pairs(*charges):
+    force = openmm.CustomNonbondedForce("50*q1*q2/r")
+    force.addPerParticleParameter("q")
+    for charge in charges:
+        force.addParticle([charge])
+    return force
+
+
+def exclude(force):
+    force.addExclusion(0, 1)
+    force.setParticleParameters(2, [2.0])
+
+
+def restrict(force):
+    force.addInteractionGroup([0], [1])
+    force.setParticleParameters(2, [2.0])
+
+
+def except_pair(force):
+    force.addException(0, 1, 0, 1, 0)
+    force.setParticleParameters(2, 1.5, 0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("make", "edit"),
+    [
+        (lambda: pairs(1, 1, 1, 1), exclude),
+        (lambda: pairs(1, 1, 1, 1), restrict),
+        (nonbonded, except_pair),
+    ],
+)
+def test_updates_copy_no_more_than_openmm_says(make, edit):
+    def update(context):
+        force = context.getSystem().getForce(1)
+        edit(force)
+        force.updateParametersInContext(context)
+
+    assert_as_plain(system_of(harmonic_bonds(2500.0), make()), update)
+
+
+def test_an_update_that_fails_is_looked_at():
+    """It may have changed the Context halfway; then the forces are compared again."""
+    context = context_of(target(restraint()), cold())
+    context.getIntegrator().step(5)
+    force = context.getSystem().getForce(2)
+    force.addParticle(0, [1.0, 0.0])
+    with pytest.raises(openmm.OpenMMException, match="number of particles"):
+        force.updateParametersInContext(context)
+    context.getIntegrator().step(5)
+    assert context.getStepCount() == 10
 
 
 # Reinitialised
@@ -419,6 +546,17 @@ def test_what_would_be_ignored_is_refused(name):
     context = context_of(target(), integrator)
     integrator.step(3)
     assert context.getStepCount() == 3
+
+
+@pytest.mark.parametrize("scheme", ["middle", "aboba"])
+def test_names_of_parameters_are_the_users(scheme):
+    """The program's own variables have names that nobody else would choose."""
+    force = external_force("(a+b+kT+temperature+friction+noiseStep+x1)*x^2", 4)
+    for name in ("a", "b", "kT", "temperature", "friction", "noiseStep", "x1"):
+        force.addGlobalParameter(name, 1.0)
+    context = context_of(target(force), cold(scheme=scheme))
+    context.getIntegrator().step(5)
+    assert context.getStepCount() == 5
 
 
 def test_everything_that_can_be_added_is_refused():

@@ -17,6 +17,7 @@ from particles import PLATFORM, external_force, lsd, needs_fork, system_of
 from restarting import build, digest
 
 from openmm_lsd import BatchedTarget
+from openmm_lsd.integrator import NOISE_STEP
 from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, Middle
 
 MASSES = [12.0] * 8
@@ -98,7 +99,7 @@ def test_noise_that_travels_is_seen():
     context = free_context()
 
     def travel():
-        context.getIntegrator().setGlobalVariableByName("noiseStep", 3)
+        context.getIntegrator().setGlobalVariableByName(NOISE_STEP, 3)
 
     assert repeated(back_and_forth(context, travel)) > 0
 
@@ -323,7 +324,7 @@ class SharedNoise(app.ReplicaExchangeSampler):
     def simulateReplica(self, index, steps=None):  # noqa: N802 (OpenMM's name)
         self.done += index == 0
         noise_step = self.stepsPerIteration * (self.done - 1)
-        self.simulation.integrator.setGlobalVariableByName("noiseStep", noise_step)
+        self.simulation.integrator.setGlobalVariableByName(NOISE_STEP, noise_step)
         super().simulateReplica(index, steps)
 
 

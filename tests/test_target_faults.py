@@ -20,6 +20,7 @@ from particles import (
 
 import openmm_lsd.sampler
 from openmm_lsd import TargetError, TargetMismatchError
+from openmm_lsd.integrator import NOISE_STEP
 
 WINDOW = 16
 
@@ -357,7 +358,7 @@ def test_interrupted_anywhere_in_a_round(simulate, state_of):
         simulation.context.setVelocities(THREE_VELOCITIES)
         simulation.context.setTime(0)
         simulation.context.setStepCount(0)
-        integrator.setGlobalVariableByName("noiseStep", 0)
+        integrator.setGlobalVariableByName(NOISE_STEP, 0)
 
     restart()
     expected = [state_of(simulation)]

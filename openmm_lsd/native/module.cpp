@@ -393,11 +393,12 @@ public:
     // Of a CustomIntegrator with these global variables.
     std::tuple<double, double, double, int, uint32_t> getSettings() const {
         SpeculativeIntegrator& own = speculative();
-        return {own.getGlobalVariableByName("temperature"), own.getGlobalVariableByName("friction"),
+        return {own.getGlobalVariableByName("lsd_temperature"), own.getGlobalVariableByName("lsd_friction"),
                 own.getStepSize(), own.getRandomNumberSeed(),
                 static_cast<uint32_t>(own.getIntegrationForceGroups())};
     }
 
+    int updates() const { return speculative().updates; }
     void renewPlainNoise() { speculative().renewPlainNoise(); }
 
     std::tuple<double, long long> getTime() const {
@@ -917,6 +918,8 @@ NB_MODULE(_native, m) {
              "Temperature, friction, step size, seed, force groups (bits) of the integrator.")
         .def_prop_ro("touched", &ContextAccess::touched,
                      "Whether the Context may have been changed since acknowledge().")
+        .def_prop_ro("updates", &ContextAccess::updates,
+                     "How often parameters of a Force were updated in the Context, since it was made.")
         .def_prop_ro("state_changed", &ContextAccess::stateChanged,
                      "Whether positions, velocities or box of the Context have changed since "
                      "acknowledge().")

@@ -34,6 +34,9 @@ public:
     // not count, nor do changes of the periodic box, of which OpenMM tells nobody.
     bool touched = true;
 
+    // How often parameters of a Force were updated in the Context, since it was made.
+    int updates = 0;
+
     // By how many steps velocities are behind the positions, as OpenMM understands its schemes: those
     // that setVelocitiesToTemperature() draws are shifted by so much.
     double velocityOffset = 0.0;
@@ -61,8 +64,8 @@ public:
             CustomIntegrator::step(steps);
             return;
         }
-        middle->setTemperature(getGlobalVariableByName("temperature"));
-        middle->setFriction(getGlobalVariableByName("friction"));
+        middle->setTemperature(getGlobalVariableByName("lsd_temperature"));
+        middle->setFriction(getGlobalVariableByName("lsd_friction"));
         middle->setStepSize(getStepSize());
         for (int i = 0; i < steps; i++) {
             context->updateContextState();
@@ -89,6 +92,7 @@ protected:
                 "An LSDIntegrator cannot be part of a CompoundIntegrator");
         CustomIntegrator::initialize(contextRef);
         touched = true;
+        updates = 0;
         {
             nanobind::gil_scoped_acquire acquire;
             if (contextMade.is_valid())
@@ -112,6 +116,9 @@ protected:
     void stateChanged(OpenMM::State::DataType changed) override {
         CustomIntegrator::stateChanged(changed);
         touched = true;
+        // Parameters of a Force were updated; a checkpoint that was loaded says so, too.
+        if (changed == OpenMM::State::Energy)
+            updates += !std::exchange(isLoading, false);
     }
 
     // A CustomIntegrator evaluates an expression, and draws random numbers for it that the next move
@@ -143,6 +150,7 @@ protected:
 
     void loadCheckpoint(std::istream& stream) override {
         const std::string rest(std::istreambuf_iterator<char>(stream), {});
+        isLoading = true;
         nanobind::gil_scoped_acquire acquire;
         if (load.is_valid())
             call(load, nanobind::bytes(rest.data(), rest.size()));
@@ -150,13 +158,12 @@ protected:
 
     // A State is a place to start from: no random numbers travel in it, nor settings, as with OpenMM's
     // own Langevin integrators.
-    void serializeParameters(OpenMM::SerializationNode& node) const override {
-        node.setIntProperty("version", 1);
-    }
+    void serializeParameters(OpenMM::SerializationNode&) const override {}
 
     void deserializeParameters(const OpenMM::SerializationNode&) override {}
 
 private:
+    bool isLoading = false; // a checkpoint
     std::unique_ptr<OpenMM::LangevinMiddleIntegrator> middle; // what its kernel is told
     OpenMM::Kernel middleKernel;
 

@@ -1,0 +1,38 @@
+"""Ctrl-C, where OpenMM hides it.
+
+An interrupt in Python that OpenMM has called (a PythonForce) becomes an OpenMMException without a
+text, like any other error there. Whoever must tell the two apart counts the interrupts.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def counted_interrupts() -> Iterator[list[int]]:
+    """While this lasts: the interrupts that raised an exception; each is handled as ever."""
+    interrupts: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()  # it alone gets signals
+    if not (in_main_thread and callable(before)):
+        yield interrupts
+        return
+
+    def interrupt(number: int, frame: Any) -> None:
+        try:
+            before(number, frame)
+        except BaseException:
+            interrupts.append(number)
+            raise
+
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupts
+    finally:
+        if signal.getsignal(signal.SIGINT) is interrupt:
+            signal.signal(signal.SIGINT, before)
