@@ -164,7 +164,7 @@ def test_a_frequency_counts_at_once(build_fluid):
     """Without reinitialisation: OpenMM's barostats look at it in every step."""
     histories = []
     for plain in (True, False):
-        simulation = build_fluid(isotropic(5), plain=plain, windowLength=16)
+        simulation = build_fluid(isotropic(5), plain=plain, windowLength=16, draft=fluid(1.0))
         rows = history(simulation, [7])
         for frequency in (50, 3, 0, 2):
             simulation.system.getForce(2).setFrequency(frequency)

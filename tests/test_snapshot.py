@@ -333,12 +333,24 @@ def except_pair(force):
     force.setParticleParameters(2, 1.5, 0.1, 0.2)
 
 
+def with_exception():
+    force = nonbonded()
+    force.addException(0, 1, 0, 1, 0)
+    return force
+
+
+def move_exception(force):
+    force.setExceptionParameters(0, 0, 2, 0, 1, 0)
+    force.setParticleParameters(2, 1.5, 0.1, 0.2)
+
+
 @pytest.mark.parametrize(
     ("make", "edit"),
     [
         (lambda: pairs(1, 1, 1, 1), exclude),
         (lambda: pairs(1, 1, 1, 1), restrict),
         (nonbonded, except_pair),
+        (with_exception, move_exception),
     ],
 )
 def test_updates_copy_no_more_than_openmm_says(make, edit):
