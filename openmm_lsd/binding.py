@@ -497,6 +497,7 @@ class Binding:
                     self._system,
                     positions,
                     groups=settings.force_groups,
+                    groups_of_forces=self._system.groups,
                     platform=self._access.get_platform(),
                     properties=self._access.get_properties(),
                     time=time,

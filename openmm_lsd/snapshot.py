@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import openmm
 
 from ._native import existing_system
-from .contexts import copy_particles
+from .contexts import copy_particles, groups_of
 from .restart import digest_of
 from .targets.pythonforce import as_python_force
 from .targets.torchforce import as_torch_force
@@ -64,6 +64,7 @@ class SystemSnapshot(openmm.System):
         self._frame = _describe_frame(system)
         self.version = 0  # number of updates
         self.announced = 0  # updates that were told to OpenMM's integrator
+        self.groups = [groups_of(force) for force in system.getForces()]  # bits, of each force
         self._system = system
         _announce_updates()
         self._held = [_HeldForce(force) for force in system.getForces()]

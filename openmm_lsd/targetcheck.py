@@ -96,8 +96,9 @@ def set_up_target(
     logger.info("the target is ready after %.3g s", elapsed)
     if elapsed > TOLD:
         logger.warning(
-            "before the first step the target was prepared and checked for %.0f s, %.2g s per "
-            "state; this happens once for each target",
+            "before the first step the target was prepared and checked for %.0f s: compiling it, "
+            "and finding the fastest way to a batch; a state takes %.2g s now, and this happens "
+            "once for each target",
             elapsed,
             seconds,
         )

@@ -226,6 +226,7 @@ class LiveSystem:
     """Stands where a snapshot should."""
 
     version = announced = 0
+    groups = None
 
     def __init__(self, system):
         self._system = system
@@ -372,6 +373,27 @@ def test_an_update_that_fails_is_looked_at():
         force.updateParametersInContext(context)
     context.getIntegrator().step(5)
     assert context.getStepCount() == 10
+
+
+def test_group_of_a_python_force():
+    """That of the time when the Context was made, as OpenMM's kernels have it."""
+
+    def pull(state):
+        positions = state.getPositions(asNumpy=True)._value
+        return 150 * float((positions**2).sum()), -300 * positions
+
+    def run(integrator):
+        system = system_of(harmonic_bonds(2500.0), openmm.PythonForce(pull))
+        context = context_of(system, integrator)
+        integrator.step(5)
+        system.getForce(1).setForceGroup(3)
+        for groups in ({0}, {3}, {0, 3}):
+            integrator.setIntegrationForceGroups(groups)
+            integrator.step(7)
+        return positions_of(context)
+
+    expected = run(plain_integrator())
+    np.testing.assert_allclose(run(cold()), expected, rtol=0, atol=1e-9 * ROUNDING)
 
 
 # Reinitialised

@@ -47,6 +47,8 @@ class SystemTarget(BatchedTarget):
         Where the forces can be computed, to find out what takes a batch.
     groups : int
         Bits of the force groups that count, as ``Integrator.getIntegrationForceGroups``.
+    groups_of_forces : sequence of int, optional
+        Bits of the groups in which each force of the System is; by default, of those that it says.
     platform, properties : str, mapping of str to str
         Of the Context that these forces stand in for: it decides device and precision of the
         modules, and is one of the two platforms (with Reference) tried for the rest.
@@ -63,6 +65,7 @@ class SystemTarget(BatchedTarget):
         positions: Array,
         *,
         groups: int = ALL_GROUPS,
+        groups_of_forces: Sequence[int] | None = None,
         platform: str = "Reference",
         properties: Mapping[str, str] | None = None,
         time: float = 0.0,
@@ -81,7 +84,8 @@ class SystemTarget(BatchedTarget):
         rest: list[int] = []
         python_rest: list[int] = []
         for index, force in enumerate(system.getForces()):
-            if not groups & groups_of(force):
+            own = groups_of(force) if groups_of_forces is None else groups_of_forces[index]
+            if not groups & own:
                 continue
             if changes_state(force) or is_empty(force):
                 continue
