@@ -26,6 +26,7 @@ from particles import (
 
 from openmm_lsd import LSDIntegrator, TargetError
 from openmm_lsd.checks import default_box
+from openmm_lsd.commands.case import choose_platform
 from openmm_lsd.contexts import ForceContext
 from openmm_lsd.targets import ContextTarget
 from openmm_lsd.targets.torchforce import check_torch_forces
@@ -175,3 +176,18 @@ def test_torch_force_on_opencl():
         check_torch_forces(system_of(torch_force(Bonds)), "OpenCL")
     check_torch_forces(system_of(torch_force(Bonds)), "CPU")
     check_torch_forces(system_of(harmonic_bonds()), "OpenCL")
+
+
+@pytest.mark.skipif(PLATFORM.getName() == "OpenCL", reason="there it is a PythonForce")
+def test_commands_do_not_choose_opencl_for_a_torch_force(monkeypatch):
+    """Where OpenMM would; plain runs of theirs have no integrator that could refuse it."""
+    system = system_of(torch_force(Bonds))
+    assert choose_platform(system, "CPU")[0].getName() == "CPU"
+    assert choose_platform(system_of(harmonic_bonds()), None) == ()
+    with pytest.raises(ValueError, match="ends the process"):
+        choose_platform(system, "OpenCL")
+    monkeypatch.setattr(
+        openmm.Platform, "getName", lambda self: "OpenCL" if self.getSpeed() > 5 else "CPU"
+    )
+    chosen = choose_platform(system, None)
+    assert all(platform.getSpeed() <= 5 for platform in chosen)

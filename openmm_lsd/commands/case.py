@@ -24,6 +24,7 @@ from ..periodicity import box_in_words
 from ..schemes import MOLAR_GAS_CONSTANT
 from ..structures import formula
 from ..systems import MolecularSystem
+from ..targets.torchforce import check_torch_forces
 
 Array = NDArray[np.float64]
 Notice = Callable[[str], Any]
@@ -164,6 +165,32 @@ class Case:
         )
 
 
+def choose_platform(system: openmm.System, name: str | None) -> tuple[openmm.Platform, ...]:
+    """Of a Simulation, as its last argument: the one that is named, or none, for OpenMM's choice.
+
+    OpenMM's choice may be one on which a TorchForce ends the process; then it is the next.
+
+    Raises
+    ------
+    ValueError
+        If that one is named.
+    """
+    if name is not None:
+        check_torch_forces(system, name)
+        return (openmm.Platform.getPlatform(name),)
+    platforms = [openmm.Platform.getPlatform(i) for i in range(openmm.Platform.getNumPlatforms())]
+    usable = []
+    for platform in platforms:
+        try:
+            check_torch_forces(system, platform.getName())
+        except ValueError:
+            continue
+        usable.append(platform)
+    if len(usable) == len(platforms):
+        return ()
+    return (max(usable, key=lambda platform: platform.getSpeed()),)
+
+
 class Run:
     """A Simulation, stepped with a number of torch threads of its own."""
 
@@ -172,7 +199,7 @@ class Run:
     def __init__(
         self, case: Case, integrator: openmm.Integrator, platform: str | None = None
     ) -> None:
-        chosen = () if platform is None else (openmm.Platform.getPlatform(platform),)
+        chosen = choose_platform(case.target, platform)
         self.simulation = app.Simulation(case.topology, case.target, integrator, *chosen)
         self.simulation.context.setPositions(case.positions)
         self.integrator: Any = integrator

@@ -28,7 +28,7 @@ from ..molgraph import (
 from ..periodicity import topology_box
 from ..reporter import SECONDS_PER_DAY, LSDReporter
 from ..sampler import Statistics
-from .case import Array, Case, Notice
+from .case import Array, Case, Notice, choose_platform
 
 Indices = NDArray[np.int64]
 
@@ -83,7 +83,7 @@ def simulate(
         For the progress; default stderr.
     """
     integrator = case.integrator(window)
-    chosen = () if case.platform is None else (openmm.Platform.getPlatform(case.platform),)
+    chosen = choose_platform(case.target, case.platform)
     topology = copy.deepcopy(case.topology)  # its box is that of the files that are written
     box = case.target.getDefaultPeriodicBoxVectors() if case.is_periodic else None
     topology.setPeriodicBoxVectors(box)
