@@ -1,4 +1,4 @@
-"""What one seed, one trajectory costs: forces of water on one thread of the CPU platform and on all.
+"""What one seed, one trajectory costs: forces of water on one thread of the CPU, and on all.
 
 python scripts/draft_threads.py
 """
