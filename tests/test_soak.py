@@ -50,8 +50,8 @@ def test_faults_are_found(monkeypatch, fault, word, seed):
 
 
 def test_planted_leak():
-    """The program itself: it runs, edits, measures, and its leak of 2 MB per interval is found."""
-    command = [sys.executable, "scripts/soak.py", "--minutes", "0.1", "--leak", "2000"]
+    """The program itself: it runs, edits, measures, and its leak of 8 MB per interval is found."""
+    command = [sys.executable, "scripts/soak.py", "--minutes", "0.1", "--leak", "8000"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "memory GROWS" in result.stdout and "verdict: NOT SOUND" in result.stdout
