@@ -203,7 +203,6 @@ class Binding:
             return positions, velocities, n
 
         moves = self._moves
-        moves.begun = self.noise_step + self._begun
         try:
             sampler.advance(steps, None if by_itself is None else plain_steps)
         finally:
@@ -326,9 +325,7 @@ class Binding:
 
         Forces are compared with the Context's when they, or the parameters, are new.
         """
-        if self._access.updates > self._system.announced:
-            self._system.announced = self._access.updates
-            self._system.update_all()
+        self._system.take_unannounced(self._access.updates)
         if self._system.version != self._version:
             self._version = self._system.version
             if self._own_target is not None:

@@ -65,7 +65,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     So that this can be so, importing the package puts a function in front of
     ``openmm.Context.loadCheckpoint``, and making a Context with an LSDIntegrator one in front of
-    ``updateParametersInContext`` of its forces; for other integrators they change nothing.
+    ``updateParametersInContext`` of every Force; for other integrators they change nothing.
 
     Every callable in the list ``watchers`` is called after every round with its ``sampler.Round``.
 

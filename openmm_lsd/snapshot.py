@@ -63,7 +63,7 @@ class SystemSnapshot(openmm.System):
         _copy_frame(system, self)
         self._frame = _describe_frame(system)
         self.version = 0  # number of updates
-        self.announced = 0  # updates that were told to OpenMM's integrator
+        self._announced = 0  # updates whose Force is known
         self.groups = [groups_of(force) for force in system.getForces()]  # bits, of each force
         self._system = system
         _announce_updates()
@@ -87,7 +87,7 @@ class SystemSnapshot(openmm.System):
 
     def update(self, force: openmm.Force) -> None:
         """The Context holds the present parameters of one of the System's forces."""
-        self.announced += 1
+        self._announced += 1
         for held in self._held:
             if held.address == int(force.this):
                 self.version += held.update(force)
@@ -101,8 +101,14 @@ class SystemSnapshot(openmm.System):
             if held.address == int(force.this):
                 self.version += held.update_inner(path, inner)
 
-    def update_all(self) -> None:
-        """Something was updated, and nobody said what: all that differs is taken over."""
+    def take_unannounced(self, updates: int) -> None:
+        """Take over all that differs, if nobody said which Force some of the updates were of.
+
+        ``updates`` is the number of all that the Context has seen.
+        """
+        if updates <= self._announced:
+            return
+        self._announced = updates
         present = {int(force.this): force for force in self._system.getForces()}
         for held in self._held:
             if held.address in present:

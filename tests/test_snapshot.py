@@ -225,7 +225,7 @@ def test_edits_that_leak_are_seen(monkeypatch):
 class LiveSystem:
     """Stands where a snapshot should."""
 
-    version = announced = 0
+    version = 0
     groups = None
 
     def __init__(self, system):
@@ -234,7 +234,7 @@ class LiveSystem:
     def __getattr__(self, name):
         return getattr(self._system, name)
 
-    def update_all(self):
+    def take_unannounced(self, updates):
         pass
 
 

@@ -151,6 +151,27 @@ def test_processes_do_not_share_noise(window, steps):
     assert repeated(np.concatenate(noise)) == 0
 
 
+def _noise_in_a_child(integrator, sender):
+    sender.send(noise_of(free_context(integrator), 10))
+
+
+def test_spawned_processes_do_not_share_noise():
+    """The integrator travels as a pickle, without the random numbers of its Context."""
+    context = free_context(randomNumberSeed=None)
+    context.getIntegrator().step(3)
+    spawn, noise = multiprocessing.get_context("spawn"), [noise_of(context, 10)]
+    receiver, sender = spawn.Pipe(duplex=False)
+    arguments = (context.getIntegrator(), sender)
+    children = [spawn.Process(target=_noise_in_a_child, args=arguments) for _ in range(2)]
+    for child in children:
+        child.start()
+    for child in children:
+        assert receiver.poll(120)
+        noise.append(receiver.recv())
+        child.join(60)
+    assert repeated(np.concatenate(noise)) == 0
+
+
 @needs_fork
 def test_a_seed_is_the_same_in_a_fork():
     """As with OpenMM's integrators: who gives a seed asks for the same numbers."""
