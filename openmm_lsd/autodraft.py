@@ -1,30 +1,39 @@
 """A valence force field for any molecule: its terms from the bonds, its parameters guessed.
 
-Bond lengths and contacts up to the third power, angles up to the second, the products of all pairs
-of bonds and angles that share their central atom, torsions, and their products with the two angles
-along them: the terms of class II force fields (Hagler and Ewig, Comput. Phys. Commun. 84, 131
-(1994)). What an LSD draft must get right is stiffness; what changes slowly (charges, say) the
-corrections take care of.
+The terms of class II force fields (Hagler and Ewig, Comput. Phys. Commun. 84, 131 (1994)) first,
+those that matter most for how the stiffness changes after them. What an LSD draft must get right is
+the stiffness; what changes slowly (charges, say) the corrections take care of.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .molgraph import BOND_TOLERANCE, MolecularGraph, covalent_radii
-from .valence import ANGLE, DISTANCE, MOST_FACTORS, TORSION, ValenceTerms
+from .valence import (
+    ANGLE,
+    ATOMS_OF_KIND,
+    DISTANCE,
+    MOST_FACTORS,
+    TORSION,
+    ValenceTerms,
+)
 
 Array = NDArray[np.float64]
 Coordinate = tuple[int, tuple[int, ...]]  # kind, atoms
+Product = tuple[int, ...]  # coordinates, by number
+Number = Callable[..., int]  # of the coordinate of a kind and atoms
 
 # Atoms that look alike in their surroundings share parameters; the surroundings reach as far as
 # they may with no more parameters than this.
-MOST_PARAMETERS = 400
+MOST_PARAMETERS = 800
 WIDEST_SURROUNDINGS = 8  # bonds
 
 BOND_LIMIT = 0.04  # nm
@@ -36,6 +45,22 @@ ANGLE_LIMIT = 0.7  # rad
 BOND_CONSTANT = 2.6e5
 BOND_CONSTANTS_OF_HYDROGEN = {6: 2.9e5, 7: 3.6e5, 8: 4.6e5, 16: 2.3e5}  # to C, N, O, S
 ANGLE_CONSTANT, ANGLE_CONSTANT_WITH_HYDROGEN = 580.0, 420.0  # kJ/mol/rad^2
+# A bond is a Morse potential whose exponent, times its length, is this.
+MORSE_EXPONENT = 2.3
+GUESSED = (DISTANCE, ANGLE)
+ANGLE_CUBIC = -0.5  # 1/rad, times the coefficient of the square
+
+
+class AutoDraft(NamedTuple):
+    """A valence force field that can be learned."""
+
+    terms: ValenceTerms
+    guesses: Array  #: of its parameters, (P,)
+    stages: tuple[int, ...]  #: see learning.Learner
+
+    def without_guesses(self) -> AutoDraft:
+        """The same, to start from nothing: on top of other forces."""
+        return self._replace(guesses=np.zeros_like(self.guesses))
 
 
 def auto_draft(
@@ -43,14 +68,27 @@ def auto_draft(
     positions: Array,
     box: Array | None = None,
     most_parameters: int = MOST_PARAMETERS,
-) -> tuple[ValenceTerms, Array]:
-    """Terms of a valence force field, and guesses of its parameters (P,).
+    stages: Sequence[Callable[[MolecularGraph, Number], list[Product]]] | None = None,
+) -> AutoDraft:
+    """A valence force field for a molecule.
 
+    ``stages`` make the terms, as STAGES does by default; the parameters of the first come first.
     Reference values of bonds and angles are means over equivalent ones at ``positions`` (N, 3) in
     nm, where a bond that is broken counts with the sum of the covalent radii; those of torsions are
     zero.
     """
-    coordinates, products = _products(graph)
+    numbers: dict[Coordinate, int] = {}
+
+    def number(kind: int, *atoms: int) -> int:
+        return numbers.setdefault((kind, min(atoms, atoms[::-1])), len(numbers))
+
+    # In small rings torsions share angles and bonds: each product once.
+    products, ends = list[Product](), list[int]()
+    for stage in STAGES if stages is None else stages:
+        products += (tuple(sorted(each)) for each in stage(graph, number))
+        products = list(dict.fromkeys(products))
+        ends.append(len(products))
+    coordinates = list(numbers)
     for depth in range(WIDEST_SURROUNDINGS, -1, -1):
         colours = graph.colours(depth)
         classes, count = _classes(products, coordinates, colours)
@@ -86,17 +124,15 @@ def auto_draft(
         np.inf,
     )
     terms = dataclasses.replace(terms, references=references, limits=limits)
-    return terms, _guesses(graph, terms, products, is_contact)
+    guesses = _guesses(graph, terms, products, is_contact)
+    return AutoDraft(terms, guesses, tuple(1 + max(classes[:end], default=-1) for end in ends))
 
 
-def _products(graph: MolecularGraph) -> tuple[list[Coordinate], list[tuple[int, ...]]]:
-    """The coordinates, and which of them (by index) are multiplied in each term."""
-    numbers: dict[Coordinate, int] = {}
-
-    def number(kind: int, *atoms: int) -> int:
-        return numbers.setdefault((kind, min(atoms, atoms[::-1])), len(numbers))
-
-    products = []
+def class_two_terms(graph: MolecularGraph, number: Number) -> list[Product]:
+    """Those that a fit to few steps can tell apart (Hagler and Ewig, Comput. Phys. Commun. 84, 131
+    (1994)): bonds and contacts up to the third power, angles up to the second, pairs of bonds and
+    angles that share their central atom, torsions and their products with the angles along them."""
+    products: list[Product] = []
     for i, j in [*graph.bonds.tolist(), *graph.contacts.tolist()]:
         bond = number(DISTANCE, i, j)
         products += [(bond,) * power for power in (1, 2, 3)]
@@ -105,17 +141,46 @@ def _products(graph: MolecularGraph) -> tuple[list[Coordinate], list[tuple[int, 
         angles = [number(ANGLE, i, j, k) for i, k in itertools.combinations(around, 2)]
         products += [(each,) * power for each in angles for power in (1, 2)]
         products += itertools.combinations(bonds + angles, 2)
+    for i, j, k, m in torsions_of(graph):
+        torsion = number(TORSION, i, j, k, m)
+        angles = [number(ANGLE, i, j, k), number(ANGLE, j, k, m)]
+        products += [(torsion,), *((torsion, angle) for angle in angles)]
+    return products
+
+
+def curvature_terms(graph: MolecularGraph, number: Number) -> list[Product]:
+    """Those that say most about how stiffness differs from one conformation to the next, by
+    scripts/hessian_error.py."""
+    products: list[Product] = []
+    for i, j in graph.bonds.tolist():
+        products.append((number(DISTANCE, i, j),) * 4)
+    for j, around in enumerate(graph.neighbours):
+        angles = []
+        for i, k in itertools.combinations(around, 2):
+            angles.append(number(ANGLE, i, j, k))
+            products.append((angles[-1],) * 3)
+            products += [(number(DISTANCE, end, j), angles[-1], angles[-1]) for end in (i, k)]
+        products += itertools.combinations(angles, 3)
+    for i, j, k, m in torsions_of(graph):
+        first, second = number(ANGLE, i, j, k), number(ANGLE, j, k, m)
+        products += [(number(TORSION, i, j, k, m), first, second), (first, second)]
+        products += [(number(DISTANCE, i, j), second), (number(DISTANCE, k, m), first)]
+    return products
+
+
+STAGES = (class_two_terms, curvature_terms)
+
+
+def torsions_of(graph: MolecularGraph) -> Iterator[tuple[int, int, int, int]]:
+    """Atoms of all chains of three bonds, each once."""
     for j, k in graph.bonds.tolist():
         for i, m in itertools.product(graph.neighbours[j], graph.neighbours[k]):
             if i != k and j != m and i != m:
-                torsion = number(TORSION, i, j, k, m)
-                angles = [number(ANGLE, i, j, k), number(ANGLE, j, k, m)]
-                products += [(torsion,), *((torsion, angle) for angle in angles)]
-    return list(numbers), products
+                yield i, j, k, m
 
 
 def _classes(
-    products: Sequence[tuple[int, ...]], coordinates: Sequence[Coordinate], colours: Sequence[int]
+    products: Sequence[Product], coordinates: Sequence[Coordinate], colours: Sequence[int]
 ) -> tuple[list[int], int]:
     """A number for each product, the same for equivalent ones; and how many numbers there are."""
     numbers: dict[tuple, int] = {}
@@ -127,40 +192,62 @@ def _classes(
 
 
 def _key(coordinates: Sequence[Coordinate], colours: Sequence[int]) -> tuple:
-    """The smallest of the names that a product of coordinates can be given.
+    """A name of a product of coordinates that equivalent ones share.
 
-    A name says for each coordinate which atoms it takes, numbered as they come, and their colours.
+    It says for each coordinate which atoms it takes, numbered as they come, and their colours: of
+    all the names that a product can be given, the smallest.
+    """
+    numbers: dict[int, int] = {}
+    pattern = tuple(
+        (kind, *(numbers.setdefault(atom, len(numbers)) for atom in atoms))
+        for kind, atoms in coordinates
+    )
+    colours_of_pattern = [colours[atom] for atom in numbers]
+    name, orders = _smallest_name(pattern)
+    return name, min(tuple(colours_of_pattern[n] for n in order) for order in orders)
+
+
+@cache
+def _smallest_name(pattern: tuple[tuple[int, ...], ...]) -> tuple[tuple, set[tuple[int, ...]]]:
+    """The smallest name of a product, and the orders of its atoms that lead to it.
+
     Coordinates may come in any order, and each be read from either end.
     """
-    names = []
-    for order in set(itertools.permutations(coordinates)):
-        for reverse in itertools.product((1, -1), repeat=len(order)):
-            seen: dict[int, int] = {}
+    orders: dict[tuple, set[tuple[int, ...]]] = {}
+    for permuted in set(itertools.permutations(pattern)):
+        for directions in itertools.product((1, -1), repeat=len(pattern)):
+            numbers: dict[int, int] = {}
             name = tuple(
-                (kind, *(seen.setdefault(atom, len(seen)) for atom in atoms[::direction]))
-                for (kind, atoms), direction in zip(order, reverse, strict=True)
+                (kind, *(numbers.setdefault(atom, len(numbers)) for atom in atoms[::direction]))
+                for (kind, *atoms), direction in zip(permuted, directions, strict=True)
             )
-            names.append((name, tuple(colours[atom] for atom in seen)))
-    return min(names)
+            orders.setdefault(name, set()).add(tuple(numbers))
+    smallest = min(orders)
+    return smallest, orders[smallest]
 
 
 def _guesses(
     graph: MolecularGraph,
     terms: ValenceTerms,
-    products: Sequence[tuple[int, ...]],
+    products: Sequence[Product],
     is_contact: NDArray[np.bool_],
 ) -> Array:
-    """Only squares have any; nothing is known about contacts."""
+    """Powers of bonds and of angles have some; nothing is known about contacts."""
     guesses = np.zeros(terms.parameters)
     for product, parameter in zip(products, terms.classes, strict=True):
-        if len(product) == 2 and product[0] == product[1] and not is_contact[product[0]]:
-            q = product[0]
-            elements = graph.elements[terms.atoms[q, : 2 + terms.kinds[q]]].tolist()
-            if terms.kinds[q] == DISTANCE:
-                constant = _bond_constant(elements, terms.references[q])
-            else:
-                constant = ANGLE_CONSTANT_WITH_HYDROGEN if 1 in elements else ANGLE_CONSTANT
-            guesses[parameter] = 0.5 * constant
+        q, power = product[0], len(product)
+        if power < 2 or set(product) != {q} or is_contact[q] or terms.kinds[q] not in GUESSED:
+            continue
+        kind, length = terms.kinds[q], terms.references[q]
+        elements = graph.elements[terms.atoms[q, : ATOMS_OF_KIND[kind]]].tolist()
+        if kind == DISTANCE:
+            exponent = MORSE_EXPONENT / length
+            series = {2: 1.0, 3: -exponent, 4: 7.0 / 12.0 * exponent**2}
+            constant = _bond_constant(elements, length)
+        else:
+            series = {2: 1.0, 3: ANGLE_CUBIC}
+            constant = ANGLE_CONSTANT_WITH_HYDROGEN if 1 in elements else ANGLE_CONSTANT
+        guesses[parameter] = 0.5 * constant * series.get(power, 0.0)
     return guesses
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from openmm import app
 
 from ._native import Valence
-from .autodraft import auto_draft
+from .autodraft import AutoDraft, auto_draft
 from .bondwatch import BondWatch
 from .clock import Times
 from .contexts import ForceContext, describe_system, fastest_context, loaded_platforms
@@ -33,9 +33,6 @@ from .valence import ValenceTerms
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
-
-
-TOGETHER = 16  # steps that are learned from at a time, or more: it costs less
 
 
 class NativeDraft(ABC):
@@ -100,21 +97,13 @@ class Draft(NativeDraft):
         self.context.set_environment(box, parameters)
 
 
-class _Lesson(NamedTuple):
-    """Arguments of ``learn``."""
-
-    sites: Array
-    discrepancies: Array
-
-
 class LearningDraft(NativeDraft):
     """A valence force field that learns, by itself or on top of the forces of a System.
 
     Parameters
     ----------
-    terms : ValenceTerms
-    guesses : (P,)
-        Parameters to start from.
+    start : AutoDraft
+        The force field, with the parameters to start from.
     masses : (N,) amu
     base : ForceContext, optional
     bonds : BondWatch, optional
@@ -123,8 +112,7 @@ class LearningDraft(NativeDraft):
 
     def __init__(
         self,
-        terms: ValenceTerms,
-        guesses: Array,
+        start: AutoDraft,
         masses: Array,
         base: ForceContext | None = None,
         bonds: BondWatch | None = None,
@@ -134,13 +122,12 @@ class LearningDraft(NativeDraft):
         self._bonds = bonds
         self._masses = masses
         self._box: Array | None = None
-        self._at_start = terms, guesses
+        self._at_start = start
         self._shown_until = 0  # index of a step
-        self._waiting: list[_Lesson] = []
-        self._take(terms, guesses)
+        self._take(start)
 
-    def _take(self, terms: ValenceTerms, guesses: Array) -> None:
-        self._terms = terms
+    def _take(self, draft: AutoDraft) -> None:
+        terms = self._terms = draft.terms
         self._valence = Valence(
             terms.particles,
             terms.kinds,
@@ -151,7 +138,9 @@ class LearningDraft(NativeDraft):
             terms.classes,
         )
         self._valence.set_box(self._box)
-        self._learner = Learner(guesses, self._masses, self._valence.add_normal_equations)
+        self._learner = Learner(
+            draft.guesses, self._masses, draft.stages, self._valence.add_normal_equations
+        )
         self._valence.set_parameters(self._learner.parameters)
 
     @property
@@ -169,7 +158,7 @@ class LearningDraft(NativeDraft):
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
         if box is None or self._box is None or not np.array_equal(box, self._box):
-            self._learn_what_waits()
+            self._learner.add_equations()
             self._box = None if box is None else np.ascontiguousarray(box)
             self._valence.set_box(self._box)
         if self._base is not None:
@@ -177,28 +166,31 @@ class LearningDraft(NativeDraft):
 
     def snapshot(self) -> dict[str, Any]:
         """See NativeDraft."""
-        terms, guesses = self._at_start
+        terms, guesses, stages = self._at_start
         return {
             "terms at start": dataclasses.asdict(terms),
             "guesses at start": guesses,
+            "stages at start": stages,
             "terms": dataclasses.asdict(self._terms),
             "learner": self._learner.snapshot(),
             "bonds": None if self._bonds is None else self._bonds.snapshot(),
             "shown until": self._shown_until,
-            "waiting": [lesson._asdict() for lesson in self._waiting],
         }
 
     def restore(self, record: dict[str, Any]) -> None:
         """See NativeDraft."""
-        self._at_start = ValenceTerms(**record["terms at start"]), record["guesses at start"]
+        self._at_start = AutoDraft(
+            ValenceTerms(**record["terms at start"]),
+            record["guesses at start"],
+            tuple(record["stages at start"]),
+        )
         learner = record["learner"]
-        self._take(ValenceTerms(**record["terms"]), learner["prior"])
+        self._take(AutoDraft(ValenceTerms(**record["terms"]), learner["prior"], ()))
         self._learner.restore(learner)
         self._valence.set_parameters(self._learner.parameters)
         if self._bonds is not None:
             self._bonds.restore(record["bonds"])
         self._shown_until = record["shown until"]
-        self._waiting = [_Lesson(**lesson) for lesson in record["waiting"]]
 
     def start(self, step: int) -> None:
         """A run starts at this step. What was learned from it or later ones is forgotten.
@@ -208,9 +200,7 @@ class LearningDraft(NativeDraft):
         if step < self._shown_until:
             if self._bonds is not None:
                 self._bonds.reset()
-            self._waiting = []
-            self._take(*self._at_start)
-        self._learn_what_waits()
+            self._take(self._at_start)
         self._learner.interrupt()
         self._shown_until = step
 
@@ -226,25 +216,10 @@ class LearningDraft(NativeDraft):
         discrepancies : (B, N, 3) kJ/mol/nm
             Target force minus this draft's force there.
         """
-        changed = False
         if step != self._shown_until:  # plain steps lie between
-            changed = self._learn_what_waits()
             self._learner.interrupt()
         self._shown_until = step + len(sites)
-        if changed:  # these discrepancies are those of the forces before
-            return True
-        self._waiting.append(_Lesson(sites, discrepancies))
-        if sum(len(lesson.sites) for lesson in self._waiting) < TOGETHER:
-            return False
-        return self._learn_what_waits()
-
-    def _learn_what_waits(self) -> bool:
-        """Whether the forces have changed."""
-        lessons, self._waiting = self._waiting, []
-        if not lessons:
-            return False
-        sites, discrepancies = map(np.concatenate, zip(*lessons, strict=True))
-        bonds, here, count = self._bonds, sites[-1], len(sites)
+        bonds, here = self._bonds, sites[-1]
         formed = bonds is not None and bonds.have_formed(self._shown_until, here, self._box)
         if self._learner.has_gone_bad(discrepancies) or formed:
             logger.info(
@@ -254,8 +229,7 @@ class LearningDraft(NativeDraft):
             )
             self._make_anew(here)
             return True
-        chosen = self._learner.chosen(count)
-        changed = self._learner.learn(sites[chosen], discrepancies[chosen], count)
+        changed = self._learner.learn(sites, discrepancies)
         if changed:
             self._valence.set_parameters(self._learner.parameters)
         return changed
@@ -266,11 +240,10 @@ class LearningDraft(NativeDraft):
             self._learner.begin_again()
             return
         parameters, classes = self._learner.parameters, self._terms.classes
-        terms, guesses = auto_draft(
-            self._bonds.graph_at(positions, self._box), positions, self._box
-        )
-        self._take(terms, guesses if self._base is None else 0.0 * guesses)
-        if np.array_equal(terms.classes, classes):
+        graph = self._bonds.graph_at(positions, self._box)
+        draft = auto_draft(graph, positions, self._box)
+        self._take(draft if self._base is None else draft.without_guesses())
+        if np.array_equal(draft.terms.classes, classes):
             self._learner.parameters = parameters
             self._valence.set_parameters(parameters)
 
@@ -331,18 +304,20 @@ class DraftChoice(NamedTuple):
             graph = graph_of_positions(elements_of_masses(masses), positions, box)
         bonds = BondWatch(graph, positions, box)
         graph = bonds.graph_at(positions, box)
-        terms, guesses = auto_draft(graph, positions, box)
+        draft = auto_draft(graph, positions, box)
         logger.info(
             "valence draft: %d bonds, %d contacts, %d terms, %d parameters",
             len(graph.bonds),
             len(graph.contacts),
-            len(terms.classes),
-            terms.parameters,
+            len(draft.terms.classes),
+            draft.terms.parameters,
         )
-        if not len(terms.classes):
+        if not len(draft.terms.classes):
             logger.warning(
                 "no bonds were found, nor atoms close to each other: the draft knows nothing of "
                 "these forces, and LSD will hardly be faster than plain dynamics; give a draft "
                 "System, or a Topology"
             )
-        return LearningDraft(terms, guesses if base is None else 0.0 * guesses, masses, base, bonds)
+        if base is not None:
+            draft = draft.without_guesses()
+        return LearningDraft(draft, masses, base, bonds)

@@ -7,22 +7,27 @@ depend on the noise of any step to come, and may be used at once.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dposv
 from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-RIDGE = 0.001  # of the diagonal
+RIDGE_OF_ONE_STEP, LEAST_RIDGE = 0.3, 0.001  # of the diagonal; the former over number of steps
+WEIGHT_OF_DIFFERENCES = 300.0  # of forces: 1
+EQUATIONS_PER_PARAMETER = 6
 FIRST_FIT = 16  # steps
-EARLY, MIDDLE = 256, 2048  # steps, up to which more of them are learned from, and fits come often
-EARLY_STRIDE, MIDDLE_STRIDE, LATE_STRIDE = 2, 10, 30
+EARLY = 256  # steps, before which no draft has gone bad
+STRIDES = ((256, 2), (1024, 4), (4096, 10))  # up to which step every how many are learned from
+LAST_STRIDE = 30
+TOGETHER = 32  # steps whose equations are added at a time: it costs less
 LATE_FITS, LAST_FITS = 512, 4096  # steps from one to the next, at first and in the end
 MEMORY = 2000  # steps learned from, after which the weight of old ones has fallen to 1/e
 LARGEST_WEIGHT = 1e6  # of the equations of a step
@@ -33,22 +38,31 @@ ROUGH_STRETCHES = 2
 
 def add_normal_equations(
     features: Array,
+    before: Array | None,
     residuals: Array,
     weights: Array,
     offset: Array,
-    scale: float,
+    scales: Array,
     gram: Array,
     moment: Array,
 ) -> None:
     """Add A^T A to ``gram`` (P, P) and A^T b to ``moment`` (P,), in place, of equations A x = b.
 
-    A = W features (E, P), b = W (``residuals`` (E,) + features . ``offset`` (P,)), W = ``scale``
-    times ``weights`` (E,). Only the upper triangle of ``gram`` counts. ``Valence`` has the same,
-    with positions in the place of the features at them.
+    Each of the B blocks of equations has a weight W = scale times ``weights`` (E,), one of
+    ``scales`` (B,), and
+
+        A = W (features - before),   b = W (residuals + (features - before) . offset)
+
+    with ``features`` and ``before`` (B, E, P) or None, ``residuals`` (B, E), ``offset`` (P,). Only
+    the upper triangle of ``gram`` counts. ``Valence`` has the same, with positions in the place of
+    the features at them.
     """
-    rows = scale * weights[:, None] * features
-    gram += np.triu(rows.T @ rows)
-    moment += rows.T @ (scale * weights * (residuals + features @ offset))
+    rows = features if before is None else features - before
+    weighted = (scales[:, None] * weights)[:, :, None] * rows
+    rights = scales[:, None] * weights * (residuals + rows @ offset)
+    weighted = weighted.reshape(-1, len(offset))
+    gram += np.triu(weighted.T @ weighted)
+    moment += weighted.T @ rights.reshape(-1)
 
 
 @cache
@@ -59,7 +73,7 @@ def _libraries() -> ThreadpoolController:
 class RidgeRegression:
     """Parameters theta (P,) that minimise, over weighted equations A theta = b,
 
-        |A theta - b|^2 + RIDGE sum_p D_p (theta_p - prior_p)^2,   D = diag(A^T A)
+        |A theta - b|^2 + ridge sum_p D_p (theta_p - prior_p)^2,   D = diag(A^T A)
 
     Parameters
     ----------
@@ -75,35 +89,64 @@ class RidgeRegression:
         self.gram = np.zeros((len(prior), len(prior)))
         self.moment = np.zeros(len(prior))
 
-    def add(
-        self, features: Array, residuals: Array, weights: Array, at: Array, memory: float
-    ) -> None:
-        """Equations ``features`` (E, P) . (theta - ``at`` (P,)) = ``residuals`` (E,), both times
-        ``weights`` (E,); older ones count less by exp(-1 / memory)."""
-        self.weight *= np.exp(1.0 / memory)
+    def age(self, factor: float) -> None:
+        """What was added so far counts less by this factor."""
+        self.weight /= factor
         if self.weight > LARGEST_WEIGHT:
             self.gram /= self.weight
             self.moment /= self.weight
             self.weight = 1.0
-        scale = float(np.sqrt(self.weight))
-        self._add(features, residuals, weights, at - self.prior, scale, self.gram, self.moment)
 
-    def solve(self) -> Array:
-        """theta (P,)."""
-        diagonal = np.diag(self.gram).copy()
+    def add(
+        self,
+        features: Array,
+        before: Array | None,
+        residuals: Array,
+        weights: Array,
+        at: Array,
+        importance: float = 1.0,
+    ) -> None:
+        """Equations (features - before) . (theta - ``at`` (P,)) = residuals, times ``weights``.
+
+        Shapes as in ``add_normal_equations``; the squares of these count ``importance`` times.
+        """
+        scales = np.full(len(residuals), np.sqrt(importance * self.weight))
+        offset = at - self.prior
+        self._add(features, before, residuals, weights, offset, scales, self.gram, self.moment)
+
+    def solve(self, ridge: float, count: int | None = None) -> Array:
+        """theta (P,); with ``count`` only so many of them, the first ones, differ from the prior.
+
+        Not finite if there is no solution.
+        """
+        gram = self.gram[:count, :count]
+        diagonal = np.diag(gram).copy()
         # A parameter that no equation contains stays at its prior.
         diagonal[diagonal == 0] = 1.0
         scale = 1.0 / np.sqrt(diagonal)
-        scaled = np.triu(self.gram) * scale[:, None] * scale
-        scaled += np.triu(scaled, 1).T
-        scaled[np.diag_indices_from(scaled)] += RIDGE
+        scaled = gram * scale[:, None] * scale
+        scaled[np.diag_indices_from(scaled)] += ridge
         # More threads would wait for cores that the target's threads keep, ten times as long.
         with _libraries().limit(limits=1, user_api="blas"):
-            return self.prior + scale * np.linalg.solve(scaled, scale * self.moment)
+            # To LAPACK, which counts by columns, the upper triangle is the lower one.
+            _, shift, failed = dposv(
+                scaled.T, scale * self.moment[:count], lower=True, overwrite_a=True
+            )
+        theta = self.prior.copy()
+        theta[:count] += np.nan if failed else scale * shift
+        return theta
+
+
+def _stride(number: int) -> int:
+    return next((stride for until, stride in STRIDES if number < until), LAST_STRIDE)
 
 
 class Learner:
     """When a draft learns, and from what.
+
+    From forces at some of the steps, and from how they changed since the step before. Differences
+    count for much more: what the corrections cannot take back is an error of the draft's Hessian
+    (docs/theory.md). Forces alone fix what differences cannot see.
 
     The schedule counts steps, not seconds: two runs with one seed learn the same.
 
@@ -113,14 +156,22 @@ class Learner:
         Parameters to start from.
     masses : (N,) amu
         Forces count by 1 / sqrt(mass), as the noise shift measures them.
+    stages : sequence of int, optional
+        How many of the parameters, the first ones, are fitted at first, how many later, as soon
+        as there are EQUATIONS_PER_PARAMETER; the last is P. By default all from the beginning.
     add : callable
         As in RidgeRegression.
     """
 
     def __init__(
-        self, prior: Array, masses: Array, add: Callable[..., None] = add_normal_equations
+        self,
+        prior: Array,
+        masses: Array,
+        stages: Sequence[int] = (),
+        add: Callable[..., None] = add_normal_equations,
     ) -> None:
         self._prior, self._add = prior, add
+        self._stages = tuple(stages) or (len(prior),)
         self._weights = np.sqrt(
             np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)
         ).repeat(3)
@@ -135,12 +186,14 @@ class Learner:
     def begin_again(self) -> None:
         """Forget all steps, but keep the parameters until the next fit."""
         self._regression = RidgeRegression(self._prior, self._add)
-        self._seen = 0
+        self._seen = self._learned = 0  # steps
         self._next_fit = FIRST_FIT
         self._roughness, self._watched = 0.0, 0  # sum over so many steps
         self._least_roughness = np.inf
         self._rough_stretches = 0
-        self._last: Array | None = None
+        self._last: tuple[Array, Array] | None = None  # site and discrepancy of the last step
+        self._states: list[tuple[Array, Array]] = []  # sites and discrepancies; equations to come
+        self._differences: list[tuple[Array, Array, Array]] = []
 
     def interrupt(self) -> None:
         """The next step that is learned from does not follow the last one."""
@@ -150,34 +203,42 @@ class Learner:
         """All that it has learned, for ``restore``."""
         return {
             "prior": self._prior,
+            "stages": self._stages,
             "parameters": self.parameters,
             "gram": self._regression.gram,
             "moment": self._regression.moment,
             "weight": self._regression.weight,
             "seen": self._seen,
+            "learned": self._learned,
             "next fit": self._next_fit,
             "roughness": self._roughness,
             "watched": self._watched,
             "least roughness": self._least_roughness,
             "rough stretches": self._rough_stretches,
             "last": self._last,
+            "states": self._states,
+            "differences": self._differences,
         }
 
     def restore(self, record: dict[str, Any]) -> None:
         """Go on as the learner that the snapshot was taken of."""
-        self._prior = record["prior"]
+        self._prior, self._stages = record["prior"], tuple(record["stages"])
         self.reset()
         self.parameters = record["parameters"]
         self._regression.gram, self._regression.moment = record["gram"], record["moment"]
         self._regression.weight = record["weight"]
-        self._seen, self._next_fit = record["seen"], record["next fit"]
+        self._seen, self._learned = record["seen"], record["learned"]
+        self._next_fit = record["next fit"]
         self._roughness, self._watched = record["roughness"], record["watched"]
         self._least_roughness = record["least roughness"]
         self._rough_stretches = record["rough stretches"]
-        self._last = record["last"]
+        self._last = record["last"] and tuple(record["last"])
+        self._states = [tuple(each) for each in record["states"]]
+        self._differences = [tuple(each) for each in record["differences"]]
 
     def has_gone_bad(self, discrepancies: Array) -> bool:
-        """Whether the draft has become much worse than it was; to be shown all committed steps.
+        """Whether the draft has become much worse than it was; to be shown all committed steps,
+        before ``learn``.
 
         A draft is as good as its discrepancy is smooth: what changes from one step to the next no
         correction absorbs. That does not depend on the length of windows.
@@ -190,8 +251,7 @@ class Learner:
         """
         rows = discrepancies.reshape(-1, len(self._weights))
         if self._last is not None:
-            rows = np.concatenate([self._last, rows])
-        self._last = rows[-1:]
+            rows = np.concatenate([self._last[1].reshape(1, -1), rows])
         changes = rows[1:] - rows[:-1]
         self._roughness += float(np.einsum("bi,bi,i->", changes, changes, self._mean_square))
         self._watched += len(changes)
@@ -209,32 +269,67 @@ class Learner:
         self._least_roughness = min(self._least_roughness, roughness)
         return False
 
-    def chosen(self, steps: int) -> list[int]:
-        """Which of the next ``steps`` committed steps to learn from."""
-        stride = LATE_STRIDE if self._seen >= MIDDLE else MIDDLE_STRIDE
-        if self._seen < EARLY:
-            stride = EARLY_STRIDE
-        return [row for row in range(steps) if (self._seen + row) % stride == 0]
-
-    def learn(self, features: Array, discrepancies: Array, steps: int) -> bool:
-        """Learn from some of the next ``steps`` committed steps; whether ``parameters`` changed.
+    def learn(self, sites: Array, discrepancies: Array) -> bool:
+        """Learn from the next committed steps; whether ``parameters`` changed.
 
         Parameters
         ----------
-        features : (B, 3 N, P)
-            At the force sites of the ``chosen`` steps; or what ``add`` takes in their place.
+        sites : (B, N, 3) nm
+            Force sites; or features there, (B, 3 N, P), if that is what ``add`` takes.
         discrepancies : (B, N, 3) kJ/mol/nm
             Target force minus draft force there.
         """
-        for rows, values in zip(features, discrepancies, strict=True):
-            self._regression.add(rows, values.reshape(-1), self._weights, self.parameters, MEMORY)
-        self._seen += steps
-        if self._seen < self._next_fit:
-            return False
+        for row in self._chosen(len(sites)):
+            here = sites[row].copy(), discrepancies[row].copy()
+            before = (sites[row - 1], discrepancies[row - 1]) if row else self._last
+            self._states.append(here)
+            if before is not None:
+                self._differences.append((here[0], before[0].copy(), here[1] - before[1]))
+        self._seen += len(sites)
+        if len(sites):
+            self._last = sites[-1].copy(), discrepancies[-1].copy()
+        if self._seen >= self._next_fit:
+            return self._fit()
+        if len(self._states) >= TOGETHER:
+            self.add_equations()
+        return False
+
+    def _chosen(self, steps: int) -> list[int]:
+        """Which of the next ``steps`` committed steps to learn from."""
+        numbers = range(self._seen, self._seen + steps)
+        return [row for row, number in enumerate(numbers) if number % _stride(number) == 0]
+
+    def add_equations(self) -> None:
+        """Of the steps that were chosen last; to be called before anything else changes that the
+        forces depend on."""
+        states, differences = self._states, self._differences
+        self._states, self._differences = [], []
+        if not states:
+            return
+        self._regression.age(np.exp(-len(states) / MEMORY))
+        self._learned += len(states)
+        sites, discrepancies = map(np.array, zip(*states, strict=True))
+        self._add_to_regression(sites, None, discrepancies, 1.0)
+        if differences:
+            sites, before, changes = map(np.array, zip(*differences, strict=True))
+            self._add_to_regression(sites, before, changes, WEIGHT_OF_DIFFERENCES)
+
+    def _add_to_regression(
+        self, sites: Array, before: Array | None, values: Array, weight: float
+    ) -> None:
+        residuals = values.reshape(len(values), -1)
+        self._regression.add(sites, before, residuals, self._weights, self.parameters, weight)
+
+    def _fit(self) -> bool:
+        """Whether ``parameters`` changed."""
+        self.add_equations()
         while self._next_fit <= self._seen:
             wait = min(max(LATE_FITS, self._next_fit // 4), LAST_FITS)
             self._next_fit += min(self._next_fit, wait)
-        parameters = self._regression.solve()
+        equations = self._learned * len(self._weights) / EQUATIONS_PER_PARAMETER
+        count = max([self._stages[0], *(each for each in self._stages if each <= equations)])
+        ridge = max(LEAST_RIDGE, RIDGE_OF_ONE_STEP / max(1, self._learned))
+        parameters = self._regression.solve(ridge, count)
         if not np.isfinite(parameters).all():
             logger.warning("the draft's fit is not finite; it stays as it was")
             return False

@@ -23,7 +23,9 @@ from ._native import draw_random_number
 
 Record = dict[str, Any]
 
-MARK = b"\nopenmm-lsd record, version 1\n"
+VERSION = 2
+MARKS = b"\nopenmm-lsd record, version "  # of all versions
+MARK = MARKS + str(VERSION).encode() + b"\n"
 LENGTH_BYTES, DIGEST_BYTES = 8, hashlib.sha256().digest_size
 
 
@@ -86,10 +88,17 @@ def from_checkpoint(
     Raises
     ------
     RestartError
-        If the checkpoint is damaged.
+        If the checkpoint is damaged, or of another version.
     """
     at = checkpoint.rfind(MARK)
     if at < 0:
+        other = checkpoint.rfind(MARKS)
+        if other >= 0:
+            version = checkpoint[other + len(MARKS) :].split(b"\n", 1)[0].decode(errors="replace")
+            raise RestartError(
+                f"its record has version {version}, and this openmm-lsd reads version {VERSION}; "
+                "go on from a State, or with the openmm-lsd that wrote it"
+            )
         if lengths is None or len(checkpoint) in lengths():
             return None
         raise RestartError(

@@ -23,6 +23,7 @@ Array = NDArray[np.float64]
 Indices = NDArray[np.int32]
 
 DISTANCE, ANGLE, TORSION = 0, 1, 2
+ATOMS_OF_KIND = (2, 3, 4)
 MOST_FACTORS = 4
 
 

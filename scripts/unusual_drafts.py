@@ -33,8 +33,8 @@ def automatic(atoms, *, watching=True):
     """The draft of 'auto'; with ``watching`` off its bonds stay as they are at the start."""
     positions, box = in_nm(atoms)
     bonds = BondWatch(graph_of_positions(atoms.numbers, positions, box), positions, box)
-    terms, guesses = auto_draft(bonds.graph_at(positions, box), positions, box)
-    draft = LearningDraft(terms, guesses, atoms.get_masses(), None, bonds if watching else None)
+    start = auto_draft(bonds.graph_at(positions, box), positions, box)
+    draft = LearningDraft(start, atoms.get_masses(), None, bonds if watching else None)
     draft.set_environment(box, {})
     return draft
 

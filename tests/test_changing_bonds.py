@@ -17,7 +17,7 @@ from test_learning import Known
 from openmm_lsd import learning
 from openmm_lsd.autodraft import auto_draft
 from openmm_lsd.bondwatch import BETWEEN_LOOKS, BondWatch
-from openmm_lsd.draft import TOGETHER, LearningDraft
+from openmm_lsd.draft import LearningDraft
 from openmm_lsd.molgraph import (
     MolecularGraph,
     graph_of_positions,
@@ -50,8 +50,8 @@ def test_close_pairs_of_a_crystal_are_contacts(name, neighbours, bonded):
     assert len(graph.bonds) == 0
     counts = np.bincount(graph.contacts.ravel(), minlength=len(numbers))
     assert set(counts) == {neighbours}
-    terms, guesses = auto_draft(graph, positions, box)
-    assert terms.parameters == 3 and not guesses.any()
+    draft = auto_draft(graph, positions, box)
+    assert draft.terms.parameters == 3 and not draft.guesses.any()
 
 
 def test_covalent_crystals_and_molecules_keep_their_bonds():
@@ -146,7 +146,7 @@ def test_bonds_are_added_and_not_taken_away():
     assert formed == [False, False, True, False, False, False]
     assert bonds == [[[0, 1]], [[0, 1], [1, 2]], [[0, 1], [1, 2]]]
     # The one that is stretched has the reference of one that is not.
-    terms, _ = auto_draft(watch.graph_at(at[1], None), at[1])
+    terms = auto_draft(watch.graph_at(at[1], None), at[1]).terms
     assert np.all(terms.references[terms.kinds == 0] < 0.11)
     watch.reset()
     assert watch.graph_at(at[1], None).bonds.tolist() == [[0, 1]]
@@ -200,8 +200,7 @@ class TwoLives(Known):
 
     def __init__(self):
         super().__init__()
-        scale = np.random.default_rng(5).uniform(0.7, 1.6, len(self.guesses))
-        self._other = LearningDraft(self.terms, scale * self.guesses, self.masses)
+        self._other = LearningDraft(self.changed(5), self.masses)
 
     def change(self):
         self._target = self._other
@@ -242,10 +241,10 @@ def test_steps_that_were_not_seen_are_no_roughness(monkeypatch):
     monkeypatch.setattr(learning, "WATCHED", 1000)
     known = Known()
     draft = known.draft()
-    sites = np.repeat(known.positions[None], TOGETHER, axis=0)
-    for step, level in ((0, 1.0), (TOGETHER, 1.0), (50, 7.0)):
+    sites = np.repeat(known.positions[None], 8, axis=0)
+    for step, level in ((0, 1.0), (8, 1.0), (50, 7.0)):
         draft.learn(step, sites, np.full(sites.shape, level))
-    assert (draft._learner._roughness, draft._learner._watched) == (0.0, 3 * TOGETHER - 3)
+    assert (draft._learner._roughness, draft._learner._watched) == (0.0, 3 * 8 - 2)
 
 
 def test_what_was_made_anew_is_forgotten_with_its_steps():
@@ -255,14 +254,14 @@ def test_what_was_made_anew_is_forgotten_with_its_steps():
     on_the_right[4, 2] = 0.155
     graph = graph_of_positions(np.array(numbers), positions)
     draft = LearningDraft(
-        *auto_draft(graph, positions), np.ones(9), bonds=BondWatch(graph, positions, None)
+        auto_draft(graph, positions), np.ones(9), bonds=BondWatch(graph, positions, None)
     )
     forces = draft(positions)
     draft.start(0)
-    sites = np.repeat(on_the_right[None], TOGETHER, axis=0)
+    sites = np.repeat(on_the_right[None], 8, axis=0)
     assert draft.learn(0, sites, np.zeros(sites.shape))
     assert np.abs(draft(positions) - forces).max() > 1.0
-    draft.start(TOGETHER)
+    draft.start(8)
     assert np.abs(draft(positions) - forces).max() > 1.0
     draft.start(0)
     np.testing.assert_array_equal(draft(positions), forces)

@@ -24,55 +24,144 @@ STEM = "systems/alanine_dipeptide/alanine_dipeptide"
 # The fit
 
 
-def test_ridge_regression_is_the_dense_solution():
+@pytest.mark.parametrize("count", [None, 3])
+def test_ridge_regression_is_the_dense_solution(count):
+    """Of states and of differences, the older the less; or for the first parameters only."""
     rng = np.random.default_rng(1)
-    prior, memory = rng.standard_normal(5), 3.0
-    importance = rng.uniform(0.5, 2.0, 4)
+    prior, importance, ridge = rng.standard_normal(5), 7.0, 0.01
+    weights = rng.uniform(0.5, 2.0, 4)
     regression = RidgeRegression(prior)
-    blocks = [(rng.standard_normal((4, 5)), rng.standard_normal(4)) for _ in range(6)]
-    for features, values in blocks:
-        at = rng.standard_normal(5)
-        regression.add(features, values - features @ at, importance, at, memory)
-    weights = np.exp(-0.5 * np.arange(5, -1, -1) / memory)[:, None] * importance  # newest last
-    a = np.concatenate([w[:, None] * f for w, (f, _) in zip(weights, blocks, strict=True)])
-    b = np.concatenate([w * v for w, (_, v) in zip(weights, blocks, strict=True)])
-    ridge = np.diag(np.sqrt(learning.RIDGE * np.square(a).sum(axis=0)))
-    expected = np.linalg.lstsq(np.vstack([a, ridge]), np.append(b, ridge @ prior), rcond=None)[0]
-    np.testing.assert_allclose(regression.solve(), expected, rtol=1e-9)
+    rows, values = [], []
+    for turn in range(6):
+        features, before = rng.standard_normal((2, 2, 4, 5))
+        right, at = rng.standard_normal((2, 4)), rng.standard_normal(5)
+        is_difference = turn % 2 == 1
+        regression.age(0.8)
+        regression.add(
+            features,
+            before if is_difference else None,
+            right,
+            weights,
+            at,
+            importance if is_difference else 1.0,
+        )
+        used = features - before if is_difference else features
+        scale = np.sqrt(0.8 ** (5 - turn) * (importance if is_difference else 1.0)) * weights
+        rows.append((scale[:, None] * used).reshape(-1, 5))
+        values.append((scale * (right + used @ at)).reshape(-1))
+    a, b = np.concatenate(rows)[:, :count], np.concatenate(values)
+    b = b - np.concatenate(rows)[:, 5 if count is None else count :] @ prior[len(a[0]) :]
+    held = np.diag(np.sqrt(ridge * np.square(a).sum(axis=0)))
+    expected = prior.copy()
+    expected[:count] = np.linalg.lstsq(
+        np.vstack([a, held]), np.append(b, held @ prior[:count]), rcond=None
+    )[0]
+    np.testing.assert_allclose(regression.solve(ridge, count), expected, rtol=1e-9)
+
+
+def test_weights_do_not_grow_without_bound():
+    regression = RidgeRegression(np.zeros(1))
+    for _ in range(100):
+        regression.age(0.5)
+        ones = np.ones((1, 1, 1))
+        regression.add(ones, None, 3.0 * ones[0], np.ones(1), np.zeros(1))
+    assert regression.weight < learning.LARGEST_WEIGHT
+    np.testing.assert_allclose(regression.solve(0.5), [2.0])
 
 
 def test_what_no_equation_contains_stays_at_its_prior():
     regression = RidgeRegression(np.array([1.0, 2.0, 3.0]))
-    features = np.random.default_rng(2).standard_normal((20, 3)) * [1, 0, 1]
-    regression.add(features, features @ [5.0, 7.0, -1.0], np.ones(20), np.zeros(3), 10.0)
-    np.testing.assert_allclose(regression.solve(), [5.0, 2.0, -1.0], atol=0.1)
-    assert regression.solve()[1] == 2.0
+    features = np.random.default_rng(2).standard_normal((1, 20, 3)) * [1, 0, 1]
+    regression.add(features, None, features @ [5.0, 7.0, -1.0], np.ones(20), np.zeros(3))
+    np.testing.assert_allclose(regression.solve(0.001), [5.0, 2.0, -1.0], atol=0.1)
+    assert regression.solve(0.001)[1] == 2.0
+
+
+def test_no_solution_is_not_finite():
+    regression = RidgeRegression(np.ones(2))
+    regression.gram[:] = [[1.0, 2.0], [0.0, 1.0]]  # no sum of squares is that
+    assert np.isnan(regression.solve(0.0)).all()
+
+
+class Recorded:
+    """Blocks of equations, as ``add`` is given them; one parameter."""
+
+    def __init__(self):
+        self.states, self.differences = [], []
+
+    def __call__(self, sites, before, residuals, weights, offset, scales, gram, moment):
+        kept = self.states if before is None else self.differences
+        gram += 1.0
+        for row in range(len(sites)):
+            step = sites[row].flat[0]
+            assert (residuals[row] == (10.0 * step if before is None else 10.0)).all()
+            assert before is None or before[row].flat[0] == step - 1
+            kept.append(int(step))
+
+
+def steps_for(learner, first, count):
+    """Steps whose numbers are their sites; ten times that are the discrepancies."""
+    sites = np.repeat(np.arange(first, first + count, dtype=float), 3).reshape(-1, 1, 3)
+    return learner.learn(sites, 10.0 * sites)
 
 
 def test_schedule_counts_steps_however_they_come():
     """What is learned from, and when parameters change, does not depend on the size of rounds."""
     results = []
-    for sizes in ([1] * 1200, [7] * 171 + [3], [1200]):
-        learner = Learner(np.zeros(1), np.ones(1))
-        rows, changes, seen = [], [], 0
+    for sizes in ([1] * 5000, [7] * 714 + [2], [5000]):
+        add = Recorded()
+        learner = Learner(np.zeros(1), np.ones(1), (), add)
+        changes, seen = [], 0
         for size in sizes:
-            chosen = learner.chosen(size)
-            rows += [seen + row for row in chosen]
-            features = np.ones((len(chosen), 3, 1))
-            if learner.learn(features, np.ones((len(chosen), 1, 3)), size):
+            if steps_for(learner, seen, size):
                 changes.append(seen + size)
             seen += size
-        results.append((rows, changes))
-    one_by_one, by_sevens, _ = results
-    assert one_by_one[1] == [16, 32, 64, 128, 256, 512, 1024]
-    assert by_sevens[1] == [21, 35, 70, 133, 259, 518, 1029]
-    early = [row for row in one_by_one[0] if row < 256]
-    assert early == list(range(0, 256, 2)) and one_by_one[0][128:] == list(range(260, 1200, 10))
+        learner.add_equations()
+        results.append((add.states, add.differences, changes))
+    one_by_one, by_sevens, at_once = results
+    assert one_by_one[0] == by_sevens[0] == at_once[0]
+    assert one_by_one[2][:8] == [16, 32, 64, 128, 256, 512, 1024, 1536]
+    assert by_sevens[2][:8] == [21, 35, 70, 133, 259, 518, 1029, 1540]
+    expected = [
+        *range(0, 256, 2),
+        *range(256, 1024, 4),
+        *range(1030, 4096, 10),
+        *range(4110, 5000, 30),
+    ]
+    assert at_once[0] == expected
+    assert at_once[1] == expected[1:]
+    # The discrepancy before a fit is not that of the same draft.
+    after_fits = {step for step in one_by_one[2] if step in expected}
+    assert len(after_fits) > 5
+    assert one_by_one[1] == [step for step in expected[1:] if step not in after_fits]
+
+
+def test_steps_before_an_interruption_are_not_neighbours():
+    add = Recorded()
+    learner = Learner(np.zeros(1), np.ones(1), (), add)
+    steps_for(learner, 0, 2)
+    learner.interrupt()
+    steps_for(learner, 100, 2)
+    learner.add_equations()
+    assert add.states == [0, 100] and add.differences == []
+
+
+def test_more_parameters_as_more_is_known():
+    """Stages are fitted when there are six equations for each of their parameters."""
+    rng = np.random.default_rng(5)
+    prior = np.arange(40.0)
+    learner = Learner(prior, np.ones(2), (2, 20, 40))
+    changed = []
+    for _ in range(8):
+        learner.learn(rng.standard_normal((16, 6, 40)), rng.standard_normal((16, 2, 3)))
+        changed.append(np.count_nonzero(learner.parameters != prior))
+    # Fits after 16, 32, 64, 128 steps; six equations from every second one.
+    assert changed == [2, 2, 2, 20, 20, 20, 20, 40]
 
 
 def test_a_fit_that_is_not_finite_is_not_taken(caplog):
     learner = Learner(np.array([3.0]), np.ones(1))
-    assert not learner.learn(np.full((1, 3, 1), np.nan), np.ones((1, 1, 3)), 20)
+    assert not learner.learn(np.full((20, 3, 1), np.nan), np.ones((20, 1, 3)))
     assert learner.parameters.tolist() == [3.0] and "not finite" in caplog.text
 
 
@@ -89,16 +178,20 @@ class Known:
         self.positions = positions.value_in_unit(unit.nanometer)
         self.system = prmtop.createSystem()
         self.masses = np.array([a.element.mass._value for a in self.topology.atoms()])
-        self.terms, self.guesses = auto_draft(graph_of_topology(self.topology), self.positions)
-        scale = np.random.default_rng(3).uniform(0.7, 1.6, len(self.guesses))
-        self._target = LearningDraft(self.terms, scale * self.guesses, self.masses)
+        self.start = auto_draft(graph_of_topology(self.topology), self.positions)
+        self._target = LearningDraft(self.changed(3), self.masses)
+
+    def changed(self, seed):
+        """The force field with other parameters."""
+        scale = np.random.default_rng(seed).uniform(0.7, 1.6, len(self.start.guesses))
+        return self.start._replace(guesses=scale * self.start.guesses)
 
     def target(self, states):
         return np.array([self._target(state) for state in states])
 
     def draft(self, base=None):
-        guesses = self.guesses if base is None else 0.0 * self.guesses
-        return LearningDraft(self.terms, guesses, self.masses, base)
+        start = self.start if base is None else self.start.without_guesses()
+        return LearningDraft(start, self.masses, base)
 
     def sampler(self, draft, seed=1, kind=Middle, window=16, sampler_class=SpeculativeSampler):
         sampler = sampler_class(
@@ -170,7 +263,7 @@ def test_noise_that_is_used_again_is_forgotten(known):
     first = sampler.advance(200)
     learned = draft.parameters
     sampler.set_state(start.positions, start.velocities, 0)
-    np.testing.assert_array_equal(draft.parameters, known.guesses)
+    np.testing.assert_array_equal(draft.parameters, known.start.guesses)
     second = sampler.advance(200)
     for ours, theirs in zip(first, second, strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -186,7 +279,7 @@ def test_what_was_handed_out_is_all_that_was_learned(known):
         state = sampler.advance(3)
         velocities = state[1] + 0.01 * rng.standard_normal(state[1].shape)
         sampler.set_state(state[0], velocities, sampler.state.step)
-    assert not np.array_equal(draft.parameters, known.guesses)
+    assert not np.array_equal(draft.parameters, known.start.guesses)
 
 
 def test_an_interrupted_lesson_changes_nothing_but_speed(known):
@@ -200,7 +293,7 @@ def test_an_interrupted_lesson_changes_nothing_but_speed(known):
                 raise KeyboardInterrupt
             return result
 
-    draft = Interrupted(known.terms, known.guesses, known.masses)
+    draft = Interrupted(known.start, known.masses)
     sampler = known.sampler(draft)
     with pytest.raises(KeyboardInterrupt):
         sampler.advance(500)
@@ -216,7 +309,8 @@ def test_on_top_of_a_force_field(known):
 
     base = ForceContext(known.system, openmm.Platform.getPlatform("Reference"))
     target = known.draft(base)
-    stiffer = LearningDraft(known.terms, 0.2 * known.guesses, known.masses, base)
+    bonds = known.start._replace(guesses=0.2 * known.start.guesses)
+    stiffer = LearningDraft(bonds, known.masses, base)
     np.testing.assert_allclose(target(known.positions), base.forces(known.positions[None])[0])
     sampler = known.sampler(target)
     sampler._target = lambda states: np.array([stiffer(state) for state in states])
@@ -251,9 +345,8 @@ class LinearDraft:
         self._learner.reset()
 
     def learn(self, step, sites, discrepancies):
-        chosen = self._learner.chosen(len(sites))
-        features = np.array([self.features(sites[row]) for row in chosen]).reshape(-1, 6, 8)
-        changed = self._learner.learn(features, discrepancies[chosen], len(sites))
+        features = np.array([self.features(site) for site in sites])
+        changed = self._learner.learn(features, discrepancies)
         self.fits += changed
         return changed
 
@@ -284,13 +377,13 @@ def eager(monkeypatch):
     """Learns from every step, forgets at once and fits after every round."""
     for name, value in (
         ("FIRST_FIT", 1),
-        ("EARLY", 1),
-        ("MIDDLE", 1),
-        ("EARLY_STRIDE", 1),
-        ("LATE_STRIDE", 1),
+        ("STRIDES", ()),
+        ("LAST_STRIDE", 1),
         ("LATE_FITS", 1),
+        ("LAST_FITS", 1),
         ("MEMORY", 0.1),
-        ("RIDGE", 1e-4),
+        ("RIDGE_OF_ONE_STEP", 1e-4),
+        ("LEAST_RIDGE", 1e-4),
     ):
         monkeypatch.setattr(learning, name, value)
 

@@ -1,6 +1,7 @@
 """Restarts to the bit: killed processes and checkpoints; and what is refused. For States see
 test_states.py."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -473,6 +474,17 @@ def test_truncated_checkpoint(saved, tmp_path):
         refused(simulation, tmp_path / "part", "was not loaded: it")
     (tmp_path / "part").write_bytes(data + b"more")
     refused(simulation, tmp_path / "part", "was not loaded")
+
+
+def test_checkpoint_of_another_version(saved, tmp_path):
+    """What the first release wrote, whole and with its digest."""
+    data = saved.read_bytes()
+    mark, end = data.rfind(MARK), len(data) - hashlib.sha256().digest_size
+    old = data[:mark] + MARK.replace(b"2", b"1") + data[mark + len(MARK) : end]
+    (tmp_path / "old").write_bytes(old + hashlib.sha256(old).digest())
+    simulation = build("force field")
+    simulation.step(3)
+    refused(simulation, tmp_path / "old", "version 1, and this openmm-lsd reads version 2; go on")
 
 
 def test_damaged_checkpoint(saved, tmp_path):

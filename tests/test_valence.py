@@ -102,25 +102,62 @@ def test_native_agrees_with_the_numpy_reference(box, limits):
     for state, ours in zip(states, valence.forces(states, None), strict=True):
         theirs = terms.forces(state, parameters, box)
         assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
-        residuals, weights = rng.standard_normal((2, 24))
-        arguments = residuals, weights, rng.standard_normal(20), 1.7
-        sums = [(np.ones((20, 20)), np.ones(20)) for _ in range(2)]
-        valence.add_normal_equations(state, *arguments, *sums[0])
-        add_normal_equations(terms.features(state, box), *arguments, *sums[1])
-        for ours, theirs in zip(*sums, strict=True):
-            assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
+
+
+@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.parametrize("differences", [False, True], ids=["states", "differences"])
+@pytest.mark.parametrize("box", [None, TRICLINIC], ids=["vacuum", "triclinic"])
+def test_native_normal_equations_agree_with_the_numpy_reference(box, differences, batch):
+    rng = np.random.default_rng(5)
+    terms = random_terms(rng)
+    valence = native(terms)
+    valence.set_box(box)
+    states, before = rng.uniform(0, 1.5, (2, batch, 8, 3))
+    residuals, weights = rng.standard_normal((batch, 24)), rng.standard_normal(24)
+    arguments = residuals, weights, rng.standard_normal(20), rng.uniform(1, 2, batch)
+    sums = [(np.ones((20, 20)), np.ones(20)) for _ in range(2)]
+    valence.add_normal_equations(states, before if differences else None, *arguments, *sums[0])
+    features, features_before = (
+        np.array([terms.features(state, box) for state in each]) for each in (states, before)
+    )
+    add_normal_equations(features, features_before if differences else None, *arguments, *sums[1])
+    for ours, theirs in zip(*sums, strict=True):
+        assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
+    wrong = np.ones((19, 20)), np.ones(20)
     with pytest.raises(ValueError, match="do not fit together"):
-        valence.add_normal_equations(state, *arguments, np.ones((19, 20)), np.ones(20))
+        valence.add_normal_equations(states, None, *arguments, *wrong)
+    with pytest.raises(ValueError, match="positions before have another shape"):
+        valence.add_normal_equations(states, before[:, 1:], *arguments, *sums[0])
+
+
+def test_native_normal_equations_of_many_states_are_added_in_parts():
+    """A box of water has more equations than are collected at a time."""
+    topology, positions, box = water(64)
+    terms = auto_draft(graph_of_topology(topology), positions, box).terms
+    valence = native(terms)
+    valence.set_box(box)
+    rng = np.random.default_rng(6)
+    states = positions + 0.001 * rng.standard_normal((600, *positions.shape))
+    rest = rng.standard_normal((600, positions.size)), np.ones(positions.size), np.zeros(10)
+    together, apart = ((np.zeros((10, 10)), np.zeros(10)) for _ in range(2))
+    valence.add_normal_equations(states, None, *rest, np.ones(600), *together)
+    for row in range(600):
+        one = slice(row, row + 1)
+        residuals, *others = rest
+        valence.add_normal_equations(states[one], None, residuals[one], *others, np.ones(1), *apart)
+    for ours, theirs in zip(together, apart, strict=True):
+        assert np.abs(ours - theirs).max() < 1e-10 * np.abs(theirs).max()
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
 @pytest.mark.parametrize("with_base", [False, True])
 def test_native_rollout_agrees_with_the_numpy_reference(kind, with_base):
     topology, positions, masses, system = molecule("alanine_dipeptide")
-    terms, guesses = auto_draft(graph_of_topology(topology), positions)
+    start = auto_draft(graph_of_topology(topology), positions)
+    terms, guesses, _ = start
     platform = openmm.Platform.getPlatform("Reference")
     base = ForceContext(system, platform) if with_base else None
-    draft = LearningDraft(terms, guesses, masses, base)
+    draft = LearningDraft(start, masses, base)
 
     def by_hand(site):
         forces = terms.forces(site, guesses)
@@ -176,7 +213,7 @@ def test_bonds_across_the_box():
     assert np.abs(broken - positions).max() > 0.5
     found = graph_of_positions(expected.elements, broken, box)
     np.testing.assert_array_equal(found.bonds, expected.bonds)
-    terms, guesses = auto_draft(found, broken, box)
+    terms, guesses, _ = auto_draft(found, broken, box)
     forces = terms.forces(broken, guesses, box)
     np.testing.assert_allclose(forces, terms.forces(positions, guesses, box), atol=1e-6)
 
@@ -195,11 +232,12 @@ def test_number_of_parameters_does_not_grow_with_the_box():
     counts = set()
     for molecules in (1, 8, 64):
         topology, positions, box = water(molecules)
-        terms, guesses = auto_draft(graph_of_topology(topology), positions, box)
-        assert len(terms.classes) == 11 * molecules
-        counts.add((terms.parameters, len(guesses)))
-    # r, r^2, r^3; angle, angle^2; bond times bond, bond times angle
-    assert counts == {(7, 7)}
+        terms, guesses, stages = auto_draft(graph_of_topology(topology), positions, box)
+        assert len(terms.classes) == 16 * molecules
+        counts.add((terms.parameters, len(guesses), stages))
+    # r, r^2, r^3; angle, angle^2; bond times bond, bond times angle; then r^4, angle^3 and bond
+    # times angle^2
+    assert counts == {(10, 10, (7, 10))}
 
 
 def test_atoms_that_symmetry_exchanges_share():
@@ -209,22 +247,26 @@ def test_atoms_that_symmetry_exchanges_share():
     )
     assert ethane.colours(8) == [1, 1, 0, 0, 0, 0, 0, 0]
     positions = np.random.default_rng(5).uniform(0, 0.3, (8, 3))
-    terms, _ = auto_draft(ethane, positions)
+    stages = auto_draft(ethane, positions).stages
     # CC and CH: 6; CCH and HCH: 4; CC CH, CH CH'; CC CCH, CC HCH, CH CCH, CH CCH', CH HCH, CH HCH';
     # CCH CCH', CCH HCH, CCH HCH', HCH HCH'; torsion, torsion times angle
-    assert terms.parameters == 6 + 4 + 2 + 6 + 4 + 2
+    first = 6 + 4 + 2 + 6 + 4 + 2
+    # CC^4, CH^4, CCH^3, HCH^3; CC CCH^2, CH CCH^2, CH HCH^2; CCH^3, CCH^2 HCH (two: HCH between
+    # them or not), CCH HCH^2 (two), HCH^3 of different angles; torsion angle angle, angle angle
+    # and bond angle along it
+    assert stages == (first, first + 4 + 3 + 6 + 3)
 
 
 @pytest.mark.parametrize("name", MOLECULES)
 def test_the_order_of_the_atoms_does_not_matter(name):
     topology, positions, _, _ = molecule(name)
     graph = graph_of_topology(topology)
-    terms, guesses = auto_draft(graph, positions)
+    terms, guesses, _ = auto_draft(graph, positions)
     order = np.random.default_rng(6).permutation(len(positions))
     place = np.argsort(order)
     bonds = np.sort(place[graph.bonds], axis=1)
     shuffled = MolecularGraph(graph.elements[order], bonds[np.lexsort(bonds.T[::-1])])
-    other_terms, other_guesses = auto_draft(shuffled, positions[order])
+    other_terms, other_guesses, _ = auto_draft(shuffled, positions[order])
     assert other_terms.parameters == terms.parameters
     moved = positions + 0.005 * np.random.default_rng(7).standard_normal(positions.shape)
     np.testing.assert_allclose(
@@ -241,7 +283,7 @@ def test_the_order_of_the_atoms_does_not_matter(name):
 def test_a_large_molecule_shares_more():
     topology, positions, _, _ = molecule("ibuprofen")
     graph = graph_of_topology(topology)
-    counts = [auto_draft(graph, positions, None, most)[0].parameters for most in (1000, 200, 0)]
+    counts = [auto_draft(graph, positions, None, most).terms.parameters for most in (1000, 200, 0)]
     assert counts[0] > 200 >= counts[1] >= counts[2] > 0
 
 
@@ -250,7 +292,7 @@ def test_guesses_are_as_stiff_as_a_force_field(name):
     """Second derivatives along the bonds, against those of amber or GAFF."""
     topology, positions, masses, system = molecule(name)
     graph = graph_of_topology(topology)
-    draft = LearningDraft(*auto_draft(graph, positions), masses)
+    draft = LearningDraft(auto_draft(graph, positions), masses)
     context = ForceContext(system, openmm.Platform.getPlatform("Reference"))
     for i, j in graph.bonds:
         along = (positions[j] - positions[i]) / np.linalg.norm(positions[j] - positions[i])

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "normal_equations.h"
+
 struct Vector {
     double x, y, z;
     Vector operator+(const Vector& o) const { return {x + o.x, y + o.y, z + o.z}; }
@@ -100,43 +102,30 @@ public:
         }
     }
 
-    // The rows of the features (3 N, P) of one state, times ``scale`` and ``weights`` (3 N), as
-    // equations of the parameters: see learning.add_normal_equations.
-    void addNormalEquations(const double* positions, const double* box, const double* residuals,
-                            const double* weights, const double* offset, double scale,
-                            double* gram, double* moment) {
+    // Equations of the parameters from the features at the states ``positions`` (B, N, 3), less
+    // those at ``before`` unless it is null: see learning.add_normal_equations.
+    void addNormalEquations(size_t batch, const double* positions, const double* before,
+                            const double* box, const double* residuals, const double* weights,
+                            const double* offset, const double* scales, double* gram,
+                            double* moment) {
         if (starts.empty())
             findParametersOfAtoms();
-        measure(positions, box);
-        rows.assign(present.size(), {});
-        gradients.resize(coordinates.size());
-        for (size_t q = 0; q < coordinates.size(); q++)
-            gradients[q] = gradient(q);
-        size_t next = 0;
-        for (const Term& term : terms)
-            for (int f = 0; f < term.count; f++) {
-                const int q = term.factors[f];
-                const double slope = -productOfOthers(term, f);
-                for (int a = 0; a < 2 + coordinates[q].kind; a++)
-                    add(rows[places[next++]], gradients[q].byAtom[a], slope);
+        const size_t components = 3 * particles;
+        const size_t together = std::max<size_t>(1, mostNumbers / std::max<size_t>(1, 3 * room));
+        for (size_t first = 0; first < batch; first += together) {
+            const size_t states = std::min(together, batch - first);
+            equations.assign(3 * room * states, 0.0);
+            rights.resize(components * states);
+            for (size_t s = 0; s < states; s++) {
+                const size_t b = first + s;
+                rows.assign(present.size(), {});
+                addFeatures(positions + b * components, box, 1.0);
+                if (before != nullptr)
+                    addFeatures(before + b * components, box, -1.0);
+                takeEquations(s, states, residuals + b * components, weights, offset, scales[b]);
             }
-        for (int atom = 0; atom < particles; atom++) {
-            const double *w = weights + 3 * atom, *r = residuals + 3 * atom;
-            Vector right = {r[0], r[1], r[2]};
-            for (size_t i = starts[atom]; i < starts[atom + 1]; i++)
-                right = right + rows[i] * offset[present[i]];
-            // Both sides of an equation are weighted.
-            const Vector squared = {w[0] * w[0], w[1] * w[1], w[2] * w[2]};
-            for (size_t i = starts[atom]; i < starts[atom + 1]; i++) {
-                const Vector& row = rows[i];
-                const Vector weighted = {scale * scale * squared.x * row.x,
-                                         scale * scale * squared.y * row.y,
-                                         scale * scale * squared.z * row.z};
-                moment[present[i]] += weighted.dot(right);
-                double* gramRow = gram + (size_t)present[i] * parameters;
-                for (size_t j = i; j < starts[atom + 1]; j++)
-                    gramRow[present[j]] += weighted.dot(rows[j]);
-            }
+            for (int atom = 0; atom < particles; atom++)
+                addEquations(atom, states, gram, moment);
         }
     }
 
@@ -186,8 +175,69 @@ private:
     // An atom's equations have few parameters: those of its terms.
     std::vector<int> present;   // in increasing order, of the first atom, of the second, ...
     std::vector<size_t> starts; // in ``present``, of each atom
-    std::vector<Vector> rows;   // features by ``present``
     std::vector<size_t> places; // in ``present``, of each atom of each factor of each term
+    std::vector<Vector> rows;   // features by ``present``
+
+    // Weighted rows of some states: of the first atom (3 a state, as wide as ``widths`` says), of
+    // the second, ...; and what they are to be equal to.
+    static constexpr size_t mostNumbers = 1 << 20;
+    std::vector<double> equations, rights, products;
+    std::vector<size_t> widths, offsets; // the latter: sum of the widths before
+    size_t room = 0;                     // sum of all
+
+    void addFeatures(const double* positions, const double* box, double sign) {
+        measure(positions, box);
+        gradients.resize(coordinates.size());
+        for (size_t q = 0; q < coordinates.size(); q++)
+            gradients[q] = gradient(q);
+        size_t next = 0;
+        for (const Term& term : terms)
+            for (int f = 0; f < term.count; f++) {
+                const int q = term.factors[f];
+                const double slope = -sign * productOfOthers(term, f);
+                for (int a = 0; a < 2 + coordinates[q].kind; a++)
+                    add(rows[places[next++]], gradients[q].byAtom[a], slope);
+            }
+    }
+
+    void takeEquations(size_t state, size_t states, const double* residuals, const double* weights,
+                       const double* offset, double scale) {
+        double* block = equations.data();
+        for (int atom = 0; atom < particles; atom++) {
+            const size_t width = widths[atom];
+            const double *w = weights + 3 * atom, *r = residuals + 3 * atom;
+            double *x = block + 3 * state * width, *y = x + width, *z = y + width;
+            Vector right = {r[0], r[1], r[2]};
+            for (size_t i = starts[atom]; i < starts[atom + 1]; i++) {
+                right = right + rows[i] * offset[present[i]];
+                *x++ = scale * w[0] * rows[i].x;
+                *y++ = scale * w[1] * rows[i].y;
+                *z++ = scale * w[2] * rows[i].z;
+            }
+            double* own = rights.data() + 3 * (atom * states + state);
+            own[0] = scale * w[0] * right.x;
+            own[1] = scale * w[1] * right.y;
+            own[2] = scale * w[2] * right.z;
+            block += 3 * states * width;
+        }
+    }
+
+    void addEquations(int atom, size_t states, double* gram, double* moment) {
+        const size_t width = widths[atom], count = starts[atom + 1] - starts[atom];
+        const int* own = present.data() + starts[atom];
+        const double* block = equations.data() + 3 * states * offsets[atom];
+        const double* right = rights.data() + 3 * states * atom;
+        for (size_t k = 0; k < 3 * states; k++)
+            for (size_t i = 0; i < count; i++)
+                moment[own[i]] += block[k * width + i] * right[k];
+        products.resize(width * width);
+        normal_equations::multiplyWithThemselves(block, 3 * states, width, products.data());
+        for (size_t i = 0; i < count; i++) {
+            double* gramRow = gram + (size_t)own[i] * parameters;
+            for (size_t j = i; j < count; j++)
+                gramRow[own[j]] += products[i * width + j];
+        }
+    }
 
     void findParametersOfAtoms() {
         std::vector<std::map<int, size_t>> byAtom(particles); // place of each parameter
@@ -208,6 +258,11 @@ private:
             }
         }
         starts.push_back(present.size());
+        for (int atom = 0; atom < particles; atom++) {
+            offsets.push_back(room);
+            widths.push_back(normal_equations::padded(starts[atom + 1] - starts[atom]));
+            room += widths.back();
+        }
         forAll([&](auto& ofAtom, int parameter) { places.push_back(ofAtom[parameter]); });
     }
 
