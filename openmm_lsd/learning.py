@@ -120,6 +120,8 @@ class RidgeRegression:
         Not finite if there is no solution.
         """
         gram = self.gram[:count, :count]
+        if not len(gram):
+            return self.prior.copy()
         diagonal = np.diag(gram).copy()
         # A parameter that no equation contains stays at its prior.
         diagonal[diagonal == 0] = 1.0

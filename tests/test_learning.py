@@ -77,6 +77,11 @@ def test_what_no_equation_contains_stays_at_its_prior():
     assert regression.solve(0.001)[1] == 2.0
 
 
+def test_nothing_to_learn():
+    assert RidgeRegression(np.zeros(0)).solve(0.001).shape == (0,)
+    np.testing.assert_array_equal(RidgeRegression(np.ones(2)).solve(0.001, 0), np.ones(2))
+
+
 def test_no_solution_is_not_finite():
     regression = RidgeRegression(np.ones(2))
     regression.gram[:] = [[1.0, 2.0], [0.0, 1.0]]  # no sum of squares is that
