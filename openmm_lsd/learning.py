@@ -33,22 +33,32 @@ ROUGH_STRETCHES = 2
 
 def add_normal_equations(
     features: Array,
+    before: Array | None,
     residuals: Array,
     weights: Array,
     offset: Array,
-    scale: float,
+    scales: Array,
     gram: Array,
     moment: Array,
 ) -> None:
     """Add A^T A to ``gram`` (P, P) and A^T b to ``moment`` (P,), in place, of equations A x = b.
 
-    A = W features (E, P), b = W (``residuals`` (E,) + features . ``offset`` (P,)), W = ``scale``
-    times ``weights`` (E,). Only the upper triangle of ``gram`` counts. ``Valence`` has the same,
-    with positions in the place of the features at them.
+    They come in B blocks of E, of ``features`` (B, E, P), or of what these are more than those
+    ``before`` (B, E, P), if not None:
+
+        A_b = W_b (features_b - before_b)
+        b_b = W_b (residuals_b + (features_b - before_b) . offset)
+        W_b = scales_b weights
+
+    with ``residuals`` (B, E), ``weights`` (E,), ``offset`` (P,) and ``scales`` (B,). Only the upper
+    triangle of ``gram`` counts. ``Valence`` has the same, with positions (B, N, 3) in the place of
+    the features at them.
     """
-    rows = scale * weights[:, None] * features
+    differences = features if before is None else features - before
+    both_sides = scales[:, None] * weights
+    rows = (both_sides[:, :, None] * differences).reshape(-1, len(offset))
     gram += np.triu(rows.T @ rows)
-    moment += rows.T @ (scale * weights * (residuals + features @ offset))
+    moment += rows.T @ (both_sides * (residuals + differences @ offset)).reshape(-1)
 
 
 @cache
@@ -75,18 +85,43 @@ class RidgeRegression:
         self.gram = np.zeros((len(prior), len(prior)))
         self.moment = np.zeros(len(prior))
 
-    def add(
-        self, features: Array, residuals: Array, weights: Array, at: Array, memory: float
-    ) -> None:
-        """Equations ``features`` (E, P) . (theta - ``at`` (P,)) = ``residuals`` (E,), both times
-        ``weights`` (E,); older ones count less by exp(-1 / memory)."""
-        self.weight *= np.exp(1.0 / memory)
-        if self.weight > LARGEST_WEIGHT:
-            self.gram /= self.weight
-            self.moment /= self.weight
+    def age(self, steps: float, memory: float) -> None:
+        """Let the equations that are there count less by exp(-``steps`` / ``memory``)."""
+        decay = np.exp(-steps / memory)
+        if self.weight > LARGEST_WEIGHT * decay:
+            self.gram *= decay / self.weight
+            self.moment *= decay / self.weight
             self.weight = 1.0
-        scale = float(np.sqrt(self.weight))
-        self._add(features, residuals, weights, at - self.prior, scale, self.gram, self.moment)
+        else:
+            self.weight /= decay
+
+    def add(
+        self,
+        features: Array,
+        before: Array | None,
+        residuals: Array,
+        weights: Array,
+        at: Array,
+        importance: Array | None = None,
+    ) -> None:
+        """Equations (``features`` - ``before``) . (theta - ``at``) = ``residuals``.
+
+        Parameters
+        ----------
+        features, before : (B, E, P)
+            Or what ``add`` of the constructor takes in their place; ``before`` may be None.
+        residuals : (B, E)
+        weights : (E,)
+            By which both sides of an equation are multiplied.
+        at : (P,)
+        importance : (B,), optional
+            Weights of the blocks in the sum of squares.
+        """
+        scales = np.full(len(residuals), np.sqrt(self.weight))
+        if importance is not None:
+            scales *= np.sqrt(importance)
+        offset = at - self.prior
+        self._add(features, before, residuals, weights, offset, scales, self.gram, self.moment)
 
     def solve(self) -> Array:
         """theta (P,)."""
@@ -226,8 +261,16 @@ class Learner:
         discrepancies : (B, N, 3) kJ/mol/nm
             Target force minus draft force there.
         """
-        for rows, values in zip(features, discrepancies, strict=True):
-            self._regression.add(rows, values.reshape(-1), self._weights, self.parameters, MEMORY)
+        count = len(discrepancies)
+        self._regression.age(count, MEMORY)
+        self._regression.add(
+            features,
+            None,
+            discrepancies.reshape(count, len(self._weights)),
+            self._weights,
+            self.parameters,
+            np.exp(np.arange(1 - count, 1) / MEMORY),
+        )
         self._seen += steps
         if self._seen < self._next_fit:
             return False

@@ -24,29 +24,67 @@ STEM = "systems/alanine_dipeptide/alanine_dipeptide"
 # The fit
 
 
-def test_ridge_regression_is_the_dense_solution():
+@pytest.mark.parametrize("largest", [learning.LARGEST_WEIGHT, 1.5])
+@pytest.mark.parametrize("differences", [False, True])
+def test_ridge_regression_is_the_dense_solution(differences, largest, monkeypatch):
+    monkeypatch.setattr(learning, "LARGEST_WEIGHT", largest)
     rng = np.random.default_rng(1)
-    prior, memory = rng.standard_normal(5), 3.0
-    importance = rng.uniform(0.5, 2.0, 4)
-    regression = RidgeRegression(prior)
-    blocks = [(rng.standard_normal((4, 5)), rng.standard_normal(4)) for _ in range(6)]
-    for features, values in blocks:
-        at = rng.standard_normal(5)
-        regression.add(features, values - features @ at, importance, at, memory)
-    weights = np.exp(-0.5 * np.arange(5, -1, -1) / memory)[:, None] * importance  # newest last
-    a = np.concatenate([w[:, None] * f for w, (f, _) in zip(weights, blocks, strict=True)])
-    b = np.concatenate([w * v for w, (_, v) in zip(weights, blocks, strict=True)])
+    prior, memory, steps = rng.standard_normal(5), 3.0, [0.0, 1.0, 2.5]
+    weights = rng.uniform(0.5, 2.0, 4)
+    regression, a, b = RidgeRegression(prior), np.empty((0, 5)), np.empty(0)
+    for age in steps:
+        features, before = rng.standard_normal((2, 6, 4, 5))
+        rows = features - before if differences else features
+        values, at, importance = rng.standard_normal((6, 4)), rng.standard_normal(5), None
+        scale = weights * np.ones((6, 1))
+        if age > 0:
+            importance = rng.uniform(0.1, 3.0, 6)
+            scale *= np.sqrt(importance)[:, None]
+        regression.age(age, memory)
+        regression.add(
+            features, before if differences else None, values - rows @ at, weights, at, importance
+        )
+        decay = np.exp(-0.5 * age / memory)
+        a = np.concatenate([decay * a, (scale[:, :, None] * rows).reshape(-1, 5)])
+        b = np.concatenate([decay * b, (scale * values).reshape(-1)])
     ridge = np.diag(np.sqrt(learning.RIDGE * np.square(a).sum(axis=0)))
     expected = np.linalg.lstsq(np.vstack([a, ridge]), np.append(b, ridge @ prior), rcond=None)[0]
     np.testing.assert_allclose(regression.solve(), expected, rtol=1e-9)
 
 
+def test_what_is_very_old_is_forgotten():
+    rng = np.random.default_rng(7)
+    fresh, aged = (RidgeRegression(np.zeros(3)) for _ in range(2))
+    aged.add(rng.standard_normal((1, 4, 3)), None, np.ones((1, 4)), np.ones(4), np.zeros(3))
+    aged.age(1e6, 1.0)
+    for regression in (fresh, aged):
+        rows = np.random.default_rng(8).standard_normal((1, 4, 3))
+        regression.add(rows, None, rows @ [1.0, 2.0, 3.0], np.ones(4), np.zeros(3))
+    np.testing.assert_array_equal(aged.solve(), fresh.solve())
+
+
 def test_what_no_equation_contains_stays_at_its_prior():
     regression = RidgeRegression(np.array([1.0, 2.0, 3.0]))
-    features = np.random.default_rng(2).standard_normal((20, 3)) * [1, 0, 1]
-    regression.add(features, features @ [5.0, 7.0, -1.0], np.ones(20), np.zeros(3), 10.0)
+    features = np.random.default_rng(2).standard_normal((2, 20, 3)) * [1, 0, 1]
+    regression.add(features, None, features @ [5.0, 7.0, -1.0], np.ones(20), np.zeros(3))
     np.testing.assert_allclose(regression.solve(), [5.0, 2.0, -1.0], atol=0.1)
     assert regression.solve()[1] == 2.0
+
+
+def test_a_learner_forgets_step_by_step():
+    """The same whether its steps come at once or one by one."""
+    rng = np.random.default_rng(9)
+    features, values = rng.standard_normal((40, 6, 4)), rng.standard_normal((40, 2, 3))
+    memory = np.exp(np.arange(-39, 1) / learning.MEMORY)
+    expected = np.triu(np.einsum("b,bep,beq->pq", memory, features, features))
+    for sizes in ([1] * 40, [40]):
+        learner, begin = Learner(np.zeros(4), np.ones(2)), 0
+        for size in sizes:
+            rows = slice(begin, begin + size)
+            regression, begin = learner._regression, begin + size
+            learner._next_fit = 1000
+            assert not learner.learn(features[rows], values[rows], size)
+        np.testing.assert_allclose(regression.gram / regression.weight, expected, rtol=1e-11)
 
 
 def test_schedule_counts_steps_however_they_come():

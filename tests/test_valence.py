@@ -102,15 +102,43 @@ def test_native_agrees_with_the_numpy_reference(box, limits):
     for state, ours in zip(states, valence.forces(states, None), strict=True):
         theirs = terms.forces(state, parameters, box)
         assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
-        residuals, weights = rng.standard_normal((2, 24))
-        arguments = residuals, weights, rng.standard_normal(20), 1.7
-        sums = [(np.ones((20, 20)), np.ones(20)) for _ in range(2)]
-        valence.add_normal_equations(state, *arguments, *sums[0])
-        add_normal_equations(terms.features(state, box), *arguments, *sums[1])
-        for ours, theirs in zip(*sums, strict=True):
-            assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
-    with pytest.raises(ValueError, match="do not fit together"):
-        valence.add_normal_equations(state, *arguments, np.ones((19, 20)), np.ones(20))
+
+
+@pytest.mark.parametrize("states", [0, 1, 5, 32, 71])
+@pytest.mark.parametrize("differences", [False, True])
+@pytest.mark.parametrize("limits", [np.inf, 0.1])
+@pytest.mark.parametrize("box", [None, TRICLINIC], ids=["vacuum", "triclinic"])
+def test_native_equations_agree_with_the_numpy_reference(box, limits, differences, states):
+    rng = np.random.default_rng(8)
+    terms = random_terms(rng, parameters=40)
+    terms = dataclasses.replace(terms, limits=np.full(len(terms.kinds), limits))
+    positions, before = rng.uniform(0, 1.5, (2, states, 8, 3))
+    valence = native(terms)
+    valence.set_box(box)
+    arguments = rng.standard_normal((states, 24)), rng.standard_normal(24)
+    arguments += rng.standard_normal(40), rng.uniform(0.5, 2.0, states)
+    sums = [(np.ones((40, 40)), np.ones(40)) for _ in range(2)]
+    sites = (positions, before if differences else None)
+    valence.add_normal_equations(*sites, *arguments, *sums[0])
+    features = (
+        None if each is None else np.array([terms.features(x, box) for x in each]) for each in sites
+    )
+    if states:
+        add_normal_equations(*features, *arguments, *sums[1])
+    for ours, theirs in zip(*sums, strict=True):
+        assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
+
+
+def test_equations_that_do_not_fit_together_are_an_error():
+    valence, sites = native(random_terms(np.random.default_rng(4))), np.zeros((2, 8, 3))
+    good = [sites, sites, np.ones((2, 24)), np.ones(24), np.ones(20), np.ones(2)]
+    good += [np.zeros((20, 20)), np.zeros(20)]
+    wrong = [None, sites[:1], np.ones((1, 24)), np.ones(23), np.ones(19), np.ones(1)]
+    wrong += [np.zeros((20, 19)), np.zeros(19)]
+    for place in range(1, len(good)):
+        arguments = [*good[:place], wrong[place], *good[place + 1 :]]
+        with pytest.raises(ValueError, match="do not fit together"):
+            valence.add_normal_equations(*arguments)
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])

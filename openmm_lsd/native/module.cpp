@@ -730,17 +730,22 @@ public:
         return result.numpy();
     }
 
-    void addNormalEquations(Vectors positions, DoubleVector residuals, DoubleVector weights,
-                            DoubleVector offset, double scale, OwnMatrix gram, OwnVector moment) {
-        const size_t parameters = terms.parameters, components = 3 * positions.shape(0);
-        checkParticles(positions.shape(0), terms.particles);
-        if (residuals.shape(0) != components || weights.shape(0) != components ||
-            offset.shape(0) != parameters || gram.shape(0) != parameters ||
+    void addNormalEquations(VectorBatch positions, std::optional<VectorBatch> before,
+                            Matrix residuals, DoubleVector weights, DoubleVector offset,
+                            DoubleVector scales, OwnMatrix gram, OwnVector moment) {
+        const size_t batch = positions.shape(0), parameters = terms.parameters;
+        const size_t components = 3 * positions.shape(1);
+        checkParticles(positions.shape(1), terms.particles);
+        if ((before && (before->shape(0) != batch || before->shape(1) != positions.shape(1))) ||
+            residuals.shape(0) != batch || residuals.shape(1) != components ||
+            weights.shape(0) != components || offset.shape(0) != parameters ||
+            scales.shape(0) != batch || gram.shape(0) != parameters ||
             gram.shape(1) != parameters || moment.shape(0) != parameters)
             throw std::invalid_argument("the arrays of normal equations do not fit together");
         nb::gil_scoped_release release;
-        terms.addNormalEquations(positions.data(), boxOrNull(), residuals.data(), weights.data(),
-                                 offset.data(), scale, gram.data(), moment.data());
+        terms.addNormalEquations(batch, positions.data(), before ? before->data() : nullptr,
+                                 boxOrNull(), residuals.data(), weights.data(), offset.data(),
+                                 scales.data(), gram.data(), moment.data());
     }
 
     RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
@@ -974,9 +979,10 @@ NB_MODULE(_native, m) {
              nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
              "Forces (B, N, 3) at positions (B, N, 3).")
         .def("add_normal_equations", &Valence::addNormalEquations, nb::arg("positions"),
-             nb::arg("residuals"), nb::arg("weights"), nb::arg("offset"), nb::arg("scale"),
-             nb::arg("gram"), nb::arg("moment"),
-             "As learning.add_normal_equations with the features at positions (N, 3).")
+             nb::arg("before").none(), nb::arg("residuals"), nb::arg("weights"), nb::arg("offset"),
+             nb::arg("scales"), nb::arg("gram"), nb::arg("moment"),
+             "As learning.add_normal_equations with the features at positions (B, N, 3) and at those "
+             "before, or None.")
         .def("rollout", &Valence::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),

@@ -2,10 +2,14 @@
 
 #pragma once
 
+#include "normal_equations.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
@@ -100,43 +104,25 @@ public:
         }
     }
 
-    // The rows of the features (3 N, P) of one state, times ``scale`` and ``weights`` (3 N), as
-    // equations of the parameters: see learning.add_normal_equations.
-    void addNormalEquations(const double* positions, const double* box, const double* residuals,
-                            const double* weights, const double* offset, double scale,
-                            double* gram, double* moment) {
-        if (starts.empty())
-            findParametersOfAtoms();
-        measure(positions, box);
-        rows.assign(present.size(), {});
-        gradients.resize(coordinates.size());
-        for (size_t q = 0; q < coordinates.size(); q++)
-            gradients[q] = gradient(q);
-        size_t next = 0;
-        for (const Term& term : terms)
-            for (int f = 0; f < term.count; f++) {
-                const int q = term.factors[f];
-                const double slope = -productOfOthers(term, f);
-                for (int a = 0; a < 2 + coordinates[q].kind; a++)
-                    add(rows[places[next++]], gradients[q].byAtom[a], slope);
+    // Of the features at ``count`` states (N, 3), or, unless ``before`` is null, of what they are
+    // more than those at the states there: see learning.add_normal_equations.
+    void addNormalEquations(size_t count, const double* positions, const double* before,
+                            const double* box, const double* residuals, const double* weights,
+                            const double* offset, const double* scales, double* gram,
+                            double* moment) {
+        if (!equations)
+            prepareEquations();
+        for (size_t start = 0; start < count; start += NormalEquations::mostStates) {
+            const size_t size = std::min<size_t>(NormalEquations::mostStates, count - start);
+            const size_t components = 3 * (size_t)particles;
+            states.resize(2 * NormalEquations::mostStates);
+            for (size_t s = 0; s < size; s++) {
+                takeState(positions + (start + s) * components, box, states[s]);
+                if (before != nullptr)
+                    takeState(before + (start + s) * components, box, states[size + s]);
             }
-        for (int atom = 0; atom < particles; atom++) {
-            const double *w = weights + 3 * atom, *r = residuals + 3 * atom;
-            Vector right = {r[0], r[1], r[2]};
-            for (size_t i = starts[atom]; i < starts[atom + 1]; i++)
-                right = right + rows[i] * offset[present[i]];
-            // Both sides of an equation are weighted.
-            const Vector squared = {w[0] * w[0], w[1] * w[1], w[2] * w[2]};
-            for (size_t i = starts[atom]; i < starts[atom + 1]; i++) {
-                const Vector& row = rows[i];
-                const Vector weighted = {scale * scale * squared.x * row.x,
-                                         scale * scale * squared.y * row.y,
-                                         scale * scale * squared.z * row.z};
-                moment[present[i]] += weighted.dot(right);
-                double* gramRow = gram + (size_t)present[i] * parameters;
-                for (size_t j = i; j < starts[atom + 1]; j++)
-                    gramRow[present[j]] += weighted.dot(rows[j]);
-            }
+            equations->add(states, (int)size, before != nullptr, residuals + start * components,
+                           weights, offset, scales + start, gram, moment);
         }
     }
 
@@ -181,34 +167,34 @@ private:
     struct Gradient {
         Vector byAtom[4];
     };
-    std::vector<Gradient> gradients;
 
-    // An atom's equations have few parameters: those of its terms.
-    std::vector<int> present;   // in increasing order, of the first atom, of the second, ...
-    std::vector<size_t> starts; // in ``present``, of each atom
-    std::vector<Vector> rows;   // features by ``present``
-    std::vector<size_t> places; // in ``present``, of each atom of each factor of each term
+    std::optional<NormalEquations> equations;
+    std::vector<NormalEquations::State> states;
 
-    void findParametersOfAtoms() {
-        std::vector<std::map<int, size_t>> byAtom(particles); // place of each parameter
-        const auto forAll = [&](auto&& act) {
-            for (const Term& term : terms)
-                for (int f = 0; f < term.count; f++) {
-                    const Coordinate& c = coordinates[term.factors[f]];
-                    for (int a = 0; a < 2 + c.kind; a++)
-                        act(byAtom[c.atoms[a]], term.parameter);
-                }
-        };
-        forAll([](auto& ofAtom, int parameter) { ofAtom[parameter] = 0; });
-        for (auto& ofAtom : byAtom) {
-            starts.push_back(present.size());
-            for (auto& [parameter, place] : ofAtom) {
-                place = present.size();
-                present.push_back(parameter);
+    void prepareEquations() {
+        std::vector<std::vector<int>> atoms;
+        for (const Coordinate& c : coordinates)
+            atoms.emplace_back(c.atoms, c.atoms + 2 + c.kind);
+        equations.emplace(particles, parameters, std::move(atoms));
+        for (const Term& term : terms)
+            for (int f = 0; f < term.count; f++) {
+                int others[mostFactors], count = 0;
+                for (int other = 0; other < term.count; other++)
+                    if (other != f)
+                        others[count++] = term.factors[other];
+                equations->addDerivative(term.factors[f], term.parameter, others, count);
             }
+        equations->finish();
+    }
+
+    void takeState(const double* positions, const double* box, NormalEquations::State& state) {
+        measure(positions, box);
+        state.values = values;
+        state.gradients.resize(12 * coordinates.size());
+        for (size_t q = 0; q < coordinates.size(); q++) {
+            const Gradient byAtoms = gradient(q);
+            std::memcpy(state.gradients.data() + 12 * q, &byAtoms, sizeof byAtoms);
         }
-        starts.push_back(present.size());
-        forAll([&](auto& ofAtom, int parameter) { places.push_back(ofAtom[parameter]); });
     }
 
     static void add(double* to, const Vector& v, double scale) {
