@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg.lapack import dposv
 from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float64]
@@ -69,7 +70,7 @@ def _libraries() -> ThreadpoolController:
 class RidgeRegression:
     """Parameters theta (P,) that minimise, over weighted equations A theta = b,
 
-        |A theta - b|^2 + RIDGE sum_p D_p (theta_p - prior_p)^2,   D = diag(A^T A)
+        |A theta - b|^2 + ridge sum_p D_p (theta_p - prior_p)^2,   D = diag(A^T A)
 
     Parameters
     ----------
@@ -123,18 +124,34 @@ class RidgeRegression:
         offset = at - self.prior
         self._add(features, before, residuals, weights, offset, scales, self.gram, self.moment)
 
-    def solve(self) -> Array:
-        """theta (P,)."""
-        diagonal = np.diag(self.gram).copy()
+    def solve(self, count: int | None = None, ridge: float | None = None) -> Array:
+        """theta (P,); all NaN where rounding or bad equations left no positive definite matrix.
+
+        Only the first ``count`` parameters are solved for, the others stay at the prior; ``ridge``
+        in the place of RIDGE.
+        """
+        count = len(self.prior) if count is None else count
+        result = self.prior.copy()
+        if count == 0:
+            return result
+        gram = self.gram[:count, :count]
+        diagonal = np.diag(gram).copy()
         # A parameter that no equation contains stays at its prior.
         diagonal[diagonal == 0] = 1.0
         scale = 1.0 / np.sqrt(diagonal)
-        scaled = np.triu(self.gram) * scale[:, None] * scale
-        scaled += np.triu(scaled, 1).T
-        scaled[np.diag_indices_from(scaled)] += RIDGE
+        scaled = gram * scale
+        scaled *= scale[:, None]
+        scaled.flat[:: count + 1] += RIDGE if ridge is None else ridge
         # More threads would wait for cores that the target's threads keep, ten times as long.
         with _libraries().limit(limits=1, user_api="blas"):
-            return self.prior + scale * np.linalg.solve(scaled, scale * self.moment)
+            # LAPACK counts by columns: our upper triangle is its lower one.
+            _, shift, fault = dposv(
+                scaled.T, scale * self.moment[:count], lower=True, overwrite_a=True
+            )
+        if fault != 0:  # not positive definite
+            return np.full_like(result, np.nan)
+        result[:count] += scale * shift
+        return result
 
 
 class Learner:

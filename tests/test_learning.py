@@ -52,6 +52,31 @@ def test_ridge_regression_is_the_dense_solution(differences, largest, monkeypatc
     np.testing.assert_allclose(regression.solve(), expected, rtol=1e-9)
 
 
+@pytest.mark.parametrize(("count", "ridge"), [(3, None), (4, 0.5), (0, 0.1), (5, 1e-6)])
+def test_some_parameters_may_stay_at_the_prior(count, ridge):
+    rng = np.random.default_rng(10)
+    prior, rows, values = rng.standard_normal(5), rng.standard_normal((1, 30, 5)), np.ones((1, 30))
+    regression = RidgeRegression(prior)
+    regression.add(rows, None, values, np.ones(30), np.zeros(5))
+    a = rows[0, :, :count]
+    gram = a.T @ a
+    gram += np.diag((learning.RIDGE if ridge is None else ridge) * np.diag(gram))
+    # The others are at the prior in the equations, too.
+    shift = np.linalg.solve(gram, a.T @ (values[0] - rows[0] @ prior))
+    solution = regression.solve(count, ridge)
+    np.testing.assert_allclose(solution[:count], prior[:count] + shift, rtol=1e-9)
+    np.testing.assert_array_equal(solution[count:], prior[count:])
+
+
+@pytest.mark.parametrize("entry", [-2.0, np.nan, np.inf])
+def test_a_fit_that_is_not_positive_definite_is_nan(entry):
+    regression = RidgeRegression(np.ones(3))
+    regression.gram += np.eye(3)
+    regression.gram[0, 2] = entry
+    assert np.isnan(regression.solve()).all()
+    np.testing.assert_array_equal(regression.solve(2), np.ones(3))
+
+
 def test_what_is_very_old_is_forgotten():
     rng = np.random.default_rng(7)
     fresh, aged = (RidgeRegression(np.zeros(3)) for _ in range(2))
