@@ -1,7 +1,7 @@
 """Microseconds per drafted step: the valence draft natively, the same in OpenMM's Custom forces,
 and the system's force field.
 
-python scripts/draft_cost.py systems/alanine_dipeptide
+python scripts/draft_cost.py systems/alanine_dipeptide systems/ibuprofen
 """
 
 import argparse
@@ -62,12 +62,9 @@ def in_custom_forces(terms):
     return forces.values()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("system", type=Path, help="directory, see systems.load")
-    parser.add_argument("--windows", type=int, nargs="+", default=[1, 16, 64])
-    args = parser.parse_args()
-    molecule = systems.load(args.system)
+def compare(directory, windows):
+    """Print the costs of one system's drafts."""
+    molecule = systems.load(directory)
     positions = np.array(molecule.positions.value_in_unit(unit.nanometer))
     masses = masses_of(molecule.draft)
     vectors = molecule.topology.getPeriodicBoxVectors()
@@ -80,15 +77,29 @@ def main():
         choice = choices[name]
         draft = choice.make(positions, masses, box)
         draft.set_environment(box, {})
-        costs = (f"{microseconds(draft, positions, masses, k):.1f} (K = {k})" for k in args.windows)
-        print(f"{name:13s} us per drafted step: {', '.join(costs)}", flush=True)
         if name == "auto":
+            terms = draft._terms
+            print(
+                f"{directory.name}: {len(masses)} atoms, {len(terms.classes)} terms, "
+                f"{terms.parameters} parameters"
+            )
             system = openmm.System()
             for mass in masses:
                 system.addParticle(mass)
-            for force in in_custom_forces(draft._terms):
+            for force in in_custom_forces(terms):
                 system.addForce(force)
             choices["Custom forces"] = DraftChoice(system, None, None, learning=False)
+        costs = (f"{microseconds(draft, positions, masses, k):.2f} (K = {k})" for k in windows)
+        print(f"{name:13s} us per drafted step: {', '.join(costs)}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("systems", type=Path, nargs="+", help="directories, see systems.load")
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 16, 64])
+    args = parser.parse_args()
+    for directory in args.systems:
+        compare(directory, args.windows)
 
 
 if __name__ == "__main__":

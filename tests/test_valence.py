@@ -45,11 +45,12 @@ def water(molecules):
 
 
 def random_terms(rng, particles=8, coordinates=30, terms=60, parameters=20):
-    """All kinds of coordinates, and products of one to four of them."""
+    """All kinds of coordinates, and products of one to four of them, powers of the first too."""
     kinds = rng.integers(0, 3, coordinates).astype(np.int32)
     factors = rng.integers(0, coordinates, (terms, 4)).astype(np.int32)
     counts = rng.integers(1, 5, terms)
     factors[np.arange(4) >= counts[:, None]] = -1
+    factors[:4] = np.where(np.tri(4, dtype=bool), 0, -1)
     return ValenceTerms(
         particles,
         kinds,
@@ -89,11 +90,14 @@ def test_forces_are_minus_the_gradient(box):
         assert abs(forces.flat[entry] + slope) < 1e-6 * np.abs(forces).max()
 
 
+# Of few coordinates there are powers, and products that many terms share.
+@pytest.mark.parametrize("coordinates", [30, 4])
 @pytest.mark.parametrize("limits", [np.inf, 0.1])
 @pytest.mark.parametrize("box", [None, TRICLINIC], ids=["vacuum", "triclinic"])
-def test_native_agrees_with_the_numpy_reference(box, limits):
+def test_native_agrees_with_the_numpy_reference(box, limits, coordinates):
     rng = np.random.default_rng(2)
-    terms, parameters = random_terms(rng), rng.standard_normal(20)
+    terms = random_terms(rng, coordinates=coordinates, terms=120, parameters=70)
+    parameters = rng.standard_normal(70)
     terms = dataclasses.replace(terms, limits=np.full(len(terms.kinds), limits))
     states = rng.uniform(0, 1.5, (5, 8, 3))
     valence = native(terms)
@@ -102,15 +106,25 @@ def test_native_agrees_with_the_numpy_reference(box, limits):
     for state, ours in zip(states, valence.forces(states, None), strict=True):
         theirs = terms.forces(state, parameters, box)
         assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
+    again = native(terms)
+    again.set_box(box)
+    again.set_parameters(rng.standard_normal(70))
+    again.set_parameters(parameters)
+    for state in states[::-1]:
+        ours, same = (each.forces(state[None], None) for each in (valence, again))
+        np.testing.assert_array_equal(ours, same)
 
 
+@pytest.mark.parametrize("coordinates", [30, 4])
 @pytest.mark.parametrize("states", [0, 1, 5, 32, 71])
 @pytest.mark.parametrize("differences", [False, True])
 @pytest.mark.parametrize("limits", [np.inf, 0.1])
 @pytest.mark.parametrize("box", [None, TRICLINIC], ids=["vacuum", "triclinic"])
-def test_native_equations_agree_with_the_numpy_reference(box, limits, differences, states):
+def test_native_equations_agree_with_the_numpy_reference(
+    box, limits, differences, states, coordinates
+):
     rng = np.random.default_rng(8)
-    terms = random_terms(rng, parameters=40)
+    terms = random_terms(rng, coordinates=coordinates, parameters=40)
     terms = dataclasses.replace(terms, limits=np.full(len(terms.kinds), limits))
     positions, before = rng.uniform(0, 1.5, (2, states, 8, 3))
     valence = native(terms)

@@ -61,30 +61,11 @@ public:
 
     // To be called after all coordinates and terms are there; theta has one number a parameter.
     void setParameters(const double* theta) {
-        const size_t count = coordinates.size();
-        linear.assign(count, 0.0);
-        cubic.assign(count, 0.0);
-        longTerms.clear();
-        std::vector<std::vector<Weighted>> rows(count);
-        for (const Term& term : terms) {
-            const double weight = theta[term.parameter];
-            const int* q = term.factors;
-            if (term.count == 1)
-                linear[q[0]] += weight;
-            else if (term.count == 2) {
-                rows[q[0]].push_back({q[1], weight});
-                rows[q[1]].push_back({q[0], weight});
-            } else if (term.count == 3 && q[0] == q[1] && q[1] == q[2])
-                cubic[q[0]] += 3.0 * weight;
-            else
-                longTerms.push_back({term, weight});
-        }
-        others.clear();
-        ends.clear();
-        for (const auto& row : rows) {
-            others.insert(others.end(), row.begin(), row.end());
-            ends.push_back(others.size());
-        }
+        if (!isPrepared)
+            prepareTerms();
+        std::fill(weights.begin(), weights.end(), 0.0);
+        for (const Share& share : shares)
+            weights[share.place] += share.factor * theta[share.parameter];
     }
 
     // Forces (N, 3) are added to ``forces``. ``box``: 9 numbers, or null.
@@ -130,19 +111,23 @@ private:
     std::vector<Coordinate> coordinates;
     std::vector<Term> terms;
 
-    // The terms by what they do to the slope of each coordinate.
-    struct Weighted {
-        int other; // coordinate
-        double weight;
+    // The energy is a polynomial in each coordinate by itself, and a quadratic form in the
+    // coordinates and some products of two coordinates: the variables, products last.
+    struct Product {
+        int first, second; // coordinates
     };
-    struct LongTerm {
-        Term term;
-        double weight;
+    struct Share { // of a term in a weight
+        size_t place;
+        int parameter;
+        double factor;
     };
-    std::vector<double> linear, cubic; // of each coordinate
-    std::vector<Weighted> others;      // of products of two: those of the first coordinate first
-    std::vector<size_t> ends;          // in ``others``, of each coordinate
-    std::vector<LongTerm> longTerms;   // all others
+    bool isPrepared = false;
+    std::vector<Product> products;
+    std::vector<int> others;     // variables by which each variable is multiplied, one after another
+    std::vector<int> ends;       // in ``others``, of each variable
+    std::vector<double> weights; // slopes by the powers 0 to 3 of each coordinate; of the products;
+                                 // and of ``others``
+    std::vector<Share> shares;
 
     // Bonds are part of many coordinates: length and direction are taken once.
     struct Direction {
@@ -153,7 +138,7 @@ private:
     std::vector<Direction> vectors;
     std::map<std::pair<int, int>, int> vectorOf;
 
-    std::vector<double> values, slopes; // of the coordinates
+    std::vector<double> values, slopes; // of the variables
     // Of an angle: its cosine, and 1 / sine. Of a torsion: cosines between its first and second
     // vector, and its second and third.
     std::vector<double> firsts, seconds;
@@ -170,6 +155,100 @@ private:
 
     std::optional<NormalEquations> equations;
     std::vector<NormalEquations::State> states;
+
+    using Name = std::pair<int, int>; // of a product
+
+    // The ways to write a term of three or four factors as one of two variables: products of two
+    // of its factors, and what they leave.
+    struct Split {
+        Name product, rest; // the second of ``rest`` is -1 if one factor is left
+    };
+    static std::vector<Split> splits(const Term& term) {
+        int q[mostFactors];
+        std::copy(term.factors, term.factors + term.count, q);
+        std::sort(q, q + term.count);
+        if (term.count == 3)
+            return {{{q[0], q[1]}, {q[2], -1}}, {{q[0], q[2]}, {q[1], -1}},
+                    {{q[1], q[2]}, {q[0], -1}}};
+        return {{{q[0], q[1]}, {q[2], q[3]}}, {{q[0], q[2]}, {q[1], q[3]}},
+                {{q[0], q[3]}, {q[1], q[2]}}};
+    }
+
+    static bool isPower(const Term& term) {
+        return std::all_of(term.factors, term.factors + term.count,
+                           [&](int q) { return q == term.factors[0]; });
+    }
+
+    // Writes the terms with as few products as is easily found: each takes those that most could.
+    void prepareTerms() {
+        isPrepared = true;
+        const int count = (int)coordinates.size();
+        std::map<Name, int> takers;
+        for (const Term& term : terms)
+            if (term.count > 2 && !isPower(term))
+                for (const Split& split : splits(term)) {
+                    takers[split.product]++;
+                    if (split.rest.second >= 0)
+                        takers[split.rest]++;
+                }
+        std::map<Name, int> numbers; // of the variables that are products
+        const auto variable = [&](const Name& name) {
+            if (name.second < 0)
+                return name.first;
+            const auto [place, isNew] = numbers.try_emplace(name, count + (int)products.size());
+            if (isNew)
+                products.push_back({name.first, name.second});
+            return place->second;
+        };
+        std::map<Name, std::vector<std::pair<int, double>>> form; // parameters and factors
+        const auto addToForm = [&](int x, int y, int parameter) {
+            form[{x, y}].push_back({parameter, x == y ? 2.0 : 1.0});
+            if (x != y)
+                form[{y, x}].push_back({parameter, 1.0});
+        };
+        for (const Term& term : terms) {
+            if (isPower(term) || term.count == 2)
+                continue;
+            const auto all = splits(term);
+            const auto popularity = [&](const Split& split) {
+                return takers[split.product] + (split.rest.second < 0 ? 0 : takers[split.rest]);
+            };
+            const Split& best =
+                *std::max_element(all.begin(), all.end(), [&](const Split& a, const Split& b) {
+                    return popularity(a) < popularity(b);
+                });
+            addToForm(variable(best.product), variable(best.rest), term.parameter);
+        }
+        const size_t powers = (size_t)mostFactors * count;
+        for (const Term& term : terms) {
+            const int* q = term.factors;
+            if (term.count == 0)
+                continue;
+            if (isPower(term)) {
+                const size_t place = (size_t)(term.count - 1) * count + q[0];
+                shares.push_back({place, term.parameter, (double)term.count});
+            } else if (term.count == 2) {
+                const auto known = numbers.find(std::minmax(q[0], q[1]));
+                if (known == numbers.end())
+                    addToForm(q[0], q[1], term.parameter);
+                else
+                    shares.push_back({powers + (known->second - count), term.parameter, 1.0});
+            }
+        }
+        const size_t variables = count + products.size(), first = powers + products.size();
+        ends.assign(variables, 0);
+        for (const auto& [name, sum] : form) { // in the order of the first variable
+            for (const auto& [parameter, factor] : sum)
+                shares.push_back({first + others.size(), parameter, factor});
+            others.push_back(name.second);
+            ends[name.first] = (int)others.size();
+        }
+        for (size_t x = 1; x < variables; x++)
+            ends[x] = std::max(ends[x], ends[x - 1]);
+        weights.resize(first + others.size());
+        values.resize(variables);
+        slopes.resize(variables);
+    }
 
     void prepareEquations() {
         std::vector<std::vector<int>> atoms;
@@ -189,7 +268,7 @@ private:
 
     void takeState(const double* positions, const double* box, NormalEquations::State& state) {
         measure(positions, box);
-        state.values = values;
+        state.values.assign(values.begin(), values.begin() + coordinates.size());
         state.gradients.resize(12 * coordinates.size());
         for (size_t q = 0; q < coordinates.size(); q++) {
             const Gradient byAtoms = gradient(q);
@@ -204,14 +283,6 @@ private:
     }
     static void add(Vector& to, const Vector& v, double scale) { to = to + v * scale; }
 
-    double productOfOthers(const Term& term, int f) const {
-        double product = 1.0;
-        for (int other = 0; other < term.count; other++)
-            if (other != f)
-                product *= values[term.factors[other]];
-        return product;
-    }
-
     static Vector between(const double* positions, int from, int to, const double* box) {
         const double *a = positions + 3 * from, *b = positions + 3 * to;
         Vector d = {b[0] - a[0], b[1] - a[1], b[2] - a[2]};
@@ -225,7 +296,7 @@ private:
 
     void measure(const double* positions, const double* box) {
         const size_t count = coordinates.size();
-        for (auto* array : {&values, &slopes, &firsts, &seconds})
+        for (auto* array : {&firsts, &seconds})
             array->resize(count);
         for (Direction& v : vectors) {
             const Vector d = between(positions, v.from, v.to, box);
@@ -261,16 +332,36 @@ private:
     }
 
     void takeSlopes() {
-        size_t e = 0;
-        for (size_t q = 0; q < coordinates.size(); q++) {
-            double slope = linear[q] + cubic[q] * values[q] * values[q];
-            for (; e < ends[q]; e++)
-                slope += others[e].weight * values[others[e].other];
-            slopes[q] = slope;
+        const size_t count = coordinates.size();
+        double* u = values.data();
+        double* slope = slopes.data();
+        for (size_t p = 0; p < products.size(); p++)
+            u[count + p] = u[products[p].first] * u[products[p].second];
+        const double *w0 = weights.data(), *w1 = w0 + count, *w2 = w1 + count, *w3 = w2 + count;
+        for (size_t q = 0; q < count; q++)
+            slope[q] = w0[q] + u[q] * (w1[q] + u[q] * (w2[q] + u[q] * w3[q]));
+        const double* w = w3 + count;
+        std::copy(w, w + products.size(), slope + count);
+        w += products.size();
+        int e = 0;
+        for (size_t x = 0; x < ends.size(); x++) {
+            double even = 0.0, odd = 0.0; // need not wait for each other
+            for (; e + 1 < ends[x]; e += 2) {
+                even += w[e] * u[others[e]];
+                odd += w[e + 1] * u[others[e + 1]];
+            }
+            if (e < ends[x]) {
+                even += w[e] * u[others[e]];
+                e++;
+            }
+            slope[x] += even + odd;
         }
-        for (const auto& [term, weight] : longTerms)
-            for (int f = 0; f < term.count; f++)
-                slopes[term.factors[f]] += weight * productOfOthers(term, f);
+        for (size_t p = 0; p < products.size(); p++) {
+            const auto [first, second] = products[p];
+            const double s = slope[count + p];
+            slope[first] += s * u[second];
+            slope[second] += s * u[first];
+        }
     }
 
     // What a slope of coordinate q does to its vectors.
