@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .molgraph import BOND_TOLERANCE, MolecularGraph, covalent_radii
-from .valence import ANGLE, DISTANCE, MOST_FACTORS, TORSION, ValenceTerms
+from .valence import ANGLE, ATOMS_OF_KIND, DISTANCE, MOST_FACTORS, TORSION, ValenceTerms
 
 Array = NDArray[np.float64]
 Coordinate = tuple[int, tuple[int, ...]]  # kind, atoms
@@ -155,7 +155,7 @@ def _guesses(
     for product, parameter in zip(products, terms.classes, strict=True):
         if len(product) == 2 and product[0] == product[1] and not is_contact[product[0]]:
             q = product[0]
-            elements = graph.elements[terms.atoms[q, : 2 + terms.kinds[q]]].tolist()
+            elements = graph.elements[terms.atoms[q, : ATOMS_OF_KIND[terms.kinds[q]]]].tolist()
             if terms.kinds[q] == DISTANCE:
                 constant = _bond_constant(elements, terms.references[q])
             else:

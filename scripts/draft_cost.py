@@ -16,7 +16,14 @@ from openmm_lsd import systems
 from openmm_lsd.checks import masses_of
 from openmm_lsd.draft import DraftChoice
 from openmm_lsd.schemes import Middle
-from openmm_lsd.valence import ANGLE, DISTANCE, TORSION
+from openmm_lsd.valence import ANGLE, ATOMS_OF_KIND, DISTANCE, OUT_OF_PLANE, TORSION
+
+# Of vectors to the first, third and fourth atom from the second.
+TRIPLE_PRODUCT = " + ".join(
+    f"({x}{{0}}-{x}{{1}})*(({y}{{2}}-{y}{{1}})*({z}{{3}}-{z}{{1}})"
+    f"-({z}{{2}}-{z}{{1}})*({y}{{3}}-{y}{{1}}))"
+    for x, y, z in ("xyz", "yzx", "zxy")
+)
 
 
 def microseconds(draft, positions, masses, window):
@@ -39,16 +46,18 @@ def in_custom_forces(terms):
         atoms, pieces = [], []
         for q in used:
             kind = terms.kinds[q]
-            own = terms.atoms[q][: 2 + kind].tolist()
+            own = terms.atoms[q][: ATOMS_OF_KIND[kind]].tolist()
             atoms += [atom for atom in own if atom not in atoms]
-            names = [f"p{atoms.index(atom) + 1}" for atom in own]
+            numbers = [atoms.index(atom) + 1 for atom in own]
             pieces.append(
                 {
-                    DISTANCE: "distance({0},{1})",
-                    ANGLE: "angle({0},{1},{2})",
-                    TORSION: "cos(dihedral({0},{1},{2},{3}))*sin(angle({0},{1},{2}))"
-                    "*sin(angle({1},{2},{3}))",
-                }[kind].format(*names)
+                    DISTANCE: "distance(p{0},p{1})",
+                    ANGLE: "angle(p{0},p{1},p{2})",
+                    TORSION: "cos(dihedral(p{0},p{1},p{2},p{3}))*sin(angle(p{0},p{1},p{2}))"
+                    "*sin(angle(p{1},p{2},p{3}))",
+                    OUT_OF_PLANE: f"({TRIPLE_PRODUCT})"
+                    "/(distance(p{0},p{1})*distance(p{2},p{1})*distance(p{3},p{1}))",
+                }[kind].format(*numbers)
             )
         key = (len(atoms), *pieces)
         if key not in forces:

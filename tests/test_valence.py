@@ -20,7 +20,7 @@ from openmm_lsd.molgraph import (
 )
 from openmm_lsd.rollout import rollout
 from openmm_lsd.schemes import ABOBA, Middle
-from openmm_lsd.valence import ANGLE, DISTANCE, TORSION, ValenceTerms
+from openmm_lsd.valence import ANGLE, DISTANCE, OUT_OF_PLANE, TORSION, ValenceTerms
 
 MOLECULES = ["alanine_dipeptide", "ibuprofen"]
 TRICLINIC = np.array([[1.1, 0.0, 0.0], [0.3, 1.0, 0.0], [-0.4, 0.2, 1.2]])
@@ -46,7 +46,7 @@ def water(molecules):
 
 def random_terms(rng, particles=8, coordinates=30, terms=60, parameters=20):
     """All kinds of coordinates, and products of one to four of them, powers of the first too."""
-    kinds = rng.integers(0, 3, coordinates).astype(np.int32)
+    kinds = rng.permutation(np.arange(coordinates, dtype=np.int32) % 4)
     factors = rng.integers(0, coordinates, (terms, 4)).astype(np.int32)
     counts = rng.integers(1, 5, terms)
     factors[np.arange(4) >= counts[:, None]] = -1
@@ -77,7 +77,7 @@ def energy(terms, positions, parameters, box):
 def test_forces_are_minus_the_gradient(box):
     rng = np.random.default_rng(1)
     terms, parameters = random_terms(rng), rng.standard_normal(20)
-    assert set(terms.kinds) == {DISTANCE, ANGLE, TORSION}
+    assert set(terms.kinds) == {DISTANCE, ANGLE, TORSION, OUT_OF_PLANE}
     positions = rng.uniform(0, 1.5, (8, 3))
     forces, step = terms.forces(positions, parameters, box), 1e-6
     for entry in range(24):
@@ -155,6 +155,42 @@ def test_equations_that_do_not_fit_together_are_an_error():
             valence.add_normal_equations(*arguments)
 
 
+def test_out_of_plane():
+    """What is known of it: planar and rectangular centres, exchanged and mirrored neighbours."""
+
+    def out_of_plane(positions, atoms=(0, 1, 2, 3)):
+        terms = ValenceTerms(
+            4,
+            np.array([OUT_OF_PLANE], dtype=np.int32),
+            np.array([atoms], dtype=np.int32),
+            np.zeros(1),
+            np.full(1, np.inf),
+            np.array([[0, -1, -1, -1]], dtype=np.int32),
+            np.zeros(1, dtype=np.int32),
+        )
+        valence = native(terms)
+        valence.set_parameters(np.ones(1))
+        forces = valence.forces(positions[None], None)[0]
+        np.testing.assert_allclose(forces, terms.forces(positions, np.ones(1)), atol=1e-12)
+        return terms.coordinates(positions)[0][0], forces
+
+    corner = np.array([[0.1, 0, 0], [0, 0, 0], [0, 0.2, 0], [0, 0, 0.3]])
+    assert out_of_plane(corner)[0] == 1.0
+    angles = np.array([0.3, 0.0, 2.0, 4.5])
+    planar = 0.1 * np.stack([np.cos(angles), np.sin(angles), 0.0 * angles], axis=1)
+    planar[1] = 0.0
+    value, forces = out_of_plane(planar)
+    assert value == 0.0 and np.abs(forces[1, 2]) > 1.0 and np.abs(forces[:, :2]).max() < 1e-12
+    anywhere = np.random.default_rng(9).uniform(0, 0.3, (4, 3))
+    value, forces = out_of_plane(anywhere)
+    assert abs(value) > 0.1
+    for sign, atoms in ((-1, (2, 1, 0, 3)), (-1, (0, 1, 3, 2)), (1, (2, 1, 3, 0))):
+        other, others = out_of_plane(anywhere, atoms)
+        assert abs(other - sign * value) < 1e-12
+        np.testing.assert_allclose(others, sign * forces, atol=1e-11)
+    assert abs(out_of_plane(-anywhere)[0] + value) < 1e-12
+
+
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
 @pytest.mark.parametrize("with_base", [False, True])
 def test_native_rollout_agrees_with_the_numpy_reference(kind, with_base):
@@ -184,7 +220,7 @@ def test_native_rollout_agrees_with_the_numpy_reference(kind, with_base):
 
 def test_what_is_not_there_is_an_error():
     terms = random_terms(np.random.default_rng(4))
-    for field, value in (("atoms", 8), ("factors", 30), ("classes", -1)):
+    for field, value in (("kinds", 4), ("atoms", 8), ("factors", 30), ("classes", -1)):
         wrong = getattr(terms, field).copy()
         wrong.flat[0] = value
         with pytest.raises(ValueError, match=r"coordinate|class"):

@@ -671,6 +671,8 @@ public:
             throw std::invalid_argument("the arrays of a valence force field differ in length");
         terms.particles = particles;
         for (size_t q = 0; q < coordinates; q++) {
+            if (kinds.data()[q] < 0 || kinds.data()[q] >= ValenceTerms::numberOfKinds)
+                throw std::invalid_argument("a coordinate is of a kind that is not there");
             ValenceTerms::Coordinate c{static_cast<ValenceTerms::Kind>(kinds.data()[q]),
                                        {},
                                        references.data()[q],
@@ -679,7 +681,8 @@ public:
                                        {}};
             for (int a = 0; a < 4; a++) {
                 c.atoms[a] = atoms.data()[4 * q + a];
-                if (a < 2 + c.kind && (c.atoms[a] < 0 || c.atoms[a] >= particles))
+                if (a < ValenceTerms::atomsOfKind[c.kind] &&
+                    (c.atoms[a] < 0 || c.atoms[a] >= particles))
                     throw std::invalid_argument("a coordinate has an atom that is not there");
             }
             terms.addCoordinate(c);

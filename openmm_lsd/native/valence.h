@@ -19,18 +19,23 @@ struct Vector {
     Vector operator-(const Vector& o) const { return {x - o.x, y - o.y, z - o.z}; }
     Vector operator*(double s) const { return {x * s, y * s, z * s}; }
     double dot(const Vector& o) const { return x * o.x + y * o.y + z * o.z; }
+    Vector cross(const Vector& o) const {
+        return {y * o.z - z * o.y, z * o.x - x * o.z, x * o.y - y * o.x};
+    }
 };
 
 class ValenceTerms {
 public:
-    enum Kind : int8_t { Distance = 0, Angle = 1, Torsion = 2 };
+    enum Kind : int8_t { Distance = 0, Angle = 1, Torsion = 2, OutOfPlane = 3 };
+    static constexpr int numberOfKinds = 4;
+    static constexpr int atomsOfKind[numberOfKinds] = {2, 3, 4, 4};
     static constexpr int mostFactors = 4;
 
     struct Coordinate {
         Kind kind;
         int atoms[4];
         double reference, limit;
-        int vectors[3];  // along it: from atom 0 to 1, 1 to 2, 2 to 3
+        int vectors[3];  // one less than atoms: see endsOfVector
         double signs[3]; // -1 where the vector is stored the other way round
     };
     struct Term {
@@ -42,8 +47,9 @@ public:
     int particles = 0, parameters = 0;
 
     void addCoordinate(Coordinate c) {
-        for (int a = 0; a <= c.kind; a++) {
-            const int i = c.atoms[a], j = c.atoms[a + 1];
+        for (int a = 0; a < atomsOfKind[c.kind] - 1; a++) {
+            const auto [from, to] = endsOfVector(c.kind, a);
+            const int i = c.atoms[from], j = c.atoms[to];
             const auto ends = std::minmax(i, j);
             const auto [place, isNew] = vectorOf.try_emplace(ends, (int)vectors.size());
             if (isNew)
@@ -108,6 +114,13 @@ public:
     }
 
 private:
+    // Among a coordinate's atoms: from one to the next, or from the centre to its neighbours.
+    static std::pair<int, int> endsOfVector(Kind kind, int vector) {
+        if (kind == OutOfPlane)
+            return {1, vector == 0 ? 0 : vector + 1};
+        return {vector, vector + 1};
+    }
+
     std::vector<Coordinate> coordinates;
     std::vector<Term> terms;
 
@@ -253,7 +266,7 @@ private:
     void prepareEquations() {
         std::vector<std::vector<int>> atoms;
         for (const Coordinate& c : coordinates)
-            atoms.emplace_back(c.atoms, c.atoms + 2 + c.kind);
+            atoms.emplace_back(c.atoms, c.atoms + atomsOfKind[c.kind]);
         equations.emplace(particles, parameters, std::move(atoms));
         for (const Term& term : terms)
             for (int f = 0; f < term.count; f++) {
@@ -310,6 +323,9 @@ private:
             double value;
             if (c.kind == Distance)
                 value = v1.length;
+            else if (c.kind == OutOfPlane)
+                value = c.signs[0] * c.signs[1] * c.signs[2] *
+                        v1.unit.dot(vectors[c.vectors[1]].unit.cross(vectors[c.vectors[2]].unit));
             else {
                 const Direction& v2 = vectors[c.vectors[1]];
                 const double c12 = c.signs[0] * c.signs[1] * v1.unit.dot(v2.unit);
@@ -379,6 +395,13 @@ private:
             return;
         }
         const Vector& e3 = vectors[c.vectors[2]].unit;
+        if (c.kind == OutOfPlane) {
+            const double signedSlope = s12 * c.signs[2] * slope;
+            add(first.byUnit, e2.cross(e3), signedSlope);
+            add(second.byUnit, e3.cross(e1), signedSlope);
+            add(third.byUnit, e1.cross(e2), signedSlope);
+            return;
+        }
         const double s23 = c.signs[1] * c.signs[2], s13 = c.signs[0] * c.signs[2];
         const double by12 = s12 * slope * seconds[q], by23 = s23 * slope * firsts[q];
         const double by13 = -s13 * slope;
@@ -399,10 +422,11 @@ private:
         Pull own[3] = {};
         addPulls(q, 1.0, own[0], own[1], own[2]);
         Gradient result = {};
-        for (int a = 0; a <= c.kind; a++) {
+        for (int a = 0; a < atomsOfKind[c.kind] - 1; a++) {
             const Vector g = byVector(vectors[c.vectors[a]], own[a]) * c.signs[a];
-            result.byAtom[a] = result.byAtom[a] - g;
-            result.byAtom[a + 1] = g;
+            const auto [from, to] = endsOfVector(c.kind, a);
+            result.byAtom[from] = result.byAtom[from] - g;
+            result.byAtom[to] = result.byAtom[to] + g;
         }
         return result;
     }
