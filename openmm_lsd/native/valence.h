@@ -136,7 +136,7 @@ private:
     };
     bool isPrepared = false;
     std::vector<Product> products;
-    std::vector<int> others;     // variables by which each variable is multiplied, one after another
+    std::vector<int> others;     // the variables that each is multiplied by, in turn
     std::vector<int> ends;       // in ``others``, of each variable
     std::vector<double> weights; // slopes by the powers 0 to 3 of each coordinate; of the products;
                                  // and of ``others``
