@@ -6,7 +6,8 @@ equivalent products share:
     E(x) = sum_m theta[class(m)] prod_f u_f(x)
 
 A coordinate u is a bond length, an angle or a distance between atoms further apart, minus its
-reference value, in nm and rad; or the cosine of a torsion. Far from the reference (``limits``) u is
+reference value, in nm and rad; or the cosine of a torsion, or how far a centre is out of the plane
+of three neighbours. Far from the reference (``limits``) u is
 held constant in the slope, so that the forces of a bad fit stay bounded.
 
 This file is the readable reference; ``native/valence.h`` does the same, per step and per window.
@@ -22,8 +23,8 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Indices = NDArray[np.int32]
 
-DISTANCE, ANGLE, TORSION = 0, 1, 2
-ATOMS_OF_KIND = (2, 3, 4)
+DISTANCE, ANGLE, TORSION, OUT_OF_PLANE = 0, 1, 2, 3
+ATOMS_OF_KIND = np.array([2, 3, 4, 4])
 MOST_FACTORS = 4
 
 
@@ -35,9 +36,11 @@ class ValenceTerms:
     ----------
     particles : int
         N.
-    kinds : (Q,) DISTANCE, ANGLE or TORSION
+    kinds : (Q,) DISTANCE, ANGLE, TORSION or OUT_OF_PLANE
     atoms : (Q, 4) int
-        2, 3 or 4 of them count, by kind; the angle is at the second.
+        So many count as ATOMS_OF_KIND says. The second is where the angle is, and the centre of
+        what is out of plane: it changes its sign if two of the other three are exchanged, so that
+        terms that are to be blind to their order need even powers of it.
     references : (Q,) nm, rad or 1
     limits : (Q,)
         Largest |u| at which slopes are taken.
@@ -75,6 +78,10 @@ class ValenceTerms:
                 b = nearest_image(positions[k] - positions[j], box)
                 values[q], gradients[q, 0], gradients[q, 2] = angle(a, b)
                 gradients[q, 1] = -gradients[q, 0] - gradients[q, 2]
+            elif kind == OUT_OF_PLANE:
+                a, b, c = (nearest_image(positions[p] - positions[j], box) for p in (i, k, m))
+                values[q], ga, gb, gc = triple_product(a, b, c)
+                gradients[q] = ga, -ga - gb - gc, gb, gc
             else:
                 steps = ((i, j), (j, k), (k, m))
                 b1, b2, b3 = (nearest_image(positions[q_] - positions[p], box) for p, q_ in steps)
@@ -140,16 +147,31 @@ def torsion_cosine(b1: Array, b2: Array, b3: Array) -> tuple[float, Array, Array
 
         u = (b1 x b2) . (b2 x b3) / (|b1| |b2|^2 |b3|)
     """
-    l1, l2, l3 = (np.linalg.norm(b) for b in (b1, b2, b3))
-    e1, e2, e3 = b1 / l1, b2 / l2, b3 / l3
+    e1, e2, e3 = (b / np.linalg.norm(b) for b in (b1, b2, b3))
     c12, c23, c13 = e1 @ e2, e2 @ e3, e1 @ e3
     value = c12 * c23 - c13
-    # Gradients by the unit vectors, and then by the vectors, of which they keep the normal part.
-    by_e1 = c23 * e2 - e3
-    by_e2 = c23 * e1 + c12 * e3
-    by_e3 = c12 * e2 - e1
-    by_b = (
-        (g - (g @ e) * e) / length
-        for g, e, length in ((by_e1, e1, l1), (by_e2, e2, l2), (by_e3, e3, l3))
+    return (
+        value,
+        by_vector(c23 * e2 - e3, b1),
+        by_vector(c23 * e1 + c12 * e3, b2),
+        by_vector(c12 * e2 - e1, b3),
     )
-    return value, *by_b
+
+
+def triple_product(a: Array, b: Array, c: Array) -> tuple[float, Array, Array, Array]:
+    """Of the directions of three vectors, u = e_a . (e_b x e_c); its gradients by the vectors."""
+    ea, eb, ec = (v / np.linalg.norm(v) for v in (a, b, c))
+    by_ea, by_eb, by_ec = np.cross(eb, ec), np.cross(ec, ea), np.cross(ea, eb)
+    return (
+        ea @ by_ea,
+        by_vector(by_ea, a),
+        by_vector(by_eb, b),
+        by_vector(by_ec, c),
+    )
+
+
+def by_vector(by_unit: Array, vector: Array) -> Array:
+    """Gradient by a vector, of which the one by its direction keeps the normal part."""
+    length = np.linalg.norm(vector)
+    unit = vector / length
+    return (by_unit - (by_unit @ unit) * unit) / length

@@ -1,7 +1,7 @@
 """Microseconds per drafted step: the valence draft natively, the same in OpenMM's Custom forces,
 and the system's force field.
 
-python scripts/draft_cost.py systems/alanine_dipeptide
+python scripts/draft_cost.py systems/alanine_dipeptide systems/ibuprofen
 """
 
 import argparse
@@ -16,7 +16,14 @@ from openmm_lsd import systems
 from openmm_lsd.checks import masses_of
 from openmm_lsd.draft import DraftChoice
 from openmm_lsd.schemes import Middle
-from openmm_lsd.valence import ANGLE, DISTANCE, TORSION
+from openmm_lsd.valence import ANGLE, ATOMS_OF_KIND, DISTANCE, OUT_OF_PLANE, TORSION
+
+# Of vectors to the first, third and fourth atom from the second.
+TRIPLE_PRODUCT = " + ".join(
+    f"({x}{{0}}-{x}{{1}})*(({y}{{2}}-{y}{{1}})*({z}{{3}}-{z}{{1}})"
+    f"-({z}{{2}}-{z}{{1}})*({y}{{3}}-{y}{{1}}))"
+    for x, y, z in ("xyz", "yzx", "zxy")
+)
 
 
 def microseconds(draft, positions, masses, window):
@@ -39,16 +46,18 @@ def in_custom_forces(terms):
         atoms, pieces = [], []
         for q in used:
             kind = terms.kinds[q]
-            own = terms.atoms[q][: 2 + kind].tolist()
+            own = terms.atoms[q][: ATOMS_OF_KIND[kind]].tolist()
             atoms += [atom for atom in own if atom not in atoms]
-            names = [f"p{atoms.index(atom) + 1}" for atom in own]
+            numbers = [atoms.index(atom) + 1 for atom in own]
             pieces.append(
                 {
-                    DISTANCE: "distance({0},{1})",
-                    ANGLE: "angle({0},{1},{2})",
-                    TORSION: "cos(dihedral({0},{1},{2},{3}))*sin(angle({0},{1},{2}))"
-                    "*sin(angle({1},{2},{3}))",
-                }[kind].format(*names)
+                    DISTANCE: "distance(p{0},p{1})",
+                    ANGLE: "angle(p{0},p{1},p{2})",
+                    TORSION: "cos(dihedral(p{0},p{1},p{2},p{3}))*sin(angle(p{0},p{1},p{2}))"
+                    "*sin(angle(p{1},p{2},p{3}))",
+                    OUT_OF_PLANE: f"({TRIPLE_PRODUCT})"
+                    "/(distance(p{0},p{1})*distance(p{2},p{1})*distance(p{3},p{1}))",
+                }[kind].format(*numbers)
             )
         key = (len(atoms), *pieces)
         if key not in forces:
@@ -62,12 +71,9 @@ def in_custom_forces(terms):
     return forces.values()
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("system", type=Path, help="directory, see systems.load")
-    parser.add_argument("--windows", type=int, nargs="+", default=[1, 16, 64])
-    args = parser.parse_args()
-    molecule = systems.load(args.system)
+def compare(directory, windows):
+    """Print the costs of one system's drafts."""
+    molecule = systems.load(directory)
     positions = np.array(molecule.positions.value_in_unit(unit.nanometer))
     masses = masses_of(molecule.draft)
     vectors = molecule.topology.getPeriodicBoxVectors()
@@ -80,15 +86,29 @@ def main():
         choice = choices[name]
         draft = choice.make(positions, masses, box)
         draft.set_environment(box, {})
-        costs = (f"{microseconds(draft, positions, masses, k):.1f} (K = {k})" for k in args.windows)
-        print(f"{name:13s} us per drafted step: {', '.join(costs)}", flush=True)
         if name == "auto":
+            terms = draft._terms
+            print(
+                f"{directory.name}: {len(masses)} atoms, {len(terms.classes)} terms, "
+                f"{terms.parameters} parameters"
+            )
             system = openmm.System()
             for mass in masses:
                 system.addParticle(mass)
-            for force in in_custom_forces(draft._terms):
+            for force in in_custom_forces(terms):
                 system.addForce(force)
             choices["Custom forces"] = DraftChoice(system, None, None, learning=False)
+        costs = (f"{microseconds(draft, positions, masses, k):.2f} (K = {k})" for k in windows)
+        print(f"{name:13s} us per drafted step: {', '.join(costs)}", flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("systems", type=Path, nargs="+", help="directories, see systems.load")
+    parser.add_argument("--windows", type=int, nargs="+", default=[1, 16, 64])
+    args = parser.parse_args()
+    for directory in args.systems:
+        compare(directory, args.windows)
 
 
 if __name__ == "__main__":

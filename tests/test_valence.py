@@ -20,7 +20,7 @@ from openmm_lsd.molgraph import (
 )
 from openmm_lsd.rollout import rollout
 from openmm_lsd.schemes import ABOBA, Middle
-from openmm_lsd.valence import ANGLE, DISTANCE, TORSION, ValenceTerms
+from openmm_lsd.valence import ANGLE, DISTANCE, OUT_OF_PLANE, TORSION, ValenceTerms
 
 MOLECULES = ["alanine_dipeptide", "ibuprofen"]
 TRICLINIC = np.array([[1.1, 0.0, 0.0], [0.3, 1.0, 0.0], [-0.4, 0.2, 1.2]])
@@ -45,11 +45,12 @@ def water(molecules):
 
 
 def random_terms(rng, particles=8, coordinates=30, terms=60, parameters=20):
-    """All kinds of coordinates, and products of one to four of them."""
-    kinds = rng.integers(0, 3, coordinates).astype(np.int32)
+    """All kinds of coordinates, and products of one to four of them, powers of the first too."""
+    kinds = rng.permutation(np.arange(coordinates, dtype=np.int32) % 4)
     factors = rng.integers(0, coordinates, (terms, 4)).astype(np.int32)
     counts = rng.integers(1, 5, terms)
     factors[np.arange(4) >= counts[:, None]] = -1
+    factors[:4] = np.where(np.tri(4, dtype=bool), 0, -1)
     return ValenceTerms(
         particles,
         kinds,
@@ -76,7 +77,7 @@ def energy(terms, positions, parameters, box):
 def test_forces_are_minus_the_gradient(box):
     rng = np.random.default_rng(1)
     terms, parameters = random_terms(rng), rng.standard_normal(20)
-    assert set(terms.kinds) == {DISTANCE, ANGLE, TORSION}
+    assert set(terms.kinds) == {DISTANCE, ANGLE, TORSION, OUT_OF_PLANE}
     positions = rng.uniform(0, 1.5, (8, 3))
     forces, step = terms.forces(positions, parameters, box), 1e-6
     for entry in range(24):
@@ -89,11 +90,14 @@ def test_forces_are_minus_the_gradient(box):
         assert abs(forces.flat[entry] + slope) < 1e-6 * np.abs(forces).max()
 
 
+# Of few coordinates there are powers, and products that many terms share.
+@pytest.mark.parametrize("coordinates", [30, 4])
 @pytest.mark.parametrize("limits", [np.inf, 0.1])
 @pytest.mark.parametrize("box", [None, TRICLINIC], ids=["vacuum", "triclinic"])
-def test_native_agrees_with_the_numpy_reference(box, limits):
+def test_native_agrees_with_the_numpy_reference(box, limits, coordinates):
     rng = np.random.default_rng(2)
-    terms, parameters = random_terms(rng), rng.standard_normal(20)
+    terms = random_terms(rng, coordinates=coordinates, terms=120, parameters=70)
+    parameters = rng.standard_normal(70)
     terms = dataclasses.replace(terms, limits=np.full(len(terms.kinds), limits))
     states = rng.uniform(0, 1.5, (5, 8, 3))
     valence = native(terms)
@@ -102,51 +106,89 @@ def test_native_agrees_with_the_numpy_reference(box, limits):
     for state, ours in zip(states, valence.forces(states, None), strict=True):
         theirs = terms.forces(state, parameters, box)
         assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
+    again = native(terms)
+    again.set_box(box)
+    again.set_parameters(rng.standard_normal(70))
+    again.set_parameters(parameters)
+    for state in states[::-1]:
+        ours, same = (each.forces(state[None], None) for each in (valence, again))
+        np.testing.assert_array_equal(ours, same)
 
 
-@pytest.mark.parametrize("batch", [1, 5])
-@pytest.mark.parametrize("differences", [False, True], ids=["states", "differences"])
+@pytest.mark.parametrize("coordinates", [30, 4])
+@pytest.mark.parametrize("states", [0, 1, 5, 32, 71])
+@pytest.mark.parametrize("differences", [False, True])
+@pytest.mark.parametrize("limits", [np.inf, 0.1])
 @pytest.mark.parametrize("box", [None, TRICLINIC], ids=["vacuum", "triclinic"])
-def test_native_normal_equations_agree_with_the_numpy_reference(box, differences, batch):
-    rng = np.random.default_rng(5)
-    terms = random_terms(rng)
+def test_native_equations_agree_with_the_numpy_reference(
+    box, limits, differences, states, coordinates
+):
+    rng = np.random.default_rng(8)
+    terms = random_terms(rng, coordinates=coordinates, parameters=40)
+    terms = dataclasses.replace(terms, limits=np.full(len(terms.kinds), limits))
+    positions, before = rng.uniform(0, 1.5, (2, states, 8, 3))
     valence = native(terms)
     valence.set_box(box)
-    states, before = rng.uniform(0, 1.5, (2, batch, 8, 3))
-    residuals, weights = rng.standard_normal((batch, 24)), rng.standard_normal(24)
-    arguments = residuals, weights, rng.standard_normal(20), rng.uniform(1, 2, batch)
-    sums = [(np.ones((20, 20)), np.ones(20)) for _ in range(2)]
-    valence.add_normal_equations(states, before if differences else None, *arguments, *sums[0])
-    features, features_before = (
-        np.array([terms.features(state, box) for state in each]) for each in (states, before)
+    arguments = rng.standard_normal((states, 24)), rng.standard_normal(24)
+    arguments += rng.standard_normal(40), rng.uniform(0.5, 2.0, states)
+    sums = [(np.ones((40, 40)), np.ones(40)) for _ in range(2)]
+    sites = (positions, before if differences else None)
+    valence.add_normal_equations(*sites, *arguments, *sums[0])
+    features = (
+        None if each is None else np.array([terms.features(x, box) for x in each]) for each in sites
     )
-    add_normal_equations(features, features_before if differences else None, *arguments, *sums[1])
+    if states:
+        add_normal_equations(*features, *arguments, *sums[1])
     for ours, theirs in zip(*sums, strict=True):
         assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max()
-    wrong = np.ones((19, 20)), np.ones(20)
-    with pytest.raises(ValueError, match="do not fit together"):
-        valence.add_normal_equations(states, None, *arguments, *wrong)
-    with pytest.raises(ValueError, match="positions before have another shape"):
-        valence.add_normal_equations(states, before[:, 1:], *arguments, *sums[0])
 
 
-def test_native_normal_equations_of_many_states_are_added_in_parts():
-    """A box of water has more equations than are collected at a time."""
-    topology, positions, box = water(64)
-    terms = auto_draft(graph_of_topology(topology), positions, box).terms
-    valence = native(terms)
-    valence.set_box(box)
-    rng = np.random.default_rng(6)
-    states = positions + 0.001 * rng.standard_normal((600, *positions.shape))
-    rest = rng.standard_normal((600, positions.size)), np.ones(positions.size), np.zeros(10)
-    together, apart = ((np.zeros((10, 10)), np.zeros(10)) for _ in range(2))
-    valence.add_normal_equations(states, None, *rest, np.ones(600), *together)
-    for row in range(600):
-        one = slice(row, row + 1)
-        residuals, *others = rest
-        valence.add_normal_equations(states[one], None, residuals[one], *others, np.ones(1), *apart)
-    for ours, theirs in zip(together, apart, strict=True):
-        assert np.abs(ours - theirs).max() < 1e-10 * np.abs(theirs).max()
+def test_equations_that_do_not_fit_together_are_an_error():
+    valence, sites = native(random_terms(np.random.default_rng(4))), np.zeros((2, 8, 3))
+    good = [sites, sites, np.ones((2, 24)), np.ones(24), np.ones(20), np.ones(2)]
+    good += [np.zeros((20, 20)), np.zeros(20)]
+    wrong = [None, sites[:1], np.ones((1, 24)), np.ones(23), np.ones(19), np.ones(1)]
+    wrong += [np.zeros((20, 19)), np.zeros(19)]
+    for place in range(1, len(good)):
+        arguments = [*good[:place], wrong[place], *good[place + 1 :]]
+        with pytest.raises(ValueError, match="do not fit together"):
+            valence.add_normal_equations(*arguments)
+
+
+def test_out_of_plane():
+    """What is known of it: planar and rectangular centres, exchanged and mirrored neighbours."""
+
+    def out_of_plane(positions, atoms=(0, 1, 2, 3)):
+        terms = ValenceTerms(
+            4,
+            np.array([OUT_OF_PLANE], dtype=np.int32),
+            np.array([atoms], dtype=np.int32),
+            np.zeros(1),
+            np.full(1, np.inf),
+            np.array([[0, -1, -1, -1]], dtype=np.int32),
+            np.zeros(1, dtype=np.int32),
+        )
+        valence = native(terms)
+        valence.set_parameters(np.ones(1))
+        forces = valence.forces(positions[None], None)[0]
+        np.testing.assert_allclose(forces, terms.forces(positions, np.ones(1)), atol=1e-12)
+        return terms.coordinates(positions)[0][0], forces
+
+    corner = np.array([[0.1, 0, 0], [0, 0, 0], [0, 0.2, 0], [0, 0, 0.3]])
+    assert out_of_plane(corner)[0] == 1.0
+    angles = np.array([0.3, 0.0, 2.0, 4.5])
+    planar = 0.1 * np.stack([np.cos(angles), np.sin(angles), 0.0 * angles], axis=1)
+    planar[1] = 0.0
+    value, forces = out_of_plane(planar)
+    assert value == 0.0 and np.abs(forces[1, 2]) > 1.0 and np.abs(forces[:, :2]).max() < 1e-12
+    anywhere = np.random.default_rng(9).uniform(0, 0.3, (4, 3))
+    value, forces = out_of_plane(anywhere)
+    assert abs(value) > 0.1
+    for sign, atoms in ((-1, (2, 1, 0, 3)), (-1, (0, 1, 3, 2)), (1, (2, 1, 3, 0))):
+        other, others = out_of_plane(anywhere, atoms)
+        assert abs(other - sign * value) < 1e-12
+        np.testing.assert_allclose(others, sign * forces, atol=1e-11)
+    assert abs(out_of_plane(-anywhere)[0] + value) < 1e-12
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
@@ -179,7 +221,7 @@ def test_native_rollout_agrees_with_the_numpy_reference(kind, with_base):
 
 def test_what_is_not_there_is_an_error():
     terms = random_terms(np.random.default_rng(4))
-    for field, value in (("atoms", 8), ("factors", 30), ("classes", -1)):
+    for field, value in (("kinds", 4), ("atoms", 8), ("factors", 30), ("classes", -1)):
         wrong = getattr(terms, field).copy()
         wrong.flat[0] = value
         with pytest.raises(ValueError, match=r"coordinate|class"):

@@ -671,6 +671,8 @@ public:
             throw std::invalid_argument("the arrays of a valence force field differ in length");
         terms.particles = particles;
         for (size_t q = 0; q < coordinates; q++) {
+            if (kinds.data()[q] < 0 || kinds.data()[q] >= ValenceTerms::numberOfKinds)
+                throw std::invalid_argument("a coordinate is of a kind that is not there");
             ValenceTerms::Coordinate c{static_cast<ValenceTerms::Kind>(kinds.data()[q]),
                                        {},
                                        references.data()[q],
@@ -679,7 +681,8 @@ public:
                                        {}};
             for (int a = 0; a < 4; a++) {
                 c.atoms[a] = atoms.data()[4 * q + a];
-                if (a < 2 + c.kind && (c.atoms[a] < 0 || c.atoms[a] >= particles))
+                if (a < ValenceTerms::atomsOfKind[c.kind] &&
+                    (c.atoms[a] < 0 || c.atoms[a] >= particles))
                     throw std::invalid_argument("a coordinate has an atom that is not there");
             }
             terms.addCoordinate(c);
@@ -733,13 +736,12 @@ public:
     void addNormalEquations(VectorBatch positions, std::optional<VectorBatch> before,
                             Matrix residuals, DoubleVector weights, DoubleVector offset,
                             DoubleVector scales, OwnMatrix gram, OwnVector moment) {
-        const size_t parameters = terms.parameters, batch = positions.shape(0);
-        const size_t particles = positions.shape(1);
-        checkParticles(particles, terms.particles);
-        if (before && (before->shape(0) != batch || before->shape(1) != particles))
-            throw std::invalid_argument("the positions before have another shape");
-        if (residuals.shape(0) != batch || residuals.shape(1) != 3 * particles ||
-            weights.shape(0) != 3 * particles || offset.shape(0) != parameters ||
+        const size_t batch = positions.shape(0), parameters = terms.parameters;
+        const size_t components = 3 * positions.shape(1);
+        checkParticles(positions.shape(1), terms.particles);
+        if ((before && (before->shape(0) != batch || before->shape(1) != positions.shape(1))) ||
+            residuals.shape(0) != batch || residuals.shape(1) != components ||
+            weights.shape(0) != components || offset.shape(0) != parameters ||
             scales.shape(0) != batch || gram.shape(0) != parameters ||
             gram.shape(1) != parameters || moment.shape(0) != parameters)
             throw std::invalid_argument("the arrays of normal equations do not fit together");
@@ -980,9 +982,10 @@ NB_MODULE(_native, m) {
              nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
              "Forces (B, N, 3) at positions (B, N, 3).")
         .def("add_normal_equations", &Valence::addNormalEquations, nb::arg("positions"),
-             nb::arg("before").none(), nb::arg("residuals"), nb::arg("weights"),
-             nb::arg("offset"), nb::arg("scales"), nb::arg("gram"), nb::arg("moment"),
-             "As learning.add_normal_equations with the features at positions (B, N, 3).")
+             nb::arg("before").none(), nb::arg("residuals"), nb::arg("weights"), nb::arg("offset"),
+             nb::arg("scales"), nb::arg("gram"), nb::arg("moment"),
+             "As learning.add_normal_equations with the features at positions (B, N, 3) and at those "
+             "before, or None.")
         .def("rollout", &Valence::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),

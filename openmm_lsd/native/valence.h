@@ -2,14 +2,16 @@
 
 #pragma once
 
+#include "normal_equations.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <cstring>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
-
-#include "normal_equations.h"
 
 struct Vector {
     double x, y, z;
@@ -17,18 +19,23 @@ struct Vector {
     Vector operator-(const Vector& o) const { return {x - o.x, y - o.y, z - o.z}; }
     Vector operator*(double s) const { return {x * s, y * s, z * s}; }
     double dot(const Vector& o) const { return x * o.x + y * o.y + z * o.z; }
+    Vector cross(const Vector& o) const {
+        return {y * o.z - z * o.y, z * o.x - x * o.z, x * o.y - y * o.x};
+    }
 };
 
 class ValenceTerms {
 public:
-    enum Kind : int8_t { Distance = 0, Angle = 1, Torsion = 2 };
+    enum Kind : int8_t { Distance = 0, Angle = 1, Torsion = 2, OutOfPlane = 3 };
+    static constexpr int numberOfKinds = 4;
+    static constexpr int atomsOfKind[numberOfKinds] = {2, 3, 4, 4};
     static constexpr int mostFactors = 4;
 
     struct Coordinate {
         Kind kind;
         int atoms[4];
         double reference, limit;
-        int vectors[3];  // along it: from atom 0 to 1, 1 to 2, 2 to 3
+        int vectors[3];  // one less than atoms: see endsOfVector
         double signs[3]; // -1 where the vector is stored the other way round
     };
     struct Term {
@@ -40,8 +47,9 @@ public:
     int particles = 0, parameters = 0;
 
     void addCoordinate(Coordinate c) {
-        for (int a = 0; a <= c.kind; a++) {
-            const int i = c.atoms[a], j = c.atoms[a + 1];
+        for (int a = 0; a < atomsOfKind[c.kind] - 1; a++) {
+            const auto [from, to] = endsOfVector(c.kind, a);
+            const int i = c.atoms[from], j = c.atoms[to];
             const auto ends = std::minmax(i, j);
             const auto [place, isNew] = vectorOf.try_emplace(ends, (int)vectors.size());
             if (isNew)
@@ -59,30 +67,11 @@ public:
 
     // To be called after all coordinates and terms are there; theta has one number a parameter.
     void setParameters(const double* theta) {
-        const size_t count = coordinates.size();
-        linear.assign(count, 0.0);
-        cubic.assign(count, 0.0);
-        longTerms.clear();
-        std::vector<std::vector<Weighted>> rows(count);
-        for (const Term& term : terms) {
-            const double weight = theta[term.parameter];
-            const int* q = term.factors;
-            if (term.count == 1)
-                linear[q[0]] += weight;
-            else if (term.count == 2) {
-                rows[q[0]].push_back({q[1], weight});
-                rows[q[1]].push_back({q[0], weight});
-            } else if (term.count == 3 && q[0] == q[1] && q[1] == q[2])
-                cubic[q[0]] += 3.0 * weight;
-            else
-                longTerms.push_back({term, weight});
-        }
-        others.clear();
-        ends.clear();
-        for (const auto& row : rows) {
-            others.insert(others.end(), row.begin(), row.end());
-            ends.push_back(others.size());
-        }
+        if (!isPrepared)
+            prepareTerms();
+        std::fill(weights.begin(), weights.end(), 0.0);
+        for (const Share& share : shares)
+            weights[share.place] += share.factor * theta[share.parameter];
     }
 
     // Forces (N, 3) are added to ``forces``. ``box``: 9 numbers, or null.
@@ -102,50 +91,56 @@ public:
         }
     }
 
-    // Equations of the parameters from the features at the states ``positions`` (B, N, 3), less
-    // those at ``before`` unless it is null: see learning.add_normal_equations.
-    void addNormalEquations(size_t batch, const double* positions, const double* before,
+    // Of the features at ``count`` states (N, 3), or, unless ``before`` is null, of what they are
+    // more than those at the states there: see learning.add_normal_equations.
+    void addNormalEquations(size_t count, const double* positions, const double* before,
                             const double* box, const double* residuals, const double* weights,
                             const double* offset, const double* scales, double* gram,
                             double* moment) {
-        if (starts.empty())
-            findParametersOfAtoms();
-        const size_t components = 3 * particles;
-        const size_t together = std::max<size_t>(1, mostNumbers / std::max<size_t>(1, 3 * room));
-        for (size_t first = 0; first < batch; first += together) {
-            const size_t states = std::min(together, batch - first);
-            equations.assign(3 * room * states, 0.0);
-            rights.resize(components * states);
-            for (size_t s = 0; s < states; s++) {
-                const size_t b = first + s;
-                rows.assign(present.size(), {});
-                addFeatures(positions + b * components, box, 1.0);
+        if (!equations)
+            prepareEquations();
+        for (size_t start = 0; start < count; start += NormalEquations::mostStates) {
+            const size_t size = std::min<size_t>(NormalEquations::mostStates, count - start);
+            const size_t components = 3 * (size_t)particles;
+            states.resize(2 * NormalEquations::mostStates);
+            for (size_t s = 0; s < size; s++) {
+                takeState(positions + (start + s) * components, box, states[s]);
                 if (before != nullptr)
-                    addFeatures(before + b * components, box, -1.0);
-                takeEquations(s, states, residuals + b * components, weights, offset, scales[b]);
+                    takeState(before + (start + s) * components, box, states[size + s]);
             }
-            for (int atom = 0; atom < particles; atom++)
-                addEquations(atom, states, gram, moment);
+            equations->add(states, (int)size, before != nullptr, residuals + start * components,
+                           weights, offset, scales + start, gram, moment);
         }
     }
 
 private:
+    // Among a coordinate's atoms: from one to the next, or from the centre to its neighbours.
+    static std::pair<int, int> endsOfVector(Kind kind, int vector) {
+        if (kind == OutOfPlane)
+            return {1, vector == 0 ? 0 : vector + 1};
+        return {vector, vector + 1};
+    }
+
     std::vector<Coordinate> coordinates;
     std::vector<Term> terms;
 
-    // The terms by what they do to the slope of each coordinate.
-    struct Weighted {
-        int other; // coordinate
-        double weight;
+    // The energy is a polynomial in each coordinate by itself, and a quadratic form in the
+    // coordinates and some products of two coordinates: the variables, products last.
+    struct Product {
+        int first, second; // coordinates
     };
-    struct LongTerm {
-        Term term;
-        double weight;
+    struct Share { // of a term in a weight
+        size_t place;
+        int parameter;
+        double factor;
     };
-    std::vector<double> linear, cubic; // of each coordinate
-    std::vector<Weighted> others;      // of products of two: those of the first coordinate first
-    std::vector<size_t> ends;          // in ``others``, of each coordinate
-    std::vector<LongTerm> longTerms;   // all others
+    bool isPrepared = false;
+    std::vector<Product> products;
+    std::vector<int> others;     // the variables that each is multiplied by, in turn
+    std::vector<int> ends;       // in ``others``, of each variable
+    std::vector<double> weights; // slopes by the powers 0 to 3 of each coordinate; of the products;
+                                 // and of ``others``
+    std::vector<Share> shares;
 
     // Bonds are part of many coordinates: length and direction are taken once.
     struct Direction {
@@ -156,7 +151,7 @@ private:
     std::vector<Direction> vectors;
     std::map<std::pair<int, int>, int> vectorOf;
 
-    std::vector<double> values, slopes; // of the coordinates
+    std::vector<double> values, slopes; // of the variables
     // Of an angle: its cosine, and 1 / sine. Of a torsion: cosines between its first and second
     // vector, and its second and third.
     std::vector<double> firsts, seconds;
@@ -170,100 +165,128 @@ private:
     struct Gradient {
         Vector byAtom[4];
     };
-    std::vector<Gradient> gradients;
 
-    // An atom's equations have few parameters: those of its terms.
-    std::vector<int> present;   // in increasing order, of the first atom, of the second, ...
-    std::vector<size_t> starts; // in ``present``, of each atom
-    std::vector<size_t> places; // in ``present``, of each atom of each factor of each term
-    std::vector<Vector> rows;   // features by ``present``
+    std::optional<NormalEquations> equations;
+    std::vector<NormalEquations::State> states;
 
-    // Weighted rows of some states: of the first atom (3 a state, as wide as ``widths`` says), of
-    // the second, ...; and what they are to be equal to.
-    static constexpr size_t mostNumbers = 1 << 20;
-    std::vector<double> equations, rights, products;
-    std::vector<size_t> widths, offsets; // the latter: sum of the widths before
-    size_t room = 0;                     // sum of all
+    using Name = std::pair<int, int>; // of a product
 
-    void addFeatures(const double* positions, const double* box, double sign) {
-        measure(positions, box);
-        gradients.resize(coordinates.size());
-        for (size_t q = 0; q < coordinates.size(); q++)
-            gradients[q] = gradient(q);
-        size_t next = 0;
+    // The ways to write a term of three or four factors as one of two variables: products of two
+    // of its factors, and what they leave.
+    struct Split {
+        Name product, rest; // the second of ``rest`` is -1 if one factor is left
+    };
+    static std::vector<Split> splits(const Term& term) {
+        int q[mostFactors];
+        std::copy(term.factors, term.factors + term.count, q);
+        std::sort(q, q + term.count);
+        if (term.count == 3)
+            return {{{q[0], q[1]}, {q[2], -1}}, {{q[0], q[2]}, {q[1], -1}},
+                    {{q[1], q[2]}, {q[0], -1}}};
+        return {{{q[0], q[1]}, {q[2], q[3]}}, {{q[0], q[2]}, {q[1], q[3]}},
+                {{q[0], q[3]}, {q[1], q[2]}}};
+    }
+
+    static bool isPower(const Term& term) {
+        return std::all_of(term.factors, term.factors + term.count,
+                           [&](int q) { return q == term.factors[0]; });
+    }
+
+    // Writes the terms with as few products as is easily found: each takes those that most could.
+    void prepareTerms() {
+        isPrepared = true;
+        const int count = (int)coordinates.size();
+        std::map<Name, int> takers;
+        for (const Term& term : terms)
+            if (term.count > 2 && !isPower(term))
+                for (const Split& split : splits(term)) {
+                    takers[split.product]++;
+                    if (split.rest.second >= 0)
+                        takers[split.rest]++;
+                }
+        std::map<Name, int> numbers; // of the variables that are products
+        const auto variable = [&](const Name& name) {
+            if (name.second < 0)
+                return name.first;
+            const auto [place, isNew] = numbers.try_emplace(name, count + (int)products.size());
+            if (isNew)
+                products.push_back({name.first, name.second});
+            return place->second;
+        };
+        std::map<Name, std::vector<std::pair<int, double>>> form; // parameters and factors
+        const auto addToForm = [&](int x, int y, int parameter) {
+            form[{x, y}].push_back({parameter, x == y ? 2.0 : 1.0});
+            if (x != y)
+                form[{y, x}].push_back({parameter, 1.0});
+        };
+        for (const Term& term : terms) {
+            if (isPower(term) || term.count == 2)
+                continue;
+            const auto all = splits(term);
+            const auto popularity = [&](const Split& split) {
+                return takers[split.product] + (split.rest.second < 0 ? 0 : takers[split.rest]);
+            };
+            const Split& best =
+                *std::max_element(all.begin(), all.end(), [&](const Split& a, const Split& b) {
+                    return popularity(a) < popularity(b);
+                });
+            addToForm(variable(best.product), variable(best.rest), term.parameter);
+        }
+        const size_t powers = (size_t)mostFactors * count;
+        for (const Term& term : terms) {
+            const int* q = term.factors;
+            if (term.count == 0)
+                continue;
+            if (isPower(term)) {
+                const size_t place = (size_t)(term.count - 1) * count + q[0];
+                shares.push_back({place, term.parameter, (double)term.count});
+            } else if (term.count == 2) {
+                const auto known = numbers.find(std::minmax(q[0], q[1]));
+                if (known == numbers.end())
+                    addToForm(q[0], q[1], term.parameter);
+                else
+                    shares.push_back({powers + (known->second - count), term.parameter, 1.0});
+            }
+        }
+        const size_t variables = count + products.size(), first = powers + products.size();
+        ends.assign(variables, 0);
+        for (const auto& [name, sum] : form) { // in the order of the first variable
+            for (const auto& [parameter, factor] : sum)
+                shares.push_back({first + others.size(), parameter, factor});
+            others.push_back(name.second);
+            ends[name.first] = (int)others.size();
+        }
+        for (size_t x = 1; x < variables; x++)
+            ends[x] = std::max(ends[x], ends[x - 1]);
+        weights.resize(first + others.size());
+        values.resize(variables);
+        slopes.resize(variables);
+    }
+
+    void prepareEquations() {
+        std::vector<std::vector<int>> atoms;
+        for (const Coordinate& c : coordinates)
+            atoms.emplace_back(c.atoms, c.atoms + atomsOfKind[c.kind]);
+        equations.emplace(particles, parameters, std::move(atoms));
         for (const Term& term : terms)
             for (int f = 0; f < term.count; f++) {
-                const int q = term.factors[f];
-                const double slope = -sign * productOfOthers(term, f);
-                for (int a = 0; a < 2 + coordinates[q].kind; a++)
-                    add(rows[places[next++]], gradients[q].byAtom[a], slope);
+                int others[mostFactors], count = 0;
+                for (int other = 0; other < term.count; other++)
+                    if (other != f)
+                        others[count++] = term.factors[other];
+                equations->addDerivative(term.factors[f], term.parameter, others, count);
             }
+        equations->finish();
     }
 
-    void takeEquations(size_t state, size_t states, const double* residuals, const double* weights,
-                       const double* offset, double scale) {
-        double* block = equations.data();
-        for (int atom = 0; atom < particles; atom++) {
-            const size_t width = widths[atom];
-            const double *w = weights + 3 * atom, *r = residuals + 3 * atom;
-            double *x = block + 3 * state * width, *y = x + width, *z = y + width;
-            Vector right = {r[0], r[1], r[2]};
-            for (size_t i = starts[atom]; i < starts[atom + 1]; i++) {
-                right = right + rows[i] * offset[present[i]];
-                *x++ = scale * w[0] * rows[i].x;
-                *y++ = scale * w[1] * rows[i].y;
-                *z++ = scale * w[2] * rows[i].z;
-            }
-            double* own = rights.data() + 3 * (atom * states + state);
-            own[0] = scale * w[0] * right.x;
-            own[1] = scale * w[1] * right.y;
-            own[2] = scale * w[2] * right.z;
-            block += 3 * states * width;
+    void takeState(const double* positions, const double* box, NormalEquations::State& state) {
+        measure(positions, box);
+        state.values.assign(values.begin(), values.begin() + coordinates.size());
+        state.gradients.resize(12 * coordinates.size());
+        for (size_t q = 0; q < coordinates.size(); q++) {
+            const Gradient byAtoms = gradient(q);
+            std::memcpy(state.gradients.data() + 12 * q, &byAtoms, sizeof byAtoms);
         }
-    }
-
-    void addEquations(int atom, size_t states, double* gram, double* moment) {
-        const size_t width = widths[atom], count = starts[atom + 1] - starts[atom];
-        const int* own = present.data() + starts[atom];
-        const double* block = equations.data() + 3 * states * offsets[atom];
-        const double* right = rights.data() + 3 * states * atom;
-        for (size_t k = 0; k < 3 * states; k++)
-            for (size_t i = 0; i < count; i++)
-                moment[own[i]] += block[k * width + i] * right[k];
-        products.resize(width * width);
-        normal_equations::multiplyWithThemselves(block, 3 * states, width, products.data());
-        for (size_t i = 0; i < count; i++) {
-            double* gramRow = gram + (size_t)own[i] * parameters;
-            for (size_t j = i; j < count; j++)
-                gramRow[own[j]] += products[i * width + j];
-        }
-    }
-
-    void findParametersOfAtoms() {
-        std::vector<std::map<int, size_t>> byAtom(particles); // place of each parameter
-        const auto forAll = [&](auto&& act) {
-            for (const Term& term : terms)
-                for (int f = 0; f < term.count; f++) {
-                    const Coordinate& c = coordinates[term.factors[f]];
-                    for (int a = 0; a < 2 + c.kind; a++)
-                        act(byAtom[c.atoms[a]], term.parameter);
-                }
-        };
-        forAll([](auto& ofAtom, int parameter) { ofAtom[parameter] = 0; });
-        for (auto& ofAtom : byAtom) {
-            starts.push_back(present.size());
-            for (auto& [parameter, place] : ofAtom) {
-                place = present.size();
-                present.push_back(parameter);
-            }
-        }
-        starts.push_back(present.size());
-        for (int atom = 0; atom < particles; atom++) {
-            offsets.push_back(room);
-            widths.push_back(normal_equations::padded(starts[atom + 1] - starts[atom]));
-            room += widths.back();
-        }
-        forAll([&](auto& ofAtom, int parameter) { places.push_back(ofAtom[parameter]); });
     }
 
     static void add(double* to, const Vector& v, double scale) {
@@ -272,14 +295,6 @@ private:
         to[2] += scale * v.z;
     }
     static void add(Vector& to, const Vector& v, double scale) { to = to + v * scale; }
-
-    double productOfOthers(const Term& term, int f) const {
-        double product = 1.0;
-        for (int other = 0; other < term.count; other++)
-            if (other != f)
-                product *= values[term.factors[other]];
-        return product;
-    }
 
     static Vector between(const double* positions, int from, int to, const double* box) {
         const double *a = positions + 3 * from, *b = positions + 3 * to;
@@ -294,7 +309,7 @@ private:
 
     void measure(const double* positions, const double* box) {
         const size_t count = coordinates.size();
-        for (auto* array : {&values, &slopes, &firsts, &seconds})
+        for (auto* array : {&firsts, &seconds})
             array->resize(count);
         for (Direction& v : vectors) {
             const Vector d = between(positions, v.from, v.to, box);
@@ -308,6 +323,9 @@ private:
             double value;
             if (c.kind == Distance)
                 value = v1.length;
+            else if (c.kind == OutOfPlane)
+                value = c.signs[0] * c.signs[1] * c.signs[2] *
+                        v1.unit.dot(vectors[c.vectors[1]].unit.cross(vectors[c.vectors[2]].unit));
             else {
                 const Direction& v2 = vectors[c.vectors[1]];
                 const double c12 = c.signs[0] * c.signs[1] * v1.unit.dot(v2.unit);
@@ -330,16 +348,36 @@ private:
     }
 
     void takeSlopes() {
-        size_t e = 0;
-        for (size_t q = 0; q < coordinates.size(); q++) {
-            double slope = linear[q] + cubic[q] * values[q] * values[q];
-            for (; e < ends[q]; e++)
-                slope += others[e].weight * values[others[e].other];
-            slopes[q] = slope;
+        const size_t count = coordinates.size();
+        double* u = values.data();
+        double* slope = slopes.data();
+        for (size_t p = 0; p < products.size(); p++)
+            u[count + p] = u[products[p].first] * u[products[p].second];
+        const double *w0 = weights.data(), *w1 = w0 + count, *w2 = w1 + count, *w3 = w2 + count;
+        for (size_t q = 0; q < count; q++)
+            slope[q] = w0[q] + u[q] * (w1[q] + u[q] * (w2[q] + u[q] * w3[q]));
+        const double* w = w3 + count;
+        std::copy(w, w + products.size(), slope + count);
+        w += products.size();
+        int e = 0;
+        for (size_t x = 0; x < ends.size(); x++) {
+            double even = 0.0, odd = 0.0; // need not wait for each other
+            for (; e + 1 < ends[x]; e += 2) {
+                even += w[e] * u[others[e]];
+                odd += w[e + 1] * u[others[e + 1]];
+            }
+            if (e < ends[x]) {
+                even += w[e] * u[others[e]];
+                e++;
+            }
+            slope[x] += even + odd;
         }
-        for (const auto& [term, weight] : longTerms)
-            for (int f = 0; f < term.count; f++)
-                slopes[term.factors[f]] += weight * productOfOthers(term, f);
+        for (size_t p = 0; p < products.size(); p++) {
+            const auto [first, second] = products[p];
+            const double s = slope[count + p];
+            slope[first] += s * u[second];
+            slope[second] += s * u[first];
+        }
     }
 
     // What a slope of coordinate q does to its vectors.
@@ -357,6 +395,13 @@ private:
             return;
         }
         const Vector& e3 = vectors[c.vectors[2]].unit;
+        if (c.kind == OutOfPlane) {
+            const double signedSlope = s12 * c.signs[2] * slope;
+            add(first.byUnit, e2.cross(e3), signedSlope);
+            add(second.byUnit, e3.cross(e1), signedSlope);
+            add(third.byUnit, e1.cross(e2), signedSlope);
+            return;
+        }
         const double s23 = c.signs[1] * c.signs[2], s13 = c.signs[0] * c.signs[2];
         const double by12 = s12 * slope * seconds[q], by23 = s23 * slope * firsts[q];
         const double by13 = -s13 * slope;
@@ -377,10 +422,11 @@ private:
         Pull own[3] = {};
         addPulls(q, 1.0, own[0], own[1], own[2]);
         Gradient result = {};
-        for (int a = 0; a <= c.kind; a++) {
+        for (int a = 0; a < atomsOfKind[c.kind] - 1; a++) {
             const Vector g = byVector(vectors[c.vectors[a]], own[a]) * c.signs[a];
-            result.byAtom[a] = result.byAtom[a] - g;
-            result.byAtom[a + 1] = g;
+            const auto [from, to] = endsOfVector(c.kind, a);
+            result.byAtom[from] = result.byAtom[from] - g;
+            result.byAtom[to] = result.byAtom[to] + g;
         }
         return result;
     }
