@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg.lapack import dposv
 from threadpoolctl import ThreadpoolController
 
 Array = NDArray[np.float64]
@@ -119,6 +118,8 @@ class RidgeRegression:
 
         Not finite if there is no solution.
         """
+        from scipy.linalg.lapack import dposv  # takes a while to import
+
         gram = self.gram[:count, :count]
         if not len(gram):
             return self.prior.copy()
