@@ -17,14 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .molgraph import BOND_TOLERANCE, MolecularGraph, covalent_radii
-from .valence import (
-    ANGLE,
-    ATOMS_OF_KIND,
-    DISTANCE,
-    MOST_FACTORS,
-    TORSION,
-    ValenceTerms,
-)
+from .valence import ANGLE, ATOMS_OF_KIND, DISTANCE, MOST_FACTORS, TORSION, ValenceTerms
 
 Array = NDArray[np.float64]
 Coordinate = tuple[int, tuple[int, ...]]  # kind, atoms
@@ -47,8 +40,8 @@ BOND_CONSTANTS_OF_HYDROGEN = {6: 2.9e5, 7: 3.6e5, 8: 4.6e5, 16: 2.3e5}  # to C, 
 ANGLE_CONSTANT, ANGLE_CONSTANT_WITH_HYDROGEN = 580.0, 420.0  # kJ/mol/rad^2
 # A bond is a Morse potential whose exponent, times its length, is this.
 MORSE_EXPONENT = 2.3
-GUESSED = (DISTANCE, ANGLE)
 ANGLE_CUBIC = -0.5  # 1/rad, times the coefficient of the square
+GUESSED = (DISTANCE, ANGLE)  # kinds of coordinates whose powers have guesses
 
 
 class AutoDraft(NamedTuple):
@@ -83,7 +76,8 @@ def auto_draft(
         return numbers.setdefault((kind, min(atoms, atoms[::-1])), len(numbers))
 
     # In small rings torsions share angles and bonds: each product once.
-    products, ends = list[Product](), list[int]()
+    products: list[Product] = []
+    ends: list[int] = []
     for stage in STAGES if stages is None else stages:
         products += (tuple(sorted(each)) for each in stage(graph, number))
         products = list(dict.fromkeys(products))

@@ -157,8 +157,9 @@ class LearningDraft(NativeDraft):
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
-        if box is None or self._box is None or not np.array_equal(box, self._box):
+        if not _is_same_box(box, self._box):
             self._learner.add_equations()
+            self._learner.interrupt()
             self._box = None if box is None else np.ascontiguousarray(box)
             self._valence.set_box(self._box)
         if self._base is not None:
@@ -249,6 +250,12 @@ class LearningDraft(NativeDraft):
 
     def _access(self) -> Any:
         return None if self._base is None else self._base.access
+
+
+def _is_same_box(one: Array | None, other: Array | None) -> bool:
+    if one is None or other is None:
+        return one is other
+    return np.array_equal(one, other)
 
 
 class DraftChoice(NamedTuple):

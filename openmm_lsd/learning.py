@@ -1,4 +1,5 @@
-"""Ridge regression of a draft's parameters on the forces of the target, while the run goes on.
+"""Ridge regression of a draft's parameters on the target's forces and on how they change from step
+to step, while the run goes on.
 
 Measurability (docs/theory.md): only committed steps are learned from. Then the parameters do not
 depend on the noise of any step to come, and may be used at once.
@@ -149,7 +150,7 @@ class Learner:
 
     From forces at some of the steps, and from how they changed since the step before. Differences
     count for much more: what the corrections cannot take back is an error of the draft's Hessian
-    (docs/theory.md). Forces alone fix what differences cannot see.
+    (docs/drafts.md). Forces alone fix what differences cannot see.
 
     The schedule counts steps, not seconds: two runs with one seed learn the same.
 
@@ -160,8 +161,8 @@ class Learner:
     masses : (N,) amu
         Forces count by 1 / sqrt(mass), as the noise shift measures them.
     stages : sequence of int, optional
-        How many of the parameters, the first ones, are fitted at first, how many later, as soon
-        as there are EQUATIONS_PER_PARAMETER; the last is P. By default all from the beginning.
+        How many of the parameters, the first ones, are fitted at first, and how many as soon as
+        there are EQUATIONS_PER_PARAMETER for so many; the last is P. By default all at once.
     add : callable
         As in RidgeRegression.
     """

@@ -7,8 +7,8 @@ equivalent products share:
 
 A coordinate u is a bond length, an angle or a distance between atoms further apart, minus its
 reference value, in nm and rad; or the cosine of a torsion, or how far a centre is out of the plane
-of three neighbours. Far from the reference (``limits``) u is
-held constant in the slope, so that the forces of a bad fit stay bounded.
+of three neighbours. Far from the reference (``limits``) u is held constant in the slope, so that
+the forces of a bad fit stay bounded.
 
 This file is the readable reference; ``native/valence.h`` does the same, per step and per window.
 """

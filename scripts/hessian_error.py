@@ -3,7 +3,7 @@
     python scripts/hessian_error.py systems/alanine_dipeptide --gfn2 --record alanine.npz
     python scripts/hessian_error.py systems/ibuprofen --record ibuprofen.npz
 
-What a rejection costs in the next round is the error of the draft's Hessian (docs/theory.md), so
+What a rejection costs in the next round is the error of the draft's Hessian (docs/drafts.md), so
 terms, weights and ridge are chosen by it. Records committed steps, and Hessians (by differences) at
 some of the last thousand; shows the steps to a Learner; prints |H - H_draft| / |H|, in
 mass-weighted coordinates, in percent. --record keeps the steps for the next call.
@@ -20,7 +20,7 @@ from steps_per_round import gfn2_target, system_target
 from openmm_lsd import SpeculativeSampler, learning, systems
 from openmm_lsd.autodraft import STAGES, auto_draft, torsions_of
 from openmm_lsd.checks import masses_of
-from openmm_lsd.draft import DraftChoice, LearningDraft
+from openmm_lsd.draft import LearningDraft
 from openmm_lsd.molgraph import graph_of_topology, with_missing_bonds
 from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, Middle
 from openmm_lsd.valence import ANGLE, DISTANCE, TORSION
@@ -40,19 +40,24 @@ def hessian(forces, positions):
     return 0.5 * (matrix + matrix.T)
 
 
-def record(molecule, positions, masses, target, args):
+class RecordingDraft(LearningDraft):
+    """Keeps the sites (N, 3) that it is shown, and the target's forces there."""
+
+    def __init__(self, start, masses):
+        super().__init__(start, masses)
+        self.sites, self.target_forces = [], []
+
+    def learn(self, step, sites, discrepancies):
+        self.sites.extend(sites)
+        self.target_forces.extend(
+            change + self(site) for change, site in zip(discrepancies, sites, strict=True)
+        )
+        return super().learn(step, sites, discrepancies)
+
+
+def record(start, positions, masses, box, target, args):
     """Force sites (B, N, 3) of committed steps, target forces there, and Hessians at some."""
-    sites, forces = [], []
-    box = box_of(molecule)
-
-    class Recorded(LearningDraft):
-        def learn(self, step, new, discrepancies):
-            sites.extend(new)
-            forces.extend(d + self(site) for d, site in zip(discrepancies, new, strict=True))
-            return super().learn(step, new, discrepancies)
-
-    draft = DraftChoice(None, None, molecule.topology, True).make(positions, masses, box)
-    draft.__class__ = Recorded
+    draft = RecordingDraft(start, masses)
     draft.set_environment(box, {})
     scheme = Middle(args.temperature, args.friction, 1e-3 * args.timestep)
     sampler = SpeculativeSampler(scheme, masses, draft, target, 24, args.seed)
@@ -60,7 +65,7 @@ def record(molecule, positions, masses, target, args):
     rng = np.random.default_rng(args.seed)
     sampler.set_state(positions, speeds * rng.standard_normal(positions.shape))
     sampler.advance(args.steps + TESTED + 64)  # the last round is not shown
-    sites, forces = np.array(sites), np.array(forces)
+    sites, forces = np.array(draft.sites), np.array(draft.target_forces)
     tested = args.steps + np.linspace(0, TESTED - 1, HESSIANS).astype(int)
     hessians = np.array([hessian(target, sites[row]) for row in tested])
     return {"sites": sites, "forces": forces, "tested": tested, "hessians": hessians}
@@ -179,7 +184,7 @@ def main():
             if args.gfn2
             else system_target(molecule, positions, 2 * positions.size)
         )
-        run = record(molecule, positions, masses, target, args)
+        run = record(auto_draft(graph, positions, box), positions, masses, box, target, args)
         if args.record is not None:
             np.savez(args.record, **run)
 

@@ -151,6 +151,29 @@ def test_steps_before_an_interruption_are_not_neighbours():
     assert add.states == [0, 100] and add.differences == []
 
 
+def test_steps_in_two_boxes_are_not_neighbours(known, monkeypatch):
+    """A barostat's move lies between them: forces have changed for another reason."""
+    calls = []
+
+    class Watched(Learner):
+        def __init__(self, prior, masses, stages, add):
+            def watched(sites, before, *rest):
+                calls.append((len(sites), before is not None))
+                add(sites, before, *rest)
+
+            super().__init__(prior, masses, stages, watched)
+
+    monkeypatch.setattr("openmm_lsd.draft.Learner", Watched)
+    draft = known.draft()
+    sites = np.repeat(known.positions[None], 3, axis=0)
+    for turn, edge in enumerate((3.0, 3.0, 3.1, 3.2)):
+        draft.set_environment(edge * np.eye(3), {})
+        draft.learn(3 * turn, sites, 0.0 * sites)
+    draft.set_environment(None, {})
+    # Every second of twelve steps; step 6 comes just after the first move.
+    assert calls == [(3, False), (2, True), (2, False), (1, True), (1, False), (1, True)]
+
+
 def test_more_parameters_as_more_is_known():
     """Stages are fitted when there are six equations for each of their parameters."""
     rng = np.random.default_rng(5)
