@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import racing
-from ._native import ContextAccess, commit, keep_freed_memory, largest_device_force
+from ._native import (
+    ContextAccess,
+    add_differences,
+    commit,
+    keep_freed_memory,
+    largest_device_force,
+    solve_ridge,
+)
 from .barostat import BarostatMoves
 from .checks import (
     barostat_frequency,
@@ -30,6 +37,8 @@ from .contexts import signed
 from .cores import allowed_cores
 from .draft import DraftChoice
 from .interrupts import counted_interrupts
+from .jacobian import JacobianEstimate
+from .molgraph import Pairs, close_pairs, differences
 from .periodicity import is_periodic
 from .restart import Record, digest_of
 from .rollout import reciprocal
@@ -129,7 +138,7 @@ class Binding:
         self._begun = 0  # steps beyond the committed ones that the barostats have begun: 0 or 1
         self._record: Record | None = None  # to go on from
         self._fresh_seed, self._process = secrets.randbits(63), os.getpid()
-        self.correction = "per-step"  # before the first step; see SpeculativeSampler
+        self.correction = "secant"  # before the first step; see SpeculativeSampler
         self._is_periodic = is_periodic(
             self._system, self._access.get_box(), draft.system, draft.topology
         )
@@ -148,6 +157,9 @@ class Binding:
             self._state()[0], self._masses, self._box(), cores, self._is_reproducible
         )
         self._environment_of_draft()
+        self._jacobian = JacobianEstimate(
+            self._masses, self._close_pairs, add_differences, solve_ridge
+        )
 
     def settings(self) -> Settings:
         """Those of the integrator at present."""
@@ -378,6 +390,7 @@ class Binding:
         """Give draft and barostats their memory back; and the sampler, if all is as it was."""
         if record["draft state"] is not None:
             self._draft.restore(record["draft state"])
+            self._jacobian.restore(record["jacobian"])
         barostats = record["barostats"]
         if barostats.shape == self._access.get_barostat_memory().shape:
             self._access.set_barostat_memory(barostats)
@@ -411,6 +424,7 @@ class Binding:
             "system": self._system.digest,
             "shown": self._shown(),
             "draft state": self._draft.snapshot(),
+            "jacobian": self._jacobian.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
             "tuned window": None if self.tuner is None else self.tuner.window,
             "barostats": access.get_barostat_memory(),
@@ -442,6 +456,7 @@ class Binding:
             settings.seed % 2**64 or self._fresh_seed,
             correction=self.correction,
             cm_removal_frequency=frequency,
+            jacobian=self._jacobian,
             clock=self._clock if self._uses_times() else None,
         )
         sampler.commit, sampler.statistics = commit, self._statistics
@@ -471,6 +486,12 @@ class Binding:
         """The box of the Context is that of target and draft from now on."""
         self._box_of_target = self._box()
         self._environment_of_draft()
+
+    def _close_pairs(self, positions: Array, cutoff: float) -> tuple[Pairs, Array]:
+        """See JacobianEstimate."""
+        box = self._box_of_target
+        pairs = close_pairs(positions, cutoff, box)
+        return pairs, np.linalg.norm(differences(positions, pairs, box), axis=1)
 
     def _environment_of_draft(self) -> None:
         self._draft.set_environment(self._box(), self._access.get_parameters())

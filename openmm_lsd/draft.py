@@ -26,7 +26,7 @@ from .molgraph import (
     with_missing_bonds,
 )
 from .restart import digest_of
-from .rollout import Window
+from .rollout import Corrections, Window
 from .schemes import Scheme
 from .valence import ValenceTerms
 
@@ -65,13 +65,15 @@ class NativeDraft(ABC):
         masses: Array,
         positions: Array,
         velocities: Array,
-        corrections: Array,
+        corrections: Corrections,
         kicks: Array,
         cm_removals: NDArray[np.bool_],
         times: Times | None = None,
     ) -> Window:
         """``rollout.rollout`` with this draft, in native code."""
-        arrays = (masses, positions, velocities, corrections, kicks, cm_removals)
+        forces, sites, jacobian = corrections
+        tangents = (None, None, None) if sites is None or jacobian is None else (sites, *jacobian)
+        arrays = (masses, positions, velocities, forces, *tangents, kicks, cm_removals)
         drafted, *results = self._native_rollout(
             (scheme.name, scheme.step_size, scheme.decay, *arrays), times
         )
@@ -236,17 +238,13 @@ class LearningDraft(NativeDraft):
         return changed
 
     def _make_anew(self, positions: Array) -> None:
-        """Terms of the structure as it is now; with the same parameters, if they are the same."""
-        if self._bonds is None:
-            self._learner.begin_again()
-            return
-        parameters, classes = self._learner.parameters, self._terms.classes
-        graph = self._bonds.graph_at(positions, self._box)
-        draft = auto_draft(graph, positions, self._box)
-        self._take(draft if self._base is None else draft.without_guesses())
-        if np.array_equal(draft.terms.classes, classes):
-            self._learner.parameters = parameters
-            self._valence.set_parameters(parameters)
+        """Terms of the structure as it is now; if they are the same, only learn them again."""
+        if self._bonds is not None:
+            draft = auto_draft(self._bonds.graph_at(positions, self._box), positions, self._box)
+            if not np.array_equal(draft.terms.classes, self._terms.classes):
+                self._take(draft if self._base is None else draft.without_guesses())
+                return
+        self._learner.begin_again()
 
     def _access(self) -> Any:
         return None if self._base is None else self._base.access

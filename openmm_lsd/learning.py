@@ -34,6 +34,7 @@ LARGEST_WEIGHT = 1e6  # of the equations of a step
 WATCHED = 128  # steps
 GONE_BAD = 4.0  # times the least roughness so far, in two stretches in succession
 ROUGH_STRETCHES = 2
+OLD = 1000.0  # by so much less counts what was learned before a draft went bad
 
 
 def add_normal_equations(
@@ -185,19 +186,22 @@ class Learner:
     def reset(self) -> None:
         """Forget everything."""
         self.parameters = self._prior.copy()
+        self._regression = RidgeRegression(self._prior, self._add)
+        self._learned = 0  # steps
+        self._states: list[tuple[Array, Array]] = []  # sites and discrepancies; equations to come
+        self._differences: list[tuple[Array, Array, Array]] = []
         self.begin_again()
 
     def begin_again(self) -> None:
-        """Forget all steps, but keep the parameters until the next fit."""
-        self._regression = RidgeRegression(self._prior, self._add)
-        self._seen = self._learned = 0  # steps
+        """From now on learn as eagerly as at first: what is known is of little use here."""
+        self.add_equations()
+        self._regression.age(1.0 / OLD)
+        self._seen = 0  # steps
         self._next_fit = FIRST_FIT
         self._roughness, self._watched = 0.0, 0  # sum over so many steps
         self._least_roughness = np.inf
         self._rough_stretches = 0
         self._last: tuple[Array, Array] | None = None  # site and discrepancy of the last step
-        self._states: list[tuple[Array, Array]] = []  # sites and discrepancies; equations to come
-        self._differences: list[tuple[Array, Array, Array]] = []
 
     def interrupt(self) -> None:
         """The next step that is learned from does not follow the last one."""

@@ -13,23 +13,53 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clock import Times
+from .jacobian import LocalJacobian
 from .schemes import Scheme
 
 Array = NDArray[np.float64]
 Forces = Callable[..., Array]
 
 
+class Corrections(NamedTuple):
+    """Of the draft's force at each step of a window of length K.
+
+    ``forces`` (K, N, 3) are what is added at ``sites`` (K, N, 3), and ``jacobian`` says how that
+    changes away from them; without it they are added wherever the draft leads.
+    """
+
+    forces: Array
+    sites: Array | None = None
+    jacobian: LocalJacobian | None = None
+
+    def at(self, k: int, site: Array) -> Array:
+        """What is added (N, 3) at step k, whose site is this."""
+        if self.sites is None or self.jacobian is None:
+            return self.forces[k]
+        return self.forces[k] + self.jacobian(site - self.sites[k])
+
+    def rows(self, rows: slice | NDArray[np.int_]) -> Corrections:
+        """Those of some steps."""
+        sites = None if self.sites is None else self.sites[rows]
+        return Corrections(self.forces[rows], sites, self.jacobian)
+
+    def moved(self, displacements: Array) -> Corrections:
+        """The same at sites displaced by (N, 3) nm."""
+        return self if self.sites is None else self._replace(sites=self.sites + displacements)
+
+
 class Window(NamedTuple):
     """The drafted steps of a window of length K, each array (K, N, 3).
 
     ``velocities`` are those at the start of each step, after the motion of the centre of mass was
-    removed where that is due. If the draft breaks down at step k > 0 (positions that are not
-    finite, an exception), only the k steps before it are there.
+    removed where that is due, and ``corrections`` what was added to the forces of the draft. If the
+    draft breaks down at step k > 0 (positions that are not finite, an exception), only the k steps
+    before it are there.
     """
 
     sites: Array
     velocities: Array
     draft_forces: Array
+    corrections: Array
 
 
 def remove_cm_motion(velocities: Array, masses: Array) -> Array:
@@ -46,12 +76,12 @@ def rollout(
     masses: Array,
     positions: Array,
     velocities: Array,
-    corrections: Array,
+    corrections: Corrections,
     kicks: Array,
     cm_removals: NDArray[np.bool_],
     times: Times | None = None,
 ) -> Window:
-    """Draft K steps with the force F_d(q_k) + c_k at step k.
+    """Draft K steps with the force F_d(q_k) + c_k(q_k) at step k.
 
     Parameters
     ----------
@@ -60,7 +90,8 @@ def rollout(
     masses : (N, 1) amu
     positions, velocities : (N, 3) nm, nm/ps
         The committed state.
-    corrections : (K, N, 3) kJ/mol/nm
+    corrections : Corrections
+        c, of K steps.
     kicks : (K, N, 3) nm/ps
     cm_removals : (K,)
         Whether step k starts by removing the motion of the centre of mass.
@@ -70,8 +101,10 @@ def rollout(
     Draft forces that are not finite count as zero: a draft may propose anything.
     """
     inverse_masses = reciprocal(masses)
-    sites, start_velocities, draft_forces = (np.empty_like(corrections) for _ in range(3))
-    length = len(corrections)
+    length = len(corrections.forces)
+    sites, start_velocities, draft_forces, added = (
+        np.empty((length, *positions.shape)) for _ in range(4)
+    )
     for k in range(length):
         if cm_removals[k]:
             velocities = remove_cm_motion(velocities, masses)
@@ -89,10 +122,12 @@ def rollout(
         if not np.isfinite(force).all():
             force = np.zeros_like(site)
         sites[k], start_velocities[k], draft_forces[k] = site, velocities, force
+        added[k] = corrections.at(k, site)
         if k + 1 < length:
-            acceleration = (force + corrections[k]) * inverse_masses
+            acceleration = (force + added[k]) * inverse_masses
             positions, velocities = scheme.step(positions, velocities, acceleration, kicks[k])
-    return Window(sites[:length], start_velocities[:length], draft_forces[:length])
+    arrays = (sites, start_velocities, draft_forces, added)
+    return Window(*(array[:length] for array in arrays))
 
 
 def reciprocal(values: Array) -> Array:

@@ -2,8 +2,9 @@
 
 Method: Kosmala, Guennemann, Gao and Wood, arXiv:2606.02455, with a correction for every step of
 the window (the parareal iteration of Lions, Maday and Turinici, C. R. Acad. Sci. Paris 332, 661
-(2001)) in place of one constant offset. The committed steps follow the plain scheme with the
-target's forces exactly, whatever the draft; a bad draft only commits fewer of them per round.
+(2001)) in place of one constant offset, and a secant estimate of how it changes off the old path.
+The committed steps follow the plain scheme with the target's forces exactly, whatever the draft; a
+bad draft only commits fewer of them per round.
 
 Units: nm, ps, amu, kJ/mol. Arrays are float64, positions and velocities (N, 3).
 """
@@ -24,8 +25,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .clock import Clock, Times
 from .commit import commit
+from .jacobian import JacobianEstimate
 from .noise import StepNoise
-from .rollout import Window, reciprocal, rollout
+from .rollout import Corrections, Window, reciprocal, rollout
 from .schemes import Scheme
 from .tuning import WindowTuner
 
@@ -44,7 +46,7 @@ FAILED_BATCHES_TOLD = 3  # once is no more than the other node that did not answ
 
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
 
-CORRECTIONS = ("per-step", "constant", "none")
+CORRECTIONS = ("secant", "per-step", "constant", "none")
 
 
 class TargetError(RuntimeError):
@@ -216,7 +218,7 @@ class Round(NamedTuple):
 
 
 class _Lesson(NamedTuple):
-    """What a round leaves for a draft that learns; arrays as in ``_round``."""
+    """What a round leaves to be learned from; arrays as in ``_round``."""
 
     step: int
     sites: Array
@@ -224,6 +226,14 @@ class _Lesson(NamedTuple):
     discrepancies: Array
     committed: int
     times: Times | None = None
+
+
+class _Measured(NamedTuple):
+    """Steps that have been drafted and measured, but not committed yet."""
+
+    step: int  #: index of the first
+    sites: Array
+    discrepancies: Array
 
 
 class SpeculativeSampler:
@@ -243,12 +253,16 @@ class SpeculativeSampler:
         K, the number of sites drafted and evaluated per round.
     seed : int
         Key of the random numbers; those of step n depend on (seed, n) only.
-    correction : 'per-step', 'constant' or 'none'
-        'constant' is the published rule: the discrepancy of the last committed step is added
-        throughout the window. 'none' drafts with the bare draft force.
+    correction : 'secant', 'per-step', 'constant' or 'none'
+        'per-step' adds to each step the discrepancy that was measured for it a round ago, or, if
+        there is none yet, the last one of the window; 'secant' lets it change with the positions as
+        well, by ``jacobian``. 'constant' is the published rule: the discrepancy of the last
+        committed step is added throughout the window. 'none' drafts with the bare draft force.
     cm_removal_frequency : int
         As ``openmm.CMMotionRemover``: the motion of the centre of mass is removed at the start of
         every step whose count is a multiple of it. 0: never.
+    jacobian : JacobianEstimate, optional
+        For correction 'secant', in the place of a new one.
     clock : Clock, optional
         Where forces depend on time or step count. A draft whose ``uses_times`` is true takes Times
         as a last argument, also to ``rollout``.
@@ -270,8 +284,9 @@ class SpeculativeSampler:
         window: int,
         seed: int,
         *,
-        correction: str = "per-step",
+        correction: str = "secant",
         cm_removal_frequency: int = 0,
+        jacobian: JacobianEstimate | None = None,
         clock: Clock | None = None,
     ) -> None:
         if window < 1:
@@ -302,6 +317,9 @@ class SpeculativeSampler:
         self._draft: Any = draft
         self._rollout = getattr(draft, "rollout", None) or partial(rollout, draft)
         self._learns = hasattr(draft, "learn")
+        self._estimate: JacobianEstimate | None = None
+        if correction == "secant":
+            self._estimate = JacobianEstimate(self._masses) if jacobian is None else jacobian
         self._clock = clock
         self._times_of_draft = clock is not None and getattr(draft, "uses_times", False)
         self._target = target
@@ -340,22 +358,26 @@ class SpeculativeSampler:
         self._state = self._front = State(positions, velocities, step)
         self._queue: deque[State] = deque()
         self._step_count_offset = (step if step_count is None else step_count) - step
-        self._corrections = self._no_corrections = np.zeros((self.window, *shape))
+        self._corrections = self._no_corrections()
+        self._measured: _Measured | None = None
         self._kept = 0  # leading corrections that were measured for their very step
         self._leap_seen = np.inf  # at committed steps, in units of the largest allowed
         self._lesson: _Lesson | None = None
         if self._learns:
             self._draft.start(step)
+        if self._estimate is not None:
+            self._estimate.start(step)
         self._lap_began = self._seconds_without_learning()
 
     def snapshot(self) -> dict[str, Any]:
         """All that the next steps depend on besides the draft, for ``restore``."""
-        lesson = self._lesson
+        lesson, measured = self._lesson, self._measured
         return {
             "window": self.window,
             "states": [tuple(each) for each in (self.state, self._front, *self._queue)],
             "step count offset": self._step_count_offset,
-            "corrections": self._corrections,
+            "corrections": [self._corrections.forces, self._corrections.sites],
+            "measured": None if measured is None else measured._asdict(),
             "leap seen": self._leap_seen,
             "kept": self._kept,
             "lesson": None if lesson is None else lesson._asdict(),
@@ -366,8 +388,9 @@ class SpeculativeSampler:
         self._state, self._front, *queue = (State(*each) for each in record["states"])
         self._queue = deque(queue)
         self._step_count_offset = record["step count offset"]
-        self._corrections = record["corrections"]
-        self._no_corrections = np.zeros_like(self._corrections)
+        self._corrections = Corrections(*record["corrections"])
+        measured = record["measured"]
+        self._measured = None if measured is None else _Measured(**measured)
         self._leap_seen = record["leap seen"]
         self._kept = record["kept"]
         self._lap_began = self._seconds_without_learning()
@@ -438,6 +461,7 @@ class SpeculativeSampler:
             return
         self._learn_last_round()
         positions, velocities = outside.apply(self._front)
+        self._corrections = self._corrections.moved(positions - self._front.positions)
         self._state = self._front = State(positions, velocities, self._front.step)
 
     def _length(self) -> int:
@@ -456,7 +480,9 @@ class SpeculativeSampler:
         noise, log_uniforms = self._step_noise(step, length)
         kicks = self._noise_scale * noise
         removals = self._cm_removals(step, length)
-        corrections = self._corrections[:length]
+        corrections = self._corrections.rows(slice(length))
+        if self._estimate is not None:
+            corrections = corrections._replace(jacobian=self._estimate.jacobian)
         times = None if self._clock is None else self._clock.times(step, length)
 
         begin = perf_counter()
@@ -477,7 +503,7 @@ class SpeculativeSampler:
         statistics.rejected += not accepted
         kept = self._kept
         discrepancies = target_forces - window.draft_forces[: len(target_forces)]
-        corrections = self._next_corrections(discrepancies, len(committed))
+        corrections = self._next_corrections(window.sites, discrepancies, len(committed))
         # All at once: an interrupt must not come between.
         self._queue, self._front, self._corrections, self._kept = (
             deque(committed),
@@ -493,13 +519,13 @@ class SpeculativeSampler:
             seconds = self._lap()
             if length == self.window:
                 self.tuner.record(len(committed), seconds)
-        if self._learns:
+        if self._learns or self._estimate is not None:
             self._lesson = _Lesson(
                 step, window.sites, target_forces, discrepancies, len(committed), times
             )
         if self.watchers:
             drafted, verified = len(window.sites), len(target_forces)
-            kept = min(kept, drafted) if self.correction == "per-step" else 0
+            kept = min(kept, drafted) if self._corrects_each_step else 0
             became = Round(step, drafted, kept, verified, len(committed), not accepted, shifts)
             for watch in self.watchers:
                 watch(became)
@@ -520,7 +546,7 @@ class SpeculativeSampler:
             )
         self._front = State(positions, velocities, step)
         self._queue = deque([self._front])
-        self._corrections, self._kept = self._no_corrections, 0
+        self._corrections, self._measured, self._kept = self._no_corrections(), None, 0
         self.statistics.window_length = 1
         self.statistics.rounds += n
         self.statistics.steps += n
@@ -538,9 +564,13 @@ class SpeculativeSampler:
         if lesson is None:
             return
         begin = perf_counter()
-        committed = slice(lesson.committed)
-        if self._draft.learn(lesson.step, lesson.sites[committed], lesson.discrepancies[committed]):
-            sites = lesson.sites[: len(lesson.target_forces)]
+        step, committed, discrepancies = lesson.step, lesson.committed, lesson.discrepancies
+        sites = lesson.sites[: len(discrepancies)]
+        if self._estimate is not None:
+            self._estimate.learn(
+                step, sites[:committed], discrepancies[:committed], *self._earlier(step, committed)
+            )
+        if self._learns and self._draft.learn(step, sites[:committed], discrepancies[:committed]):
             draft_forces = np.stack(
                 [
                     self._draft(site)
@@ -549,17 +579,26 @@ class SpeculativeSampler:
                     for k, site in enumerate(sites)
                 ]
             )
-            self._corrections = self._next_corrections(
-                lesson.target_forces - draft_forces, lesson.committed
-            )
+            discrepancies = lesson.target_forces - draft_forces
+            self._corrections = self._next_corrections(sites, discrepancies, committed)
+        self._measured = _Measured(step + committed, sites[committed:], discrepancies[committed:])
         self.statistics.learning_seconds += perf_counter() - begin
+
+    def _earlier(self, step: int, committed: int) -> tuple[Array, Array]:
+        """Sites and discrepancies of the first of these steps, as measured in the round before."""
+        measured = self._measured
+        if measured is None or measured.step != step:
+            nothing = np.empty((0, *self._front.positions.shape))
+            return nothing, nothing
+        return measured.sites[:committed], measured.discrepancies[:committed]
 
     def _set_window(self, window: int) -> None:
         """Another K; what was kept for later steps of a longer window is given up."""
-        rows = np.minimum(np.arange(window), self.window - 1)
-        self._corrections = self._corrections[rows]
-        self._no_corrections = np.zeros_like(self._corrections)
+        self._corrections = self._corrections.rows(np.minimum(np.arange(window), self.window - 1))
         self.window = window
+
+    def _no_corrections(self) -> Corrections:
+        return Corrections(np.zeros((self.window, len(self._masses), 3)))
 
     def _cm_removals(self, step: int, length: int) -> NDArray[np.bool_]:
         counts = np.arange(step, step + length) + self._step_count_offset
@@ -641,7 +680,7 @@ class SpeculativeSampler:
             front.velocities,
             window.velocities,
             target_forces,
-            window.draft_forces[:verified] + self._corrections[:verified],
+            window.draft_forces[:verified] + window.corrections[:verified],
             noise,
             log_uniforms,
             removals,
@@ -657,24 +696,30 @@ class SpeculativeSampler:
             self._leap_seen = max(seen, kept) if np.isfinite(kept) else seen
         return min(1.0, LEAP_BEYOND_SEEN * self._leap_seen) * self._largest_leap
 
-    def _next_corrections(self, discrepancies: Array, committed: int) -> Array:
-        """Corrections (K, N, 3) of the next window, whose first step is row ``committed`` here.
+    @property
+    def _corrects_each_step(self) -> bool:
+        return self.correction in ("secant", "per-step")
+
+    def _next_corrections(self, sites: Array, discrepancies: Array, committed: int) -> Corrections:
+        """Of the next window, whose first step is row ``committed`` of ``discrepancies``.
 
         Measurability: the correction of step n may depend on the noise of steps before n alone.
         Row j of ``discrepancies`` was measured at the force site of step j of this window, which
         is a function of the noise of steps before j. So row j may serve as the correction of step
         j (its own, a round ago) and of every later step; never of an earlier one.
         """
-        corrections = np.empty_like(self._corrections)
-        if self.correction == "per-step":
-            smooth = without_leaps(
-                discrepancies, committed, self._leap_allowed(discrepancies[:committed])
-            )
-            kept = smooth[committed:]
-            corrections[: len(kept)] = kept
-            corrections[len(kept) :] = smooth[-1]
-        elif self.correction == "constant":
-            corrections[:] = discrepancies[committed - 1]
-        else:
-            corrections[:] = 0.0
-        return corrections
+        forces = np.empty((self.window, *discrepancies.shape[1:]))
+        if not self._corrects_each_step:
+            forces[:] = discrepancies[committed - 1] if self.correction == "constant" else 0.0
+            return Corrections(forces)
+        smooth = without_leaps(
+            discrepancies, committed, self._leap_allowed(discrepancies[:committed])
+        )
+        rows = np.minimum(np.arange(committed, committed + self.window), len(smooth) - 1)
+        forces[:] = smooth[rows]
+        if self._estimate is None:
+            return Corrections(forces)
+        if smooth is not discrepancies:  # a wild site is no place to start from
+            leaps = (smooth != discrepancies).any(axis=(1, 2))
+            rows = np.minimum(rows, max(int(leaps.argmax()), 1) - 1)
+        return Corrections(forces, sites[rows])

@@ -144,10 +144,10 @@ def test_law_survives_replaced_corrections(kind, mild_reference, monkeypatch):
 class PeekingSampler(SpeculativeSampler):
     """Corrects a step with the discrepancy of the next site, which contains the step's noise."""
 
-    def _next_corrections(self, discrepancies, committed):
-        corrections = super()._next_corrections(discrepancies, committed)
+    def _next_corrections(self, sites, discrepancies, committed):
+        corrections = super()._next_corrections(sites, discrepancies, committed)
         kept = discrepancies[committed + 1 :]
-        corrections[: len(kept)] = kept
+        corrections.forces[: len(kept)] = kept
         return corrections
 
 

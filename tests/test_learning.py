@@ -263,7 +263,7 @@ def test_stored_corrections_belong_to_the_present_draft(known):
             if lesson is not None and not np.array_equal(parameters, self._draft.parameters):
                 last = min(lesson.committed, len(lesson.sites) - 1)
                 expected = lesson.target_forces[last] - self._draft(lesson.sites[last])
-                np.testing.assert_allclose(self._corrections[0], expected, atol=1e-8)
+                np.testing.assert_allclose(self._corrections.forces[0], expected, atol=1e-8)
                 self.fits += 1
 
     sampler = known.sampler(known.draft(), sampler_class=Watching)

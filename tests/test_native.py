@@ -16,7 +16,8 @@ from openmm_lsd._native import commit as native_commit
 from openmm_lsd.commit import commit
 from openmm_lsd.contexts import ForceContext, fastest_context, is_empty
 from openmm_lsd.draft import Draft
-from openmm_lsd.rollout import reciprocal, rollout
+from openmm_lsd.jacobian import LARGEST_DISPLACEMENT, LocalJacobian
+from openmm_lsd.rollout import Corrections, reciprocal, rollout
 from openmm_lsd.schemes import ABOBA, Middle
 
 REFERENCE = openmm.Platform.getPlatform("Reference")
@@ -36,7 +37,8 @@ def masses_of(system):
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
 @pytest.mark.parametrize("zero_mass", [False, True])
-def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, alanine):
+@pytest.mark.parametrize("with_jacobian", [False, True])
+def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, with_jacobian, alanine):
     system, positions = alanine
     draft = Draft(ForceContext(system, REFERENCE))
     masses = masses_of(system)[:, None]
@@ -47,7 +49,12 @@ def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, alanine):
     scheme = kind(300.0, 1.0, 0.001)
     rng = np.random.default_rng(2)
     kicks = rng.standard_normal((16, 22, 3)) * 0.05 * (masses > 0)
-    corrections = 500.0 * rng.standard_normal(kicks.shape)
+    corrections = Corrections(500.0 * rng.standard_normal(kicks.shape))
+    if with_jacobian:
+        sites = positions + 0.01 * rng.standard_normal(kicks.shape)
+        neighbours = rng.integers(22, size=(22, 5)).astype(np.int32)
+        blocks = 1e4 * rng.standard_normal((22, 5, 3, 3))
+        corrections = Corrections(corrections.forces, sites, LocalJacobian(neighbours, blocks))
     removals = np.arange(16) % 3 == 0
     arguments = (scheme, masses, positions, velocities, corrections, kicks, removals)
     native, reference = draft.rollout(*arguments), rollout(draft, *arguments)
@@ -55,6 +62,9 @@ def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, alanine):
     for name in native._fields:
         ours, theirs = getattr(native, name), getattr(reference, name)
         assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max(), name
+    if with_jacobian:
+        moved = np.abs(native.sites - corrections.sites)
+        assert (moved > LARGEST_DISPLACEMENT).any() and (moved < LARGEST_DISPLACEMENT).any()
 
 
 def test_rollout_stops_where_the_draft_breaks_down(alanine):
@@ -69,7 +79,7 @@ def test_rollout_stops_where_the_draft_breaks_down(alanine):
         masses,
         positions,
         np.zeros_like(positions),
-        np.zeros_like(kicks),
+        Corrections(np.zeros_like(kicks)),
         kicks,
         np.zeros(8, dtype=bool),
     )
@@ -81,16 +91,24 @@ def test_rollout_rejects_arrays_of_the_wrong_size(alanine):
     system, positions = alanine
     draft = Draft(ForceContext(system, REFERENCE))
     kicks = np.zeros((4, 22, 3))
+    scheme, masses = Middle(300.0, 1.0, 0.001), masses_of(system)[:, None]
+    still, removals = np.zeros_like(positions), np.zeros(4, dtype=bool)
     with pytest.raises(ValueError, match="got arrays for 21 particles; the System has 22"):
-        draft.rollout(
-            Middle(300.0, 1.0, 0.001),
-            masses_of(system)[:, None],
-            positions[:-1],
-            np.zeros_like(positions),
-            kicks,
-            kicks,
-            np.zeros(4, dtype=bool),
-        )
+        draft.rollout(scheme, masses, positions[:-1], still, Corrections(kicks), kicks, removals)
+    neighbours, blocks = np.zeros((22, 2), dtype=np.int32), np.zeros((22, 2, 3, 3))
+    for sites, jacobian in (
+        (kicks[1:], LocalJacobian(neighbours, blocks)),
+        (kicks, LocalJacobian(neighbours[1:], blocks)),
+        (kicks, LocalJacobian(neighbours, blocks[:, 1:])),
+    ):
+        corrections = Corrections(kicks, sites, jacobian)
+        with pytest.raises(ValueError, match="corrections do not fit together"):
+            draft.rollout(scheme, masses, positions, still, corrections, kicks, removals)
+    for wrong in (-1, 22):
+        neighbours[3, 1] = wrong
+        corrections = Corrections(kicks, kicks, LocalJacobian(neighbours, blocks))
+        with pytest.raises(ValueError, match="an atom that is not there"):
+            draft.rollout(scheme, masses, positions, still, corrections, kicks, removals)
 
 
 def test_forces_of_a_batch_are_those_of_openmm(alanine):
@@ -204,7 +222,7 @@ def random_window(kind, seed, verified=6, size=0.3):
     draft_forces = iter(target_forces + off)
     window = rollout(
         *(lambda site: next(draft_forces), scheme, masses, *start),
-        *(np.zeros_like(noise), scale * noise, removals),
+        *(Corrections(np.zeros_like(noise)), scale * noise, removals),
     )
     forces = target_forces[:verified], window.draft_forces[:verified]
     return [

@@ -18,6 +18,7 @@ PURE = [
     "rollout",
     "tuning",
     "learning",
+    "jacobian",
     "valence",
 ]
 

@@ -480,11 +480,11 @@ def test_checkpoint_of_another_version(saved, tmp_path):
     """What the first release wrote, whole and with its digest."""
     data = saved.read_bytes()
     mark, end = data.rfind(MARK), len(data) - hashlib.sha256().digest_size
-    old = data[:mark] + MARK.replace(b"2", b"1") + data[mark + len(MARK) : end]
+    old = data[:mark] + MARK.replace(b"3", b"1") + data[mark + len(MARK) : end]
     (tmp_path / "old").write_bytes(old + hashlib.sha256(old).digest())
     simulation = build("force field")
     simulation.step(3)
-    refused(simulation, tmp_path / "old", "version 1, and this openmm-lsd reads version 2; go on")
+    refused(simulation, tmp_path / "old", "version 1, and this openmm-lsd reads version 3; go on")
 
 
 def test_damaged_checkpoint(saved, tmp_path):

@@ -107,9 +107,9 @@ def test_flushed_evaluations_become_the_corrections_of_their_own_steps(monkeypat
     seen = {}
 
     class Recorder(SpeculativeSampler):
-        def _next_corrections(self, discrepancies, committed):
-            result = super()._next_corrections(discrepancies, committed)
-            seen[self._front.step] = (discrepancies.copy(), committed, result.copy())
+        def _next_corrections(self, sites, discrepancies, committed):
+            result = super()._next_corrections(sites, discrepancies, committed)
+            seen[self._front.step] = (sites, discrepancies, committed, result)
             return result
 
     scheme = Middle(TEMPERATURE, 10.0, STEP_SIZE)
@@ -117,11 +117,12 @@ def test_flushed_evaluations_become_the_corrections_of_their_own_steps(monkeypat
     sampler.set_state(START[0][0], START[1][0])
     sampler.advance(100)
     cut_short = 0
-    for discrepancies, committed, corrections in seen.values():
+    for sites, discrepancies, committed, corrections in seen.values():
         kept = len(discrepancies) - committed
         cut_short += kept > 0
-        assert np.array_equal(corrections[:kept], discrepancies[committed:])
-        assert (corrections[kept:] == discrepancies[-1]).all()
+        for own, measured in ((corrections.forces, discrepancies), (corrections.sites, sites)):
+            assert np.array_equal(own[:kept], measured[committed:])
+            assert (own[kept:] == measured[-1]).all()
     assert cut_short > 5
 
 
@@ -168,7 +169,8 @@ def test_one_mishap_does_not_feed_itself(kind, heals, monkeypatch):
     sampler.set_state([[0, 0, 0], [0.1, 0, 0]], speeds * rng.standard_normal((2, 3)))
     sampler.advance(500)
     assert sampler.statistics.steps_per_round > 4.0
-    sampler._corrections = sampler._corrections + 1e5 * rng.standard_normal((16, 2, 3))
+    wrong = sampler._corrections.forces + 1e5 * rng.standard_normal((16, 2, 3))
+    sampler._corrections = sampler._corrections._replace(forces=wrong)
     sampler.advance(100)
     sampler.statistics.rounds = sampler.statistics.steps = 0
     sampler.advance(1000)

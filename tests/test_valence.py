@@ -18,7 +18,7 @@ from openmm_lsd.molgraph import (
     graph_of_positions,
     graph_of_topology,
 )
-from openmm_lsd.rollout import rollout
+from openmm_lsd.rollout import Corrections, rollout
 from openmm_lsd.schemes import ABOBA, Middle
 from openmm_lsd.valence import ANGLE, DISTANCE, OUT_OF_PLANE, TORSION, ValenceTerms
 
@@ -208,7 +208,7 @@ def test_native_rollout_agrees_with_the_numpy_reference(kind, with_base):
     rng = np.random.default_rng(3)
     velocities = rng.standard_normal(positions.shape)
     kicks = 0.05 * rng.standard_normal((16, *positions.shape))
-    corrections = 500.0 * rng.standard_normal(kicks.shape)
+    corrections = Corrections(500.0 * rng.standard_normal(kicks.shape))
     removals = np.arange(16) % 3 == 0
     arguments = (kind(300.0, 1.0, 0.001), masses[:, None], positions, velocities)
     arguments += (corrections, kicks, removals)

@@ -2,6 +2,7 @@
 // one call, and the draft rollout of a window. The readable reference of the rollout is rollout.py.
 
 #include "barostats.h"
+#include "differences.h"
 #include "speculative_integrator.h"
 #include "valence.h"
 
@@ -48,10 +49,14 @@ using Masses = nb::ndarray<const double, nb::shape<-1, 1>, nb::c_contig, nb::dev
 using Flags = nb::ndarray<const bool, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using IntVector = nb::ndarray<const int32_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using IntFours = nb::ndarray<const int32_t, nb::shape<-1, 4>, nb::c_contig, nb::device::cpu>;
+using IntMatrix = nb::ndarray<const int32_t, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+using Blocks = nb::ndarray<const double, nb::shape<-1, -1, 3, 3>, nb::c_contig, nb::device::cpu>;
 using DoubleVector = nb::ndarray<const double, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using LongVector = nb::ndarray<const int64_t, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using Matrix = nb::ndarray<const double, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
 using OwnMatrix = nb::ndarray<double, nb::shape<-1, -1>, nb::c_contig, nb::device::cpu>;
+using OwnMatrices = nb::ndarray<double, nb::shape<-1, -1, -1>, nb::c_contig, nb::device::cpu>;
+using Matrices = nb::ndarray<const double, nb::shape<-1, -1, -1>, nb::c_contig, nb::device::cpu>;
 using OwnVector = nb::ndarray<double, nb::shape<-1>, nb::c_contig, nb::device::cpu>;
 using NumpyArray = nb::ndarray<nb::numpy, double>;
 
@@ -229,23 +234,78 @@ struct Times {
     long long stepCount(size_t row) const { return stepCounts ? stepCounts->data()[row] : 0; }
 };
 
-using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray>;
+// Of the draft's force at each step; see rollout.Corrections.
+class Corrections {
+public:
+    Corrections(VectorBatch forces, std::optional<VectorBatch> sites,
+                std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks)
+        : forces(forces), sites(sites), neighbours(neighbours), blocks(blocks) {
+        if (sites.has_value() != neighbours.has_value() || sites.has_value() != blocks.has_value())
+            throw std::invalid_argument("sites, neighbours and blocks must be given together");
+        if (!sites)
+            return;
+        if (sites->shape(0) != length() || sites->shape(1) != particles() ||
+            neighbours->shape(0) != particles() || blocks->shape(0) != particles() ||
+            blocks->shape(1) != neighbours->shape(1))
+            throw std::invalid_argument("the arrays of corrections do not fit together");
+        for (size_t i = 0; i < neighbours->size(); i++)
+            if (neighbours->data()[i] < 0 || (size_t)neighbours->data()[i] >= particles())
+                throw std::invalid_argument("a neighbour is an atom that is not there");
+    }
+
+    size_t length() const { return forces.shape(0); }
+    size_t particles() const { return forces.shape(1); }
+
+    // Those of step k at a site, both (N, 3).
+    void take(size_t k, const double* site, double* result) {
+        const size_t components = 3 * particles();
+        std::memcpy(result, forces.data() + k * components, components * sizeof(double));
+        if (!sites)
+            return;
+        displacements.resize(components);
+        const double* measuredAt = sites->data() + k * components;
+        for (size_t i = 0; i < components; i++)
+            displacements[i] =
+                std::clamp(site[i] - measuredAt[i], -largestDisplacement, largestDisplacement);
+        const int32_t* neighbour = neighbours->data();
+        const double* block = blocks->data();
+        for (size_t i = 0; i < particles(); i++)
+            for (size_t n = 0; n < neighbours->shape(1); n++, neighbour++, block += 9) {
+                const double* d = displacements.data() + 3 * *neighbour;
+                for (int a = 0; a < 3; a++)
+                    result[3 * i + a] +=
+                        block[3 * a] * d[0] + block[3 * a + 1] * d[1] + block[3 * a + 2] * d[2];
+            }
+    }
+
+private:
+    static constexpr double largestDisplacement = 0.02; // as in jacobian.py
+
+    VectorBatch forces;
+    std::optional<VectorBatch> sites;
+    std::optional<IntMatrix> neighbours;
+    std::optional<Blocks> blocks;
+    std::vector<double> displacements; // scratch
+};
+
+using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
 
 // See rollout.py for the equations, shapes and rules; returns the number of drafted steps, too.
 // forcesAt(k, site, force) writes the draft force at the site of step k, both (N, 3).
 template <class Forces>
 RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPositions,
-                          Vectors startVelocities, VectorBatch corrections, VectorBatch kicks,
+                          Vectors startVelocities, Corrections corrections, VectorBatch kicks,
                           Flags cmRemovals, Forces&& forcesAt) {
-    const size_t length = corrections.shape(0), particles = masses.shape(0);
+    const size_t length = corrections.length(), particles = masses.shape(0);
     const size_t components = 3 * particles;
-    for (size_t given : {startPositions.shape(0), startVelocities.shape(0), corrections.shape(1),
-                         kicks.shape(1)})
+    for (size_t given : {startPositions.shape(0), startVelocities.shape(0),
+                         corrections.particles(), kicks.shape(1)})
         checkParticles(given, particles);
     if (kicks.shape(0) != length || cmRemovals.shape(0) != length)
         throw std::invalid_argument("corrections, kicks and removals differ in length");
 
-    Buffer sites({length, particles, 3}), velocities(sites.shape), forces(sites.shape);
+    Buffer sites({length, particles, 3}), velocities(sites.shape), forces(sites.shape),
+        added(sites.shape);
     size_t drafted = length;
     {
         nb::gil_scoped_release release;
@@ -274,9 +334,10 @@ RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPosi
                 std::fill(force, force + components, 0.0);
             std::memcpy(velocities.data.get() + k * components, v.data(),
                         components * sizeof(double));
+            double* correction = added.data.get() + k * components;
+            corrections.take(k, site, correction);
             if (k + 1 == length)
                 break;
-            const double* correction = corrections.data() + k * components;
             const double* kick = kicks.data() + k * components;
             for (size_t i = 0; i < components; i++) {
                 const double mass = masses.data()[i / 3];
@@ -285,7 +346,7 @@ RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPosi
             }
         }
     }
-    return {drafted, sites.numpy(), velocities.numpy(), forces.numpy()};
+    return {drafted, sites.numpy(), velocities.numpy(), forces.numpy(), added.numpy()};
 }
 
 using CommitResult = std::tuple<NumpyArray, NumpyArray, std::vector<double>, bool>;
@@ -547,12 +608,14 @@ public:
 
     RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
                           Masses masses, Vectors positions, Vectors velocities,
-                          VectorBatch corrections, VectorBatch kicks, Flags cmRemovals,
+                          VectorBatch corrections, std::optional<VectorBatch> sites,
+                          std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks,
+                          VectorBatch kicks, Flags cmRemovals,
                           std::optional<DoubleVector> times, std::optional<LongVector> stepCounts) {
         checkParticles(masses.shape(0), numParticles());
         const Times when(times, stepCounts, corrections.shape(0));
         return draftWindow(Scheme(schemeName, stepSize, decay), masses, positions, velocities,
-                           corrections, kicks, cmRemovals,
+                           Corrections(corrections, sites, neighbours, blocks), kicks, cmRemovals,
                            [&](size_t k, const double* site, double* force) {
                                setTime(when, k);
                                forcesAt(site, force);
@@ -753,13 +816,15 @@ public:
 
     RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
                           Masses masses, Vectors positions, Vectors velocities,
-                          VectorBatch corrections, VectorBatch kicks, Flags cmRemovals,
+                          VectorBatch corrections, std::optional<VectorBatch> sites,
+                          std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks,
+                          VectorBatch kicks, Flags cmRemovals,
                           ContextAccess* base, std::optional<DoubleVector> times,
                           std::optional<LongVector> stepCounts) {
         checkParticles(masses.shape(0), terms.particles);
         const Times when(times, stepCounts, corrections.shape(0));
         return draftWindow(Scheme(schemeName, stepSize, decay), masses, positions, velocities,
-                           corrections, kicks, cmRemovals,
+                           Corrections(corrections, sites, neighbours, blocks), kicks, cmRemovals,
                            [&](size_t k, const double* site, double* force) {
                                forcesAt(site, force, base, when, k);
                            });
@@ -781,6 +846,54 @@ private:
         terms.addForces(positions, boxOrNull(), forces);
     }
 };
+
+void checkCounts(IntVector counts, size_t most) {
+    for (size_t i = 0; i < counts.shape(0); i++)
+        if (counts.data()[i] < 0 || (size_t)counts.data()[i] > most)
+            throw std::invalid_argument("an atom has more neighbours than there is room for");
+}
+
+// See jacobian.add_differences.
+void addDifferences(VectorBatch displacements, VectorBatch changes, IntMatrix neighbours,
+                    IntVector counts, OwnMatrices gram, OwnMatrices moment,
+                    std::optional<Matrices> estimate, OwnMatrix agreement, double memory,
+                    double leastShare) {
+    const size_t batch = displacements.shape(0), particles = displacements.shape(1);
+    const size_t most = neighbours.shape(1), size = 3 * most;
+    const auto fits = [&](const auto& array, size_t columns) {
+        return array.shape(0) == particles && array.shape(1) == size && array.shape(2) == columns;
+    };
+    if (changes.shape(0) != batch || changes.shape(1) != particles ||
+        neighbours.shape(0) != particles || counts.shape(0) != particles || !fits(gram, size) ||
+        !fits(moment, 3) || (estimate && !fits(*estimate, 3)) || agreement.shape(0) != 2 ||
+        agreement.shape(1) != particles)
+        throw std::invalid_argument("the arrays of differences do not fit together");
+    checkCounts(counts, most);
+    for (size_t i = 0; i < neighbours.size(); i++)
+        if (neighbours.data()[i] < 0 || (size_t)neighbours.data()[i] >= particles)
+            throw std::invalid_argument("a neighbour is an atom that is not there");
+    nb::gil_scoped_release release;
+    const Differences differences{batch,          particles,         most,         displacements.data(),
+                                  changes.data(), neighbours.data(), counts.data()};
+    differences.addTo(gram.data(), moment.data(), estimate ? estimate->data() : nullptr,
+                      agreement.data(), memory, leastShare);
+}
+
+// See jacobian.solve_ridge.
+NumpyArray solveRidgeOfAtoms(Matrices gram, Matrices moment, IntVector counts, double ridge) {
+    const size_t particles = gram.shape(0), size = gram.shape(1);
+    if (gram.shape(2) != size || size % 3 != 0 || moment.shape(0) != particles ||
+        moment.shape(1) != size || moment.shape(2) != 3 || counts.shape(0) != particles)
+        throw std::invalid_argument("the arrays of the regressions do not fit together");
+    checkCounts(counts, size / 3);
+    Buffer result({particles, size, 3});
+    {
+        nb::gil_scoped_release release;
+        solveRidge(particles, size / 3, counts.data(), gram.data(), moment.data(), ridge,
+                   result.data.get());
+    }
+    return result.numpy();
+}
 
 template <class Site>
 bool copySite(const OpenMM::VirtualSite& site, OpenMM::System& to, int particle) {
@@ -967,7 +1080,8 @@ NB_MODULE(_native, m) {
              "the last.")
         .def("rollout", &ContextAccess::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
-             nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
+             nb::arg("corrections"), nb::arg("sites").none(), nb::arg("neighbours").none(),
+             nb::arg("blocks").none(), nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
              "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
     nb::class_<Valence>(m, "Valence",
@@ -988,10 +1102,17 @@ NB_MODULE(_native, m) {
              "before, or None.")
         .def("rollout", &Valence::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
-             nb::arg("corrections"), nb::arg("kicks"), nb::arg("cm_removals"),
+             nb::arg("corrections"), nb::arg("sites").none(), nb::arg("neighbours").none(),
+             nb::arg("blocks").none(), nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("base").none(), nb::arg("times") = nb::none(),
              nb::arg("step_counts") = nb::none(),
              "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
+    m.def("add_differences", &addDifferences, nb::arg("displacements"), nb::arg("changes"),
+          nb::arg("neighbours"), nb::arg("counts"), nb::arg("gram"), nb::arg("moment"),
+          nb::arg("estimate").none(), nb::arg("agreement"), nb::arg("memory"),
+          nb::arg("least_share"), "jacobian.add_differences in native code.");
+    m.def("solve_ridge", &solveRidgeOfAtoms, nb::arg("gram"), nb::arg("moment"), nb::arg("counts"),
+          nb::arg("ridge"), "jacobian.solve_ridge in native code.");
     m.def("draw_random_number", &OpenMM::SimTKOpenMMUtilities::getUniformlyDistributedRandomNumber,
           "The next number of OpenMM's generator, whose state checkpoints contain once it is used.");
     m.def("copy_virtual_sites", &copyVirtualSites, nb::arg("from_address"), nb::arg("to_address"),

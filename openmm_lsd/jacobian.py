@@ -1,0 +1,298 @@
+"""How a discrepancy changes with the positions, estimated from its differences as a run goes on.
+
+A correction is right at the site where it was measured. When the step is drafted again after a
+rejection, its site has moved, and what the correction then misses is J times the displacement, with
+J the derivative of the discrepancy: what the draft's Hessian lacks, here and now. J varies slowly,
+and differences of the discrepancy between sites close together tell it. That is a secant method, as
+the Krylov-enhanced parareal iteration (Gander and Petcu, ESAIM: Proc. 25, 114 (2008)) is one; here
+it is local, since an atom's force depends mostly on few atoms around it.
+
+Measurability (docs/theory.md): both ends of a difference are sites of steps that have been handed
+out. Then J does not depend on the noise of any step to come, and may be used at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Pairs = NDArray[np.int_]
+
+REACH = 0.3  # nm, within which atoms count as neighbours
+MOST_NEIGHBOURS = 10  # the atom itself is one
+MEMORY = 36  # differences, after which the weight of old ones has fallen to 1/e
+RIDGE = 0.5  # the mean square of a difference is 1
+LEAST_SHARE = 0.1  # of the mean square displacement: an atom that hardly moved tells little
+# Of the committed steps of a round, every how many are compared with the site where they were
+# drafted a round ago, and with the step before. All of them would tell little more.
+STRIDE_OF_REDRAFTED, STRIDE_OF_CONSECUTIVE = 5, 20
+SOLVED_EVERY = 48  # steps
+CHOSEN_EVERY = 500  # steps; atoms diffuse
+LARGEST_DISPLACEMENT = 0.02  # nm, in each direction, that a change is taken to grow up to
+
+
+class LocalJacobian(NamedTuple):
+    """Derivative of forces by positions, where those of an atom depend on few atoms.
+
+    ``neighbours`` (N, M) int32 are indices of atoms, and ``blocks`` (N, M, 3, 3) the derivatives of
+    the force on each atom by the positions of those, in kJ/mol/nm^2; zero where there are fewer.
+    """
+
+    neighbours: NDArray[np.int32]
+    blocks: Array
+
+    def __call__(self, displacements: Array) -> Array:
+        """Changes of the forces (..., N, 3) in kJ/mol/nm for displacements (..., N, 3) in nm."""
+        held = np.clip(displacements, -LARGEST_DISPLACEMENT, LARGEST_DISPLACEMENT)
+        return np.einsum("nmij,...nmj->...ni", self.blocks, held[..., self.neighbours, :])
+
+
+def close_pairs(positions: Array, cutoff: float) -> tuple[Pairs, Array]:
+    """Pairs (P, 2) of atoms within ``cutoff`` nm, where nothing is periodic; their distances."""
+    pairs, distances = [], []
+    for i, position in enumerate(positions):
+        lengths = np.linalg.norm(positions[i + 1 :] - position, axis=1)
+        close = np.flatnonzero(lengths < cutoff)
+        pairs += [(i, i + 1 + j) for j in close]
+        distances.append(lengths[close])
+    return np.array(pairs, dtype=int).reshape(-1, 2), np.concatenate(distances)
+
+
+def add_differences(
+    displacements: Array,
+    changes: Array,
+    neighbours: NDArray[np.int32],
+    counts: NDArray[np.int32],
+    gram: Array,
+    moment: Array,
+    estimate: Array | None,
+    agreement: Array,
+    memory: float,
+    least_share: float,
+) -> None:
+    """Add to the sums of the regressions, in place; what was in them fades.
+
+    Parameters
+    ----------
+    displacements, changes : (B, N, 3)
+        The last of them counts most.
+    neighbours, counts : (N, M), (N,)
+        Indices, of which so many count.
+    gram, moment : (N, 3 M, 3 M), (N, 3 M, 3)
+        Sums of x x^T and x y^T, for x an atom's neighbours' displacements and y its change.
+    estimate : (N, 3 M, 3) or None
+        By which y was expected; the products of what was expected with y and with itself go to
+        ``agreement`` (2, N).
+    memory : float
+        Differences, after which weights have fallen to 1/e.
+    least_share : float
+        A difference counts by one over x^2 and this share of its mean over atoms.
+    """
+    present = np.arange(neighbours.shape[1]) < counts[:, None]
+    near = displacements[:, neighbours] * present[:, :, None]
+    near = near.reshape(*near.shape[:2], 3 * neighbours.shape[1]).transpose(1, 0, 2)  # (N, B, 3 M)
+    changes = changes.transpose(1, 0, 2)
+    squares = np.einsum("nbi,nbi->nb", near, near)
+    squares += least_share * squares.mean(axis=0)
+    age = np.arange(len(displacements))[::-1]
+    weights = np.exp(-age / memory) * np.divide(
+        1.0, squares, out=np.zeros_like(squares), where=squares > 0
+    )
+    for sums in (gram, moment, agreement):
+        sums *= np.exp(-len(displacements) / memory)
+    if estimate is not None:
+        expected = near @ estimate
+        agreement[0] += np.einsum("nb,nbi,nbi->n", weights, expected, changes)
+        agreement[1] += np.einsum("nb,nbi,nbi->n", weights, expected, expected)
+    weighted = (near * weights[:, :, None]).transpose(0, 2, 1)
+    gram += weighted @ near
+    moment += weighted @ changes
+
+
+def solve_ridge(gram: Array, moment: Array, counts: NDArray[np.int32], ridge: float) -> Array:
+    """Estimates (N, 3 M, 3) that the sums of ``add_differences`` lead to, with a ridge."""
+    regular = gram + ridge * np.eye(gram.shape[1])
+    result = np.asarray(np.linalg.solve(regular, moment), dtype=np.float64)
+    result[np.arange(gram.shape[1]) >= 3 * counts[:, None]] = 0.0
+    return result
+
+
+class JacobianEstimate:
+    """J by ridge regression of the latest differences, for each atom by itself.
+
+    Lengths are mass-weighted, so that thermal motion is equal in all directions; and each
+    difference is divided by how far an atom and its neighbours have moved, since what is not linear
+    grows with that. An atom's part of J counts only so far as it has agreed with what was measured
+    after it was solved for.
+
+    Parameters
+    ----------
+    masses : (N,) or (N, 1) amu
+    find_pairs : callable, positions (N, 3) nm, cutoff in nm -> (P, 2) int, (P,) nm
+        Pairs of atoms within the cutoff, and their distances; in a periodic box, of the nearest
+        images.
+    add, solve : callable
+        As ``add_differences`` and ``solve_ridge``.
+    """
+
+    def __init__(
+        self,
+        masses: Array,
+        find_pairs: Callable[..., tuple[Pairs, Array]] = close_pairs,
+        add: Callable[..., None] = add_differences,
+        solve: Callable[..., Array] = solve_ridge,
+    ) -> None:
+        self._roots = np.sqrt(np.asarray(masses, dtype=np.float64)).reshape(-1, 1)
+        self._inverse_roots = np.divide(
+            1.0, self._roots, out=np.zeros_like(self._roots), where=self._roots > 0
+        )
+        self._find_pairs, self._add, self._solve = find_pairs, add, solve
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything."""
+        count = len(self._roots)
+        self._neighbours = np.empty((count, 0), dtype=np.int32)
+        self._counts = np.zeros(count, dtype=np.int32)  # of neighbours that are there
+        self._gram, self._moment = np.empty((count, 0, 0)), np.empty((count, 0, 3))
+        self._agreement = np.zeros((2, count))
+        self._raw: Array | None = None  # (N, 3 M, 3), mass-weighted, by all differences so far
+        self._steps = self._next_choice = 0
+        self._next_solution = SOLVED_EVERY
+        self._shown_until = 0  # index of a step
+        self.jacobian: LocalJacobian | None = None
+
+    def snapshot(self) -> dict[str, Any]:
+        """All that it has learned, for ``restore``."""
+        return {
+            "neighbours": self._neighbours,
+            "counts": self._counts,
+            "gram": self._gram,
+            "moment": self._moment,
+            "agreement": self._agreement,
+            "raw": self._raw,
+            "steps": self._steps,
+            "next choice": self._next_choice,
+            "next solution": self._next_solution,
+            "shown until": self._shown_until,
+            "blocks": None if self.jacobian is None else self.jacobian.blocks,
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Go on as the estimate that the snapshot was taken of."""
+        self._neighbours, self._counts = record["neighbours"], record["counts"]
+        self._gram, self._moment = record["gram"], record["moment"]
+        self._agreement, self._raw = record["agreement"], record["raw"]
+        self._steps, self._next_choice = record["steps"], record["next choice"]
+        self._next_solution = record["next solution"]
+        self._shown_until = record["shown until"]
+        blocks = record["blocks"]
+        self.jacobian = None if blocks is None else LocalJacobian(self._neighbours, blocks)
+
+    def start(self, step: int) -> None:
+        """A run starts at this step. What was learned from it or later ones is forgotten.
+
+        Their noise is about to be used again.
+        """
+        if step < self._shown_until:
+            self.reset()
+        self._shown_until = step
+
+    def learn(
+        self,
+        step: int,
+        sites: Array,
+        discrepancies: Array,
+        earlier_sites: Array,
+        earlier_discrepancies: Array,
+    ) -> None:
+        """Learn from the committed steps of a round, after all of them have been handed out.
+
+        Parameters
+        ----------
+        step : int
+            Index of the first.
+        sites, discrepancies : (B, N, 3) nm, kJ/mol/nm
+        earlier_sites, earlier_discrepancies : (E, N, 3), E <= B
+            Of the first of them, as measured in the round before, with the same draft.
+        """
+        self._shown_until = step + len(sites)
+        if self._steps >= self._next_choice:
+            self._choose_neighbours(sites[-1])
+        self._steps += len(sites)
+        again = np.arange(0, len(earlier_sites), STRIDE_OF_REDRAFTED)
+        rows = np.arange(1, len(sites), STRIDE_OF_CONSECUTIVE)
+        here = np.concatenate([again, rows])
+        before = np.concatenate([earlier_sites[again], sites[rows - 1]])
+        changed = discrepancies[here]
+        unchanged = np.concatenate([earlier_discrepancies[again], discrepancies[rows - 1]])
+        # What a draft says may be anything.
+        if len(here) and np.isfinite(changed).all() and np.isfinite(unchanged).all():
+            self._add(
+                (sites[here] - before) * self._roots,
+                (changed - unchanged) * self._inverse_roots,
+                self._neighbours,
+                self._counts,
+                self._gram,
+                self._moment,
+                self._raw,
+                self._agreement,
+                MEMORY,
+                LEAST_SHARE,
+            )
+        if self._steps >= self._next_solution:
+            self._next_solution = self._steps + SOLVED_EVERY
+            raw = self._solve(self._gram, self._moment, self._counts, RIDGE)
+            self._raw = raw if np.isfinite(raw).all() else None
+            self._publish()
+
+    def _choose_neighbours(self, positions: Array) -> None:
+        """The nearest atoms; what is known about those that were neighbours before is kept."""
+        self._next_choice = self._steps + CHOSEN_EVERY
+        count = len(positions)
+        pairs, distances = self._find_pairs(positions, REACH)
+        mobile = (self._roots[pairs, 0] > 0).all(axis=1)
+        pairs, distances = pairs[mobile], distances[mobile]
+        atoms = np.arange(count)
+        ends = np.concatenate([np.stack([atoms, atoms], axis=1), pairs, pairs[:, ::-1]])
+        distances = np.concatenate([np.full(count, -1.0), distances, distances])  # itself first
+        ends = ends[np.lexsort((ends[:, 1], distances, ends[:, 0]))]
+        first = np.searchsorted(ends[:, 0], atoms)
+        place = np.arange(len(ends)) - first[ends[:, 0]]
+        ends, place = ends[place < MOST_NEIGHBOURS], place[place < MOST_NEIGHBOURS]
+        size = place.max(initial=0) + 1
+        neighbours = np.repeat(atoms[:, None], size, axis=1).astype(np.int32)
+        neighbours[ends[:, 0], place] = ends[:, 1]
+        self._keep(neighbours, np.bincount(ends[:, 0], minlength=count).astype(np.int32))
+
+    def _keep(self, neighbours: NDArray[np.int32], counts: NDArray[np.int32]) -> None:
+        """Carry what was learned over to other neighbours."""
+        (count, size), before = neighbours.shape, self._neighbours
+        same = neighbours[:, :, None] == before[:, None, :]
+        same &= (np.arange(size) < counts[:, None])[:, :, None]
+        same &= (np.arange(before.shape[1]) < self._counts[:, None])[:, None, :]
+        # (N, 3 new, 3 old): picks the components that stay.
+        pick = np.einsum("nab,ij->naibj", same.astype(float), np.eye(3))
+        pick = pick.reshape(count, 3 * size, 3 * before.shape[1])
+        self._gram = pick @ self._gram @ pick.transpose(0, 2, 1)
+        self._moment = pick @ self._moment
+        self._neighbours, self._counts = neighbours, counts
+        if self._raw is not None:
+            self._raw = pick @ self._raw
+        self._publish()
+
+    def _publish(self) -> None:
+        """Let ``jacobian`` be what is known, in units of forces and so far as it has agreed."""
+        if self._raw is None:
+            self.jacobian = None
+            return
+        agreed, expected = self._agreement
+        trust = np.divide(agreed, expected, out=np.ones_like(agreed), where=expected > 0)
+        blocks = self._raw.reshape(*self._neighbours.shape, 3, 3).swapaxes(2, 3)
+        scales = np.clip(trust, 0.0, 1.0)[:, None] * self._roots
+        scales = scales * self._roots[self._neighbours, 0]
+        self.jacobian = LocalJacobian(self._neighbours, blocks * scales[:, :, None, None])

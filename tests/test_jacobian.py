@@ -1,0 +1,294 @@
+"""How a discrepancy changes with the positions, learned from differences."""
+
+import numpy as np
+import pytest
+from law import worst, z_scores
+from openmm_lsd._native import add_differences, solve_ridge
+from test_law import MILD, Z, ensemble, mild_draft, plain
+
+from openmm_lsd import jacobian
+from openmm_lsd.jacobian import JacobianEstimate
+from openmm_lsd.restart import pack, unpack
+from openmm_lsd.sampler import SpeculativeSampler
+from openmm_lsd.schemes import ABOBA, Middle
+
+# Native code
+
+
+@pytest.mark.parametrize("with_estimate", [False, True])
+def test_sums_as_the_reference(with_estimate):
+    rng = np.random.default_rng(3)
+    particles, most = 7, 4
+    neighbours = rng.integers(particles, size=(particles, most)).astype(np.int32)
+    counts = rng.integers(1, most + 1, size=particles).astype(np.int32)
+    estimate = rng.standard_normal((particles, 3 * most, 3)) if with_estimate else None
+    results = []
+    for add in (jacobian.add_differences, add_differences):
+        rng = np.random.default_rng(4)
+        gram = rng.standard_normal((particles, 3 * most, 3 * most))
+        moment = rng.standard_normal((particles, 3 * most, 3))
+        agreement = rng.standard_normal((2, particles))
+        for batch in (3, 1):
+            displacements, changes = rng.standard_normal((2, batch, particles, 3))
+            displacements[:, 2] = 0.0
+            sums = gram, moment, estimate, agreement
+            add(displacements, changes, neighbours, counts, *sums, 20.0, 0.1)
+        results.append((gram, moment, agreement))
+    for reference, native in zip(*results, strict=True):
+        np.testing.assert_allclose(native, reference, rtol=1e-12, atol=1e-12)
+
+
+def test_solutions_as_the_reference():
+    rng = np.random.default_rng(3)
+    columns = rng.standard_normal((5, 40, 12))
+    gram = columns.swapaxes(1, 2) @ columns
+    moment = rng.standard_normal((5, 12, 3))
+    counts = np.array([4, 1, 3, 2, 4], dtype=np.int32)
+    for atom, count in enumerate(counts):
+        gram[atom, 3 * count :], gram[atom, :, 3 * count :] = 0.0, 0.0
+        moment[atom, 3 * count :] = 0.0
+    arguments = gram, moment, counts, 0.5
+    result = solve_ridge(*arguments)
+    np.testing.assert_allclose(result, jacobian.solve_ridge(*arguments), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose((gram + 0.5 * np.eye(12)) @ result, moment, atol=1e-10)
+
+
+def test_arrays_that_do_not_fit_are_errors():
+    floats, neighbours = np.zeros((2, 3, 3)), np.zeros((3, 2), dtype=np.int32)
+    sums = np.zeros((3, 6, 6)), np.zeros((3, 6, 3)), None, np.zeros((2, 3))
+    counts = np.full(3, 2, dtype=np.int32)
+    add_differences(floats, floats, neighbours, counts, *sums, 20.0, 0.1)
+    for wrong in (
+        (floats[:1], neighbours, counts, *sums),
+        (floats, neighbours[:2], counts, *sums),
+        (floats, neighbours + 3, counts, *sums),
+        (floats, neighbours, counts + 1, *sums),
+        (floats, neighbours, counts[:2], *sums),
+        (floats, neighbours, counts, sums[1], *sums[1:]),
+        (floats, neighbours, counts, *sums[:2], floats, sums[3]),
+        (floats, neighbours, counts, *sums[:3], np.zeros((2, 4))),
+    ):
+        with pytest.raises(ValueError, match=r"fit together|neighbour"):
+            add_differences(floats, *wrong, 20.0, 0.1)
+    with pytest.raises(ValueError, match="fit together"):
+        solve_ridge(sums[0], sums[1][:, 1:], counts, 0.5)
+    with pytest.raises(ValueError, match="more neighbours"):
+        solve_ridge(*sums[:2], counts + 1, 0.5)
+
+
+# Estimates
+
+MASSES = np.array([12.0, 1.0, 16.0, 0.0, 14.0, 1.0])
+CHAIN = 0.2 * np.arange(6.0)[:, None] * np.eye(3)[0]  # nm
+# Each atom sees those next to it, and nobody the fourth, which has no mass.
+SEEN = [[0, 1], [0, 1, 2], [1, 2], [], [4, 5], [4, 5]]
+MOBILE = (MASSES > 0)[:, None]
+
+
+class LinearField:
+    """Discrepancies that are linear in the positions of an atom and those it sees, with errors."""
+
+    def __init__(self, seed):
+        self._rng = np.random.default_rng(seed)
+        self.matrix = np.zeros((6, 3, 6, 3))
+        for atom, seen in enumerate(SEEN):
+            self.matrix[atom][:, seen] = 1e4 * self._rng.standard_normal((3, len(seen), 3))
+
+    def __call__(self, displacements):
+        return np.einsum("iajb,njb->nia", self.matrix, displacements)
+
+    def displacements(self, count, size):
+        return size * self._rng.standard_normal((count, 6, 3)) * MOBILE
+
+    def show(self, estimate, step, rounds, error=0.0):
+        """Rounds of ten steps, eight of which were measured before; the next step."""
+        for _ in range(rounds):
+            here = self.displacements(10, 0.005)
+            before = here[:8] + self.displacements(8, 0.001)
+            forces = [
+                self(each) + error * self._rng.standard_normal(each.shape)
+                for each in (here, before)
+            ]
+            estimate.learn(step, CHAIN + here, forces[0], CHAIN + before, forces[1])
+            step += 10
+        return step
+
+    def error_of(self, found):
+        displacements = self.displacements(50, 0.002)
+        expected = self(displacements)
+        return np.linalg.norm(found(displacements) - expected) / np.linalg.norm(expected)
+
+
+@pytest.fixture
+def field():
+    return LinearField(1)
+
+
+def test_a_linear_discrepancy_is_found(field):
+    estimate = JacobianEstimate(MASSES)
+    assert estimate.jacobian is None
+    field.show(estimate, 0, 60)
+    assert field.error_of(estimate.jacobian) < 0.35  # the ridge is strong
+    one = field.displacements(3, 0.002)
+    np.testing.assert_array_equal(estimate.jacobian(one)[1], estimate.jacobian(one[1]))
+    far = estimate.jacobian(np.full((6, 3), 1.0))
+    np.testing.assert_array_equal(far, estimate.jacobian(np.full((6, 3), 0.02)))
+
+
+def test_what_has_changed_is_found_again(field):
+    estimate = JacobianEstimate(MASSES)
+    step = field.show(estimate, 0, 60)
+    other = LinearField(2)
+    assert other.error_of(estimate.jacobian) > 1.0
+    other.show(estimate, step, 100)
+    assert other.error_of(estimate.jacobian) < 0.35
+
+
+def test_what_does_not_agree_does_not_count(field):
+    """Differences that are nothing but noise: what is solved for is not taken at its word."""
+    estimate = JacobianEstimate(MASSES)
+    field.show(estimate, 0, 60, error=1e4)
+    sizes = []
+    for trust in (estimate._agreement, np.ones((2, 6))):
+        estimate._agreement = trust
+        estimate._publish()
+        sizes.append(np.linalg.norm(estimate.jacobian(field.displacements(50, 0.002))))
+    assert sizes[0] < 0.3 * sizes[1]
+
+
+def test_neighbours_that_stay_keep_what_is_known(field, monkeypatch):
+    """A seventh atom comes by; the estimate is not solved for again."""
+    for name in ("SOLVED_EVERY", "CHOSEN_EVERY"):
+        monkeypatch.setattr(jacobian, name, 600)
+    estimate = JacobianEstimate(np.append(MASSES, 1.0))
+    away, near = np.array([[0.0, 5.0, 0.0]]), np.array([[0.05, 0.05, 0.0]])
+    rng = np.random.default_rng(2)
+
+    def learn(step, rounds, position):
+        for _ in range(rounds):
+            d = np.concatenate(
+                [field.displacements(10, 0.005), 0.005 * rng.standard_normal((10, 1, 3))], axis=1
+            )
+            e = (
+                d[:8]
+                + 0.001 * rng.standard_normal((8, 7, 3)) * np.append(MASSES > 0, True)[:, None]
+            )
+            start = np.concatenate([CHAIN, position])
+            forces = [np.pad(field(each[:, :6]), ((0, 0), (0, 1), (0, 0))) for each in (d, e)]
+            estimate.learn(step, start + d, forces[0], start + e, forces[1])
+            step += 10
+        return step
+
+    def error():
+        return field.error_of(
+            lambda d: estimate.jacobian(np.pad(d, ((0, 0), (0, 1), (0, 0))))[:, :6]
+        )
+
+    step = learn(0, 60, away)
+    before, known = estimate._neighbours, error()
+    assert known < 0.35 and 6 not in before[:6]
+    learn(step, 1, near)
+    assert 6 in estimate._neighbours[0]
+    assert error() < known + 0.01
+
+
+def test_numbers_that_are_not_finite_are_not_learned(field):
+    estimate = JacobianEstimate(MASSES)
+    step = field.show(estimate, 0, 60)
+    nothing = np.empty((0, 6, 3))
+    for value in (np.inf, np.nan):
+        wrong = np.full((10, 6, 3), value)
+        estimate.learn(step, CHAIN + field.displacements(10, 0.005), wrong, nothing, nothing)
+        step += 10
+    field.show(estimate, step, 5)
+    assert field.error_of(estimate.jacobian) < 0.35
+
+
+@pytest.mark.parametrize("rounds", [0, 3, 60])
+def test_goes_on_as_if_it_had_not_been_saved(rounds):
+    estimates, jacobians = [JacobianEstimate(MASSES), JacobianEstimate(MASSES)], []
+    first = LinearField(1)
+    step = first.show(estimates[0], 0, rounds)
+    estimates[1].restore(unpack(pack(estimates[0].snapshot())))
+    for estimate in estimates:
+        LinearField(5).show(estimate, step, 12)
+        jacobians.append(estimate.jacobian)
+    for one, other in zip(*jacobians, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_steps_that_are_done_again_are_forgotten(field):
+    estimate = JacobianEstimate(MASSES)
+    estimate.start(0)
+    step = field.show(estimate, 0, 60)
+    estimate.start(step + 100)  # plain steps lie between
+    assert estimate.jacobian is not None
+    field.show(estimate, step + 100, 1)
+    estimate.start(step + 100)
+    assert estimate.jacobian is None
+    LinearField(3).show(estimate, step + 100, 60)
+    again = JacobianEstimate(MASSES)
+    LinearField(3).show(again, step + 100, 60)
+    np.testing.assert_array_equal(estimate.jacobian.blocks, again.jacobian.blocks)
+
+
+# The exact law
+
+
+@pytest.fixture(scope="module")
+def reference():
+    return plain(MILD)
+
+
+@pytest.fixture
+def eager(monkeypatch):
+    """Learns from all steps, forgets at once and solves after every round; everything is near."""
+    for name, value in (
+        ("REACH", np.inf),
+        ("LARGEST_DISPLACEMENT", np.inf),
+        ("STRIDE_OF_REDRAFTED", 1),
+        ("STRIDE_OF_CONSECUTIVE", 1),
+        ("SOLVED_EVERY", 1),
+        ("RIDGE", 1e-3),
+        ("MEMORY", 1.0),
+    ):
+        monkeypatch.setattr(jacobian, name, value)
+
+
+class Watched(SpeculativeSampler):
+    """Counts the windows that are drafted with a Jacobian."""
+
+    with_jacobian = rounds = 0
+
+    def _round(self):
+        super()._round()
+        Watched.rounds += 1
+        Watched.with_jacobian += self._estimate.jacobian is not None
+
+
+class LearnsAhead(SpeculativeSampler):
+    """Learns from sites that the noise of uncommitted steps has shaped."""
+
+    def _learn_last_round(self):
+        lesson = self._lesson
+        if lesson is not None and lesson.committed + 2 <= len(lesson.discrepancies):
+            rows = slice(lesson.committed, None)
+            self._estimate.learn(
+                lesson.step, lesson.sites[rows], lesson.discrepancies[rows], *self._earlier(-1, 0)
+            )
+            self._lesson = None
+
+
+@pytest.mark.parametrize("kind", [Middle, ABOBA])
+def test_law_with_a_jacobian(kind, reference, eager):
+    states, rate = ensemble(kind, MILD, draft=mild_draft, sampler_class=Watched)
+    assert 0.15 < rate < 0.9 and Watched.with_jacobian > 0.5 * Watched.rounds
+    name, score = worst(z_scores(states, reference[kind]))
+    assert abs(score) < Z, f"{name}: z = {score:.1f}"
+
+
+@pytest.mark.parametrize("kind", [Middle, ABOBA])
+def test_learning_from_sites_ahead_is_caught(kind, reference, eager):
+    states, _ = ensemble(kind, MILD, draft=mild_draft, sampler_class=LearnsAhead)
+    name, score = worst(z_scores(states, reference[kind]))
+    assert abs(score) > Z, f"{name}: z = {score:.1f}"
