@@ -32,7 +32,7 @@ LEAST_SHARE = 0.1  # of the mean square displacement: an atom that hardly moved 
 STRIDE_OF_REDRAFTED, STRIDE_OF_CONSECUTIVE = 5, 20
 SOLVED_EVERY = 48  # steps
 CHOSEN_EVERY = 500  # steps; atoms diffuse
-LARGEST_DISPLACEMENT = 0.02  # nm, in each direction, that a change is taken to grow up to
+LARGEST_DISPLACEMENT = 0.02  # nm, in each direction, up to which changes count as linear
 
 
 class LocalJacobian(NamedTuple):
@@ -227,14 +227,17 @@ class JacobianEstimate:
         again = np.arange(0, len(earlier_sites), STRIDE_OF_REDRAFTED)
         rows = np.arange(1, len(sites), STRIDE_OF_CONSECUTIVE)
         here = np.concatenate([again, rows])
-        before = np.concatenate([earlier_sites[again], sites[rows - 1]])
-        changed = discrepancies[here]
-        unchanged = np.concatenate([earlier_discrepancies[again], discrepancies[rows - 1]])
-        # What a draft says may be anything.
-        if len(here) and np.isfinite(changed).all() and np.isfinite(unchanged).all():
+        displacements = sites[here] - np.concatenate([earlier_sites[again], sites[rows - 1]])
+        changes = discrepancies[here] - np.concatenate(
+            [earlier_discrepancies[again], discrepancies[rows - 1]]
+        )
+        # A draft may lead anywhere, and say anything there.
+        near = (np.abs(displacements) <= LARGEST_DISPLACEMENT) & np.isfinite(changes)
+        near = near.all(axis=(1, 2))
+        if near.any():
             self._add(
-                (sites[here] - before) * self._roots,
-                (changed - unchanged) * self._inverse_roots,
+                displacements[near] * self._roots,
+                changes[near] * self._inverse_roots,
                 self._neighbours,
                 self._counts,
                 self._gram,

@@ -15,7 +15,7 @@ import dataclasses
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
@@ -45,6 +45,8 @@ LEAP_BEYOND_SEEN, KEPT_PER_ROUND = 8.0, 0.99
 FAILED_BATCHES_TOLD = 3  # once is no more than the other node that did not answer
 
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
+
+TIMES_MEASURED = 4  # that statistics tell apart: a step measured 0, 1, 2, 3 or more times before
 
 CORRECTIONS = ("secant", "per-step", "constant", "none")
 
@@ -107,6 +109,10 @@ class Statistics:
     which end where a barostat tries a move. ``noise_shifts`` is the sum of |delta| over the
     accepted and the rejected ones.
 
+    ``examined`` (4, 3) tells these by how often a step's own discrepancy had been measured before,
+    in earlier rounds: 0, 1, 2, 3 or more times. Its columns are how many there were, how many of
+    them were rejected, and the sum of their |delta|.
+
     ``window_length`` is K of the last round, and ``plain_step_seconds`` what a force at one state
     took the Context when the target was new; both zero before the first step.
     """
@@ -125,6 +131,9 @@ class Statistics:
     target_seconds: float = 0.0
     learning_seconds: float = 0.0
     overhead_seconds: float = 0.0
+    examined: Array = dataclasses.field(
+        default_factory=lambda: np.zeros((TIMES_MEASURED, 3)), compare=False
+    )
 
     def since(self, earlier: Statistics) -> Statistics:
         """What has been added to an earlier copy."""
@@ -158,6 +167,11 @@ class Statistics:
         """|delta| of the steps that could be accepted or rejected, in units of the noise."""
         tried = self.accepted + self.rejected
         return self.noise_shifts / tried if tried else 0.0
+
+    @property
+    def noise_shifts_by_measurement(self) -> list[float | None]:
+        """Mean |delta| of steps measured 0, 1, 2, 3 or more times before; None: there were none."""
+        return [total / count if count else None for count, _, total in self.examined.tolist()]
 
     def __str__(self) -> str:
         total = self.seconds
@@ -210,11 +224,29 @@ class Round(NamedTuple):
 
     step: int  #: index of the first
     drafted: int  #: sites
-    kept: int  #: leading ones drafted with a discrepancy of their own, measured a round ago
+    #: how often each of the leading ones, drafted with a discrepancy of its own, had been measured
+    times_measured: Sequence[int] | NDArray[np.int_]
     verified: int  #: sites whose target forces could be had
     committed: int
     rejected: bool  #: the last committed step was transported elsewhere
     noise_shifts: list[float]
+
+    @property
+    def kept(self) -> int:
+        """Sites that were drafted with a discrepancy of their own."""
+        return len(self.times_measured)
+
+
+def _examined(times_measured: NDArray[np.int_], shifts: list[float], accepted: bool) -> Array:
+    """What a round adds to ``Statistics.examined``."""
+    times = np.zeros(len(shifts), dtype=int)
+    times[: len(times_measured)] = np.minimum(times_measured[: len(shifts)], TIMES_MEASURED - 1)
+    result = np.zeros((TIMES_MEASURED, 3))
+    result[:, 0] = np.bincount(times, minlength=TIMES_MEASURED)
+    result[:, 2] = np.bincount(times, shifts, minlength=TIMES_MEASURED)
+    if not accepted:
+        result[times[-1], 1] = 1.0
+    return result
 
 
 class _Lesson(NamedTuple):
@@ -360,7 +392,7 @@ class SpeculativeSampler:
         self._step_count_offset = (step if step_count is None else step_count) - step
         self._corrections = self._no_corrections()
         self._measured: _Measured | None = None
-        self._kept = 0  # leading corrections that were measured for their very step
+        self._times_measured = np.zeros(0, dtype=int)  # of the leading steps of the next window
         self._leap_seen = np.inf  # at committed steps, in units of the largest allowed
         self._lesson: _Lesson | None = None
         if self._learns:
@@ -379,7 +411,7 @@ class SpeculativeSampler:
             "corrections": [self._corrections.forces, self._corrections.sites],
             "measured": None if measured is None else measured._asdict(),
             "leap seen": self._leap_seen,
-            "kept": self._kept,
+            "times measured": self._times_measured,
             "lesson": None if lesson is None else lesson._asdict(),
         }
 
@@ -392,7 +424,7 @@ class SpeculativeSampler:
         measured = record["measured"]
         self._measured = None if measured is None else _Measured(**measured)
         self._leap_seen = record["leap seen"]
-        self._kept = record["kept"]
+        self._times_measured = record["times measured"]
         self._lap_began = self._seconds_without_learning()
         lesson = record["lesson"]
         self._lesson = None if lesson is None else _Lesson(**lesson)
@@ -501,15 +533,19 @@ class SpeculativeSampler:
         statistics.noise_shifts += sum(shifts)
         statistics.accepted += len(shifts) - (not accepted)
         statistics.rejected += not accepted
-        kept = self._kept
+        times_measured = self._times_measured[:length]
+        statistics.examined = statistics.examined + _examined(times_measured, shifts, accepted)
         discrepancies = target_forces - window.draft_forces[: len(target_forces)]
         corrections = self._next_corrections(window.sites, discrepancies, len(committed))
+        measured_now = np.zeros(len(target_forces), dtype=int)
+        measured_now[: len(times_measured)] = times_measured[: len(target_forces)]
+        measured_now = measured_now[len(committed) :] + 1
         # All at once: an interrupt must not come between.
-        self._queue, self._front, self._corrections, self._kept = (
+        self._queue, self._front, self._corrections, self._times_measured = (
             deque(committed),
             committed[-1],
             corrections,
-            len(target_forces) - len(committed),
+            measured_now if self._corrects_each_step else measured_now[:0],
         )
         statistics.rounds += 1
         statistics.window_length = self.window
@@ -525,8 +561,15 @@ class SpeculativeSampler:
             )
         if self.watchers:
             drafted, verified = len(window.sites), len(target_forces)
-            kept = min(kept, drafted) if self._corrects_each_step else 0
-            became = Round(step, drafted, kept, verified, len(committed), not accepted, shifts)
+            became = Round(
+                step,
+                drafted,
+                times_measured[:drafted],
+                verified,
+                len(committed),
+                not accepted,
+                shifts,
+            )
             for watch in self.watchers:
                 watch(became)
 
@@ -546,7 +589,8 @@ class SpeculativeSampler:
             )
         self._front = State(positions, velocities, step)
         self._queue = deque([self._front])
-        self._corrections, self._measured, self._kept = self._no_corrections(), None, 0
+        self._corrections, self._measured = self._no_corrections(), None
+        self._times_measured = self._times_measured[:0]
         self.statistics.window_length = 1
         self.statistics.rounds += n
         self.statistics.steps += n
@@ -596,6 +640,7 @@ class SpeculativeSampler:
         """Another K; what was kept for later steps of a longer window is given up."""
         self._corrections = self._corrections.rows(np.minimum(np.arange(window), self.window - 1))
         self.window = window
+        self._times_measured = self._times_measured[:window]
 
     def _no_corrections(self) -> Corrections:
         return Corrections(np.zeros((self.window, len(self._masses), 3)))

@@ -15,10 +15,10 @@ from openmm_lsd.schemes import MOLAR_GAS_CONSTANT
 # drafted 4 each; rejected at the third; all committed; the target failed at the third site;
 # rejected at the first, and shortened.
 ROUNDS = [
-    Round(100, 4, 0, 4, 3, True, [0.2, 0.4, 2.0]),
-    Round(103, 4, 1, 4, 4, False, [0.1, 0.35, 0.5]),
-    Round(107, 4, 0, 2, 2, False, [0.2, 0.65]),
-    Round(109, 2, 0, 2, 1, True, [3.0]),
+    Round(100, 4, [], 4, 3, True, [0.2, 0.4, 2.0]),
+    Round(103, 4, [1], 4, 4, False, [0.1, 0.35, 0.5]),
+    Round(107, 4, [], 2, 2, False, [0.2, 0.65]),
+    Round(109, 2, [], 2, 1, True, [3.0]),
 ]
 
 
@@ -104,12 +104,12 @@ def test_noise_shifts():
 def test_noise_shifts_beyond_the_edge_are_told_and_the_rejected_share_is_measured(random):
     shifts = random.uniform(0.0, 4.0, 40_000)
     rounds = [
-        Round(0, 3, 0, 3, 1, bool(rejected), [shift])
+        Round(0, 3, [], 3, 1, bool(rejected), [shift])
         for shift, rejected in zip(
             shifts, random.random(len(shifts)) < plots.rejection_probability(shifts), strict=True
         )
     ]
-    far = Round(0, 3, 0, 3, 1, True, [1e6])
+    far = Round(0, 3, [], 3, 1, True, [1e6])
     left, _, chance = drawn(plots.noise_shifts([*rounds, *[far] * 10_000]))
     assert left.texts[0].get_text() == "20 % lie beyond" and left.get_xlim()[1] == 5
     points = chance.containers[0].lines[0].get_xydata()
@@ -238,7 +238,7 @@ ANGLES = np.zeros((20, 2))
         (lambda: plots.timeline(ROUNDS, first_step=200), "no rounds"),
         (lambda: plots.steps_per_round([]), "no rounds"),
         (lambda: plots.noise_shifts([]), "no rounds"),
-        (lambda: plots.noise_shifts([Round(0, 1, 0, 1, 1, False, [])]), "none of the 1 rounds"),
+        (lambda: plots.noise_shifts([Round(0, 1, [], 1, 1, False, [])]), "none of the 1 rounds"),
         (lambda: plots.time_breakdown({}), "no rows"),
         (lambda: plots.time_breakdown({"a": {"targets": 1.0}}), "parts are"),
         (lambda: plots.time_breakdown({"a": {"target": -1.0}}), "must not be negative"),

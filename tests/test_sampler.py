@@ -222,6 +222,39 @@ def test_watchers_see_every_round():
         assert each.drafted == each.verified == 6
         assert len(each.noise_shifts) == each.committed - (each.committed == 6)
         assert each.rejected or each.committed == 6
+        often = [*before.times_measured, *[0] * (6 - before.kept)]
+        assert list(each.times_measured) == [times + 1 for times in often[before.committed :]]
+    examined = np.zeros((4, 3))
+    for each in rounds:
+        often = [min(3, times) for times in [*each.times_measured, *[0] * 6]]
+        for times, shift in zip(often, each.noise_shifts, strict=False):
+            examined[times] += 1, 0, shift
+        examined[often[each.committed - 1], 1] += each.rejected
+    assert (examined[:3, 0] > 0).all() and (examined[:2, 1] > 0).all()
+    np.testing.assert_allclose(statistics.examined, examined)
+    assert statistics.noise_shifts_by_measurement[1] == pytest.approx(
+        examined[1, 2] / examined[1, 0]
+    )
+    assert statistics.examined[:, 1].sum() == statistics.rejected
+
+
+def test_nothing_was_measured_before_where_nothing_is_kept():
+    """Other corrections, another state, plain steps."""
+    for correction in ("constant", "none"):
+        sampler, rounds = make_sampler(correction=correction), []
+        sampler.watchers.append(rounds.append)
+        sampler.advance(40)
+        assert not any(each.kept for each in rounds)
+        assert sampler.statistics.examined[0, 0] > 0 and not sampler.statistics.examined[1:].any()
+        assert sampler.statistics.noise_shifts_by_measurement[1:] == [None] * 3
+    sampler, rounds = make_sampler(), []
+    sampler.watchers.append(rounds.append)
+    sampler.advance(40)
+    assert any(each.kept for each in rounds)
+    sampler.set_state(START[0][0], START[1][0])
+    rounds.clear()
+    sampler.advance(1)
+    assert rounds[0].kept == 0
 
 
 def test_speculative_evaluations_do_not_touch_what_was_handed_out():

@@ -144,8 +144,8 @@ def test_expected_steps():
 
 def test_reach_of_rounds():
     rounds = [
-        Round(0, 4, 0, 4, 2, True, [1.0, 2.0]),
-        Round(2, 4, 2, 4, 1, True, [3.0]),
+        Round(0, 4, [], 4, 2, True, [1.0, 2.0]),
+        Round(2, 4, [1, 1], 4, 1, True, [3.0]),
     ]
     expected = [theory.rejection_probability([1.0, 3.0]).mean(), theory.rejection_probability(2.0)]
     assert theory.reach(rounds) == pytest.approx(expected)
