@@ -18,7 +18,7 @@ from .autodraft import AutoDraft, auto_draft
 from .bondwatch import BondWatch
 from .clock import Times
 from .contexts import ForceContext, describe_system, fastest_context, loaded_platforms
-from .learning import Learner
+from .learning import WEIGHT_OF_DIFFERENCES, Learner
 from .molgraph import (
     elements_of_masses,
     graph_of_positions,
@@ -110,6 +110,8 @@ class LearningDraft(NativeDraft):
     base : ForceContext, optional
     bonds : BondWatch, optional
         From which the terms were made. If bonds form, or the draft becomes bad, they are made anew.
+    weight_of_differences : float
+        See Learner.
     """
 
     def __init__(
@@ -118,7 +120,9 @@ class LearningDraft(NativeDraft):
         masses: Array,
         base: ForceContext | None = None,
         bonds: BondWatch | None = None,
+        weight_of_differences: float = WEIGHT_OF_DIFFERENCES,
     ) -> None:
+        self._weight_of_differences = weight_of_differences
         self._base = base
         self.uses_times = base is not None and base.uses_times
         self._bonds = bonds
@@ -141,7 +145,11 @@ class LearningDraft(NativeDraft):
         )
         self._valence.set_box(self._box)
         self._learner = Learner(
-            draft.guesses, self._masses, draft.stages, self._valence.add_normal_equations
+            draft.guesses,
+            self._masses,
+            draft.stages,
+            self._valence.add_normal_equations,
+            self._weight_of_differences,
         )
         self._valence.set_parameters(self._learner.parameters)
 

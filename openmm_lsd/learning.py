@@ -166,6 +166,8 @@ class Learner:
         there are EQUATIONS_PER_PARAMETER for so many; the last is P. By default all at once.
     add : callable
         As in RidgeRegression.
+    weight_of_differences : float
+        Of how forces change, in the place of WEIGHT_OF_DIFFERENCES; that of forces is 1.
     """
 
     def __init__(
@@ -174,8 +176,10 @@ class Learner:
         masses: Array,
         stages: Sequence[int] = (),
         add: Callable[..., None] = add_normal_equations,
+        weight_of_differences: float = WEIGHT_OF_DIFFERENCES,
     ) -> None:
         self._prior, self._add = prior, add
+        self._weight_of_differences = weight_of_differences
         self._stages = tuple(stages) or (len(prior),)
         self._weights = np.sqrt(
             np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)
@@ -318,9 +322,9 @@ class Learner:
         self._learned += len(states)
         sites, discrepancies = map(np.array, zip(*states, strict=True))
         self._add_to_regression(sites, None, discrepancies, 1.0)
-        if differences:
+        if differences and self._weight_of_differences > 0:
             sites, before, changes = map(np.array, zip(*differences, strict=True))
-            self._add_to_regression(sites, before, changes, WEIGHT_OF_DIFFERENCES)
+            self._add_to_regression(sites, before, changes, self._weight_of_differences)
 
     def _add_to_regression(
         self, sites: Array, before: Array | None, values: Array, weight: float

@@ -17,7 +17,7 @@ import numpy as np
 from openmm import unit
 from steps_per_round import gfn2_target, system_target
 
-from openmm_lsd import SpeculativeSampler, learning, systems
+from openmm_lsd import SpeculativeSampler, systems
 from openmm_lsd.autodraft import STAGES, auto_draft, torsions_of
 from openmm_lsd.checks import masses_of
 from openmm_lsd.draft import LearningDraft
@@ -193,9 +193,8 @@ def main():
         stages[f"all, {name}"] = (*STAGES, MORE[name])
     for name, makers in stages.items():
         for weight in args.weights:
-            learning.WEIGHT_OF_DIFFERENCES = weight
             start = auto_draft(graph, positions, box, stages=makers)
-            draft = LearningDraft(start, masses)
+            draft = LearningDraft(start, masses, weight_of_differences=weight)
             draft.set_environment(box, {})
 
             def look(draft=draft):

@@ -20,7 +20,7 @@ from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, SCHEMES
 from openmm_lsd.targets import SystemTarget
 
 
-def gfn2_target(topology):
+def gfn2_target(topology, charge=0.0):
     """Forces of GFN2-xTB for a batch of states, one after another."""
     import ase.units
     from tblite.interface import Calculator
@@ -35,7 +35,7 @@ def gfn2_target(topology):
         result = np.empty_like(positions)
         for index, state in enumerate(positions):
             if calculator is None:
-                calculator = Calculator("GFN2-xTB", numbers, state / bohr)
+                calculator = Calculator("GFN2-xTB", numbers, state / bohr, charge=charge)
                 calculator.set("verbosity", 0)
             calculator.update(state / bohr)
             gradient = calculator.singlepoint().get("gradient")
@@ -61,7 +61,7 @@ def main():
     parser.add_argument("--timestep", type=float, default=1.0, help="fs")
     parser.add_argument("--temperature", type=float, default=300.0, help="kelvin")
     parser.add_argument("--friction", type=float, default=1.0, help="1/ps")
-    parser.add_argument("--steps", type=int, default=1000, help="measured, per-step corrections")
+    parser.add_argument("--steps", type=int, default=1000, help="measured, the first two")
     parser.add_argument("--equilibration", type=int, default=1000, help="steps")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
@@ -96,14 +96,15 @@ def main():
         f"{args.timestep} fs, {args.temperature} K, {args.friction}/ps"
     )
     for name, kind in SCHEMES.items():
-        start = sampler(kind, "per-step")
+        start = sampler(kind, "secant")
         start.set_state(positions, scale * rng.standard_normal(positions.shape))
         state = start.advance(args.equilibration)
-        for correction in ("per-step", "constant", "none"):
+        for correction in ("secant", "per-step", "constant", "none"):
             run = sampler(kind, correction)
             run.set_state(*state)
             # The bare rules commit about one step per round: a tenth of the steps will do.
-            run.advance(args.steps if correction == "per-step" else max(20, args.steps // 10))
+            learns = correction in ("secant", "per-step")
+            run.advance(args.steps if learns else max(20, args.steps // 10))
             counts = run.statistics
             print(
                 f"  {name:7s} correction {correction:9s} {counts.steps_per_round:6.2f} steps per "
