@@ -14,18 +14,21 @@ from .integrator import LSDIntegrator
 from .sampler import Statistics
 
 SECONDS_PER_DAY = 86400.0
+TIMES_MEASURED = ("0x", "1x", "2x", "3x+")
 
 
 class LSDReporter:
     """Writes what LSDIntegrator did since the last report; asks for no energy and no positions.
 
     Columns: step and time; committed steps per round; acceptance rate and mean noise shift of the
-    drafted steps; window length (the last one, if it is tuned); windows cut short by failed sites
-    of the target, or by a barostat's move; shares of the time in ``step`` that draft, target,
-    learning and the rest took; speed by the clock, reporters and all; and the estimated speed-up
-    over plain dynamics of the target: the time that the forces of as many plain steps would take,
-    measured once when the target was new, over the time in ``step``. What is not known is left
-    empty: in an interval without a round (its steps came from the one before) most columns are.
+    drafted steps, and the mean noise shift of those whose own discrepancy had been measured 0, 1,
+    2, and 3 or more times before; window length (the last one, if it is tuned); windows cut short
+    by failed sites of the target, or by a barostat's move; shares of the time in ``step`` that
+    draft, target, learning and the rest took; speed by the clock, reporters and all; and the
+    estimated speed-up over plain dynamics of the target: the time that the forces of as many plain
+    steps would take, measured once when the target was new, over the time in ``step``. What is not
+    known is left empty: in an interval without a round (its steps came from the one before) most
+    columns are.
 
     Parameters
     ----------
@@ -119,6 +122,12 @@ def _columns(interval: Statistics) -> dict[str, str]:
         "Steps per Round": _text(interval.steps_per_round if interval.rounds else None),
         "Acceptance": _text(interval.acceptance_rate if tried else None),
         "Mean Noise Shift": _text(interval.mean_noise_shift if tried else None),
+        **{
+            f"Noise Shift {times}": _text(shift)
+            for times, shift in zip(
+                TIMES_MEASURED, interval.noise_shifts_by_measurement, strict=True
+            )
+        },
         "Window Length": str(interval.window_length or ""),
         "Failed Sites": str(interval.failed_sites),
         "Shortened Windows": str(interval.shortened_windows),

@@ -14,7 +14,7 @@ import numpy as np
 
 logger = logging.getLogger(__name__)
 
-WINDOWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48)  # one is plain dynamics
+WINDOWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # one is plain dynamics
 FIRST = 8
 TRIAL = 3  # timings of a window that is tried
 STINT, LONGEST_STINT = 8, 64  # rounds with the best window, at first and after many with it

@@ -29,7 +29,8 @@ DRAFTS = {"auto": (False, True), "system": (True, False), "learning": (True, Tru
 def curve(args, molecule, target, draft_name, seed):
     """Steps per round in every segment of a run that starts from the system's own structure.
 
-    And the microseconds that drafting a step took in the last one.
+    Also the mean noise shifts in each, of steps measured 0, 1, 2, 3 or more times before, and the
+    microseconds that drafting a step took in the last one.
     """
     positions = np.array(molecule.positions.value_in_unit(unit.nanometer))
     masses = masses_of(molecule.target)
@@ -51,13 +52,14 @@ def curve(args, molecule, target, draft_name, seed):
     scale = np.sqrt(MOLAR_GAS_CONSTANT * args.temperature / masses)[:, None]
     velocities = scale * np.random.default_rng(seed).standard_normal(positions.shape)
     sampler.set_state(positions, velocities)
-    counts = []
+    counts, shifts = [], []
     for _ in range(args.steps // args.segment):
         sampler.statistics = Statistics()
         sampler.advance(args.segment)
         counts.append(sampler.statistics.steps_per_round)
+        shifts.append(sampler.statistics.noise_shifts_by_measurement)
     last = sampler.statistics
-    return counts, 1e6 * last.draft_seconds / (last.rounds * args.window)
+    return counts, shifts, 1e6 * last.draft_seconds / (last.rounds * args.window)
 
 
 def measure(args):
@@ -76,15 +78,17 @@ def measure(args):
         "time step, fs": args.timestep,
         "segment, steps": args.segment,
         "curves": {},
+        "noise shifts": {},
     }
     name = ", ".join(f"{key} {value}" for key, value in list(document.items())[:4])
     print(f"{name}, {args.scheme}, {args.temperature} K, {args.friction}/ps")
     print(f"steps per round in segments of {args.segment} steps; then after {args.after} steps")
     for draft_name in args.drafts:
-        curves = []
+        curves, shifts = [], []
         for seed in args.seeds:
-            counts, microseconds = curve(args, molecule, target, draft_name, seed)
+            counts, of_seed, microseconds = curve(args, molecule, target, draft_name, seed)
             curves.append(counts)
+            shifts.append(of_seed)
             late = 1 / np.mean(1 / np.array(curves[-1][args.after // args.segment :]))
             numbers = " ".join(f"{count:5.2f}" for count in curves[-1])
             print(
@@ -92,7 +96,10 @@ def measure(args):
                 f"{microseconds:.1f} us per drafted step",
                 flush=True,
             )
+            numbers = ["-" if shift is None else f"{shift:.2f}" for shift in of_seed[-1]]
+            print(f"            noise shifts by times measured, last segment: {' '.join(numbers)}")
         document["curves"][draft_name] = curves
+        document["noise shifts"][draft_name] = shifts
     if args.outfile:
         args.outfile.write_text(json.dumps(document, indent=1) + "\n")
 
@@ -104,10 +111,10 @@ def figure(files, output):
     import matplotlib.pyplot as plt
 
     documents = [json.loads(file.read_text()) for file in files]
-    panels = plt.figure(figsize=(4 * len(documents), 3.5), layout="constrained").subplots(
-        1, len(documents), squeeze=False
-    )[0]
-    for axes, document in zip(panels, documents, strict=True):
+    panels, below = plt.figure(figsize=(4 * len(documents), 6.5), layout="constrained").subplots(
+        2, len(documents), squeeze=False, sharex="col"
+    )
+    for axes, shift_axes, document in zip(panels, below, documents, strict=True):
         segment = document["segment, steps"] * document["time step, fs"] * 1e-3
         for draft_name, curves in document["curves"].items():
             values = np.array(curves)
@@ -120,12 +127,29 @@ def figure(files, output):
             f"{document['time step, fs']:g} fs, K = {document['K']}",
             fontsize=10,
         )
-        axes.set_xlabel("simulated time, ps")
         axes.set_ylim(bottom=0)
+        draw_noise_shifts(shift_axes, document["noise shifts"]["auto"], segment)
     panels[0].set_ylabel("steps per round")
+    below[0].set_ylabel("mean noise shift, draft auto")
+    below[0].legend(frameon=False, title="measured before")
     panels[0].legend(frameon=False, title="draft")
     output.parent.mkdir(parents=True, exist_ok=True)
     panels[0].figure.savefig(output, dpi=130)
+
+
+def draw_noise_shifts(axes, curves, segment):
+    """Means over seeds, by how often a step had been measured; segments in ps."""
+    import warnings
+
+    values = np.array(curves, dtype=float)  # None becomes nan
+    times = segment * (0.5 + np.arange(values.shape[1]))
+    with warnings.catch_warnings():  # all of a column may be missing
+        warnings.simplefilter("ignore", RuntimeWarning)
+        means = np.nanmean(values, axis=0)
+    for name, column in zip(("0x", "1x", "2x", "3x or more"), means.T, strict=True):
+        axes.plot(times, column, "o-", markersize=3, label=name)
+    axes.set_yscale("log")
+    axes.set_xlabel("simulated time, ps")
 
 
 def main():

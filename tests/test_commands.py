@@ -411,6 +411,8 @@ def test_estimate_counts_what_is_committed(case):
         assert each.steps_per_round == pytest.approx(counted, rel=0.12)
     assert found.best.speed_up == max(each.speed_up for each in found.windows)
     assert "LSD " in found.verdict()
+    never, once, *_ = found.noise_shifts
+    assert 0 < once < never and f"times before: {never:.2f}, {once:.2f}" in str(found)
 
 
 def test_steps_per_round_are_smoothed():

@@ -18,6 +18,7 @@ from restarting import COUNT, build, digest
 from test_barostat import TRICLINIC
 
 from openmm_lsd import LSDReporter, Statistics, batched
+from openmm_lsd.reporter import TIMES_MEASURED
 from openmm_lsd.sampler import SpeculativeSampler
 
 STEPS = 60
@@ -262,10 +263,13 @@ def test_lsd_reporter(monkeypatch):
     assert [float(row["Time (ps)"]) for row in rows] == pytest.approx([0.05, 0.1, 0.15, 0.2])
     for row, (before, after) in zip(rows, itertools.pairwise(copies), strict=True):
         part = after.since(before)
-        value = {name: float(text) for name, text in row.items()}
+        value = {name: float(text) for name, text in row.items() if text}
         assert value["Steps per Round"] == pytest.approx(part.steps / part.rounds, rel=1e-3)
         assert value["Acceptance"] == pytest.approx(part.acceptance_rate, rel=1e-3)
         assert value["Mean Noise Shift"] == pytest.approx(part.mean_noise_shift, rel=1e-3)
+        for times, shift in zip(TIMES_MEASURED, part.noise_shifts_by_measurement, strict=True):
+            expected = None if shift is None else pytest.approx(shift, rel=1e-3)
+            assert value.get(f"Noise Shift {times}") == expected
         assert value["Window Length"] == 16 and value["Failed Sites"] == 0
         assert value["Shortened Windows"] == part.shortened_windows > 0
         shares = [value[f"{name} (%)"] for name in ("Draft", "Target", "Learning", "Overhead")]
@@ -275,6 +279,7 @@ def test_lsd_reporter(monkeypatch):
         assert value["Estimated Speed-up"] == pytest.approx(plain / part.seconds, rel=1e-3)
     total, tried = np.sum(shifts, axis=0)
     assert copies[-1].mean_noise_shift == pytest.approx(total / tried) and total > 0
+    assert copies[-1].noise_shifts_by_measurement[1] > 0
 
 
 def test_lsd_reporter_with_tuned_windows():

@@ -17,7 +17,7 @@ from ..schemes import SCHEMES
 from .case import Array, Case, Notice, Run
 from .timing import fastest_plain, seconds_per_step, settings_of
 
-WINDOWS = (4, 8, 12, 16, 24)
+WINDOWS = (4, 8, 16, 24, 48)
 ROUNDS = 6  # of a window, before the next one has its turn
 UNCOUNTED = 2  # after a change of the window: corrections and code are of another length
 PLAIN_STEPS = 10
@@ -45,6 +45,7 @@ class Estimate:
     plain_seconds: float  # per step
     windows: list[WindowEstimate]
     constant_offset_steps: float  # per round, of the published rule in the longest window: theory
+    noise_shifts: list[float | None]  # of steps measured 0, 1, 2, 3 or more times before
     steps: int
     seconds: float
 
@@ -72,7 +73,14 @@ class Estimate:
                 f"{each.steps_per_round:13.2f}{each.speed_up:10.2f}"
             )
         best = self.best
-        lines += ["", self.verdict()]
+        shifts = ("-" if shift is None else f"{shift:.2f}" for shift in self.noise_shifts)
+        lines += [
+            "",
+            "mean noise shift of steps measured 0, 1, 2, 3 or more times before: "
+            + ", ".join(shifts),
+            "",
+            self.verdict(),
+        ]
         if best.speed_up > 1:
             lines.append(
                 f"windowLength='auto' finds it by itself; the published rule (one constant offset) "
@@ -133,7 +141,7 @@ def estimate(
     plain.state = run.state
     plain.step(PLAIN_STEPS)
     notice(f"windows {', '.join(map(str, windows))} in turns")
-    turns = _Turns(run)
+    turns, before = _Turns(run), run.integrator.statistics
     plain_seconds: list[float] = []
     passes = 0
     while passes < PASSES or turns.steps < steps:
@@ -154,6 +162,7 @@ def estimate(
             for window, steps in zip(windows, smoothed(windows, measured), strict=True)
         ],
         offset_steps,
+        run.integrator.statistics.since(before).noise_shifts_by_measurement,
         turns.steps,
         perf_counter() - begin,
     )
