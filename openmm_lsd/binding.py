@@ -55,6 +55,8 @@ Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
+MOST_ATOMS = 5000  # of which the Jacobian is estimated; it takes 8 kB of each
+
 TYPICAL_WINDOW = 16  # that a target is prepared for, where the window is tuned
 SETTLED = 1000  # rounds of a window after which it is worth a preparation of its own
 
@@ -138,7 +140,8 @@ class Binding:
         self._begun = 0  # steps beyond the committed ones that the barostats have begun: 0 or 1
         self._record: Record | None = None  # to go on from
         self._fresh_seed, self._process = secrets.randbits(63), os.getpid()
-        self.correction = "secant"  # before the first step; see SpeculativeSampler
+        many = len(self._masses) > MOST_ATOMS
+        self.correction = "per-step" if many else "secant"  # before the first step; see SpeculativeSampler
         self._is_periodic = is_periodic(
             self._system, self._access.get_box(), draft.system, draft.topology
         )

@@ -873,8 +873,13 @@ void addDifferences(VectorBatch displacements, VectorBatch changes, IntMatrix ne
         if (neighbours.data()[i] < 0 || (size_t)neighbours.data()[i] >= particles)
             throw std::invalid_argument("a neighbour is an atom that is not there");
     nb::gil_scoped_release release;
-    const Differences differences{batch,          particles,         most,         displacements.data(),
-                                  changes.data(), neighbours.data(), counts.data()};
+    const Differences differences{batch,
+                                  particles,
+                                  most,
+                                  displacements.data(),
+                                  changes.data(),
+                                  neighbours.data(),
+                                  counts.data()};
     differences.addTo(gram.data(), moment.data(), estimate ? estimate->data() : nullptr,
                       agreement.data(), memory, leastShare);
 }
@@ -1083,7 +1088,7 @@ NB_MODULE(_native, m) {
              nb::arg("corrections"), nb::arg("sites").none(), nb::arg("neighbours").none(),
              nb::arg("blocks").none(), nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
-             "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
+             "Number of drafted steps, and the arrays of a rollout.Window.");
     nb::class_<Valence>(m, "Valence",
                         "A valence force field linear in its parameters (valence.py), by itself or, "
                         "with ``base``, on top of the forces of a Context. Parameters start as zero.")
@@ -1106,7 +1111,7 @@ NB_MODULE(_native, m) {
              nb::arg("blocks").none(), nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("base").none(), nb::arg("times") = nb::none(),
              nb::arg("step_counts") = nb::none(),
-             "Drafted steps, sites, velocities and draft forces, as rollout.rollout.");
+             "Number of drafted steps, and the arrays of a rollout.Window.");
     m.def("add_differences", &addDifferences, nb::arg("displacements"), nb::arg("changes"),
           nb::arg("neighbours"), nb::arg("counts"), nb::arg("gram"), nb::arg("moment"),
           nb::arg("estimate").none(), nb::arg("agreement"), nb::arg("memory"),
