@@ -140,8 +140,8 @@ class Binding:
         self._begun = 0  # steps beyond the committed ones that the barostats have begun: 0 or 1
         self._record: Record | None = None  # to go on from
         self._fresh_seed, self._process = secrets.randbits(63), os.getpid()
-        many = len(self._masses) > MOST_ATOMS
-        self.correction = "per-step" if many else "secant"  # before the first step; see SpeculativeSampler
+        # To be changed before the first step; see SpeculativeSampler.
+        self.correction = "secant" if len(self._masses) <= MOST_ATOMS else "per-step"
         self._is_periodic = is_periodic(
             self._system, self._access.get_box(), draft.system, draft.topology
         )
