@@ -288,7 +288,7 @@ def test_lsd_reporter_with_tuned_windows():
     simulation.reporters.append(LSDReporter(text, 100, separator=","))
     simulation.step(600)
     lengths = {int(row["Window Length"]) for row in table_of(text.getvalue())}
-    assert lengths <= {1, 2, 4, 6, 8, 12, 16, 24, 32, 48}
+    assert lengths <= {1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64}
 
 
 def test_lsd_reporter_of_intervals_without_a_round():
