@@ -216,7 +216,7 @@ def test_a_draft_that_becomes_bad_begins_again(monkeypatch, noticed):
     sampler = known.sampler(draft)
     sampler.advance(1500)
     known.change()
-    sampler.advance(400)
+    sampler.advance(600)
     before = dataclasses.replace(sampler.statistics)
     sampler.advance(300)
     after = sampler.statistics

@@ -156,12 +156,12 @@ def test_steps_in_two_boxes_are_not_neighbours(known, monkeypatch):
     calls = []
 
     class Watched(Learner):
-        def __init__(self, prior, masses, stages, add):
-            def watched(sites, before, *rest):
+        def __init__(self, prior, masses, stages, add, *rest):
+            def watched(sites, before, *others):
                 calls.append((len(sites), before is not None))
-                add(sites, before, *rest)
+                add(sites, before, *others)
 
-            super().__init__(prior, masses, stages, watched)
+            super().__init__(prior, masses, stages, watched, *rest)
 
     monkeypatch.setattr("openmm_lsd.draft.Learner", Watched)
     draft = known.draft()
