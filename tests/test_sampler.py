@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from law import TEMPERATURE, TodaMolecule
+from particles import Cycling
 
 import openmm_lsd.sampler
 from openmm_lsd.noise import StepNoise
@@ -238,8 +239,80 @@ def test_watchers_see_every_round():
     assert statistics.examined[:, 1].sum() == statistics.rejected
 
 
+class Jumps:
+    """Moves the particles before every fourth step."""
+
+    next_step = 4
+
+    def apply(self, state):
+        self.next_step = state.step + 4
+        return state.positions + 0.05 * TARGET.length, state.velocities
+
+
+def fails_now_and_then():
+    calls = itertools.count()
+
+    def target(positions):
+        forces = TARGET.forces(positions)
+        if next(calls) % 3 == 1:
+            forces[len(forces) // 2 + 1 :] = np.nan
+        return forces
+
+    return target
+
+
+def plain_steps(state, n):
+    """Any others will do: what matters is that they are not drafted."""
+    return state.positions + 0.01 * TARGET.length, state.velocities, n
+
+
+def advance_through_snapshots(sampler):
+    """Ten steps at a time, each by a sampler that takes over from the last."""
+    for _ in range(20):
+        record = sampler.snapshot()
+        watchers, sampler = sampler.watchers, make_sampler()
+        sampler.watchers += watchers
+        sampler.restore(record)
+        sampler.advance(10)
+
+
+@pytest.mark.parametrize(
+    "change", ["failed sites", "interventions", "windows", "plain steps", "snapshots"]
+)
+def test_times_measured_are_those_of_the_steps(change):
+    """Counted here by the index of the step: one that was left out once begins anew."""
+    target = fails_now_and_then() if change == "failed sites" else TARGET.forces
+    sampler, rounds = make_sampler(target=target), []
+    sampler.watchers.append(rounds.append)
+    if change == "snapshots":
+        advance_through_snapshots(sampler)
+    else:
+        if change == "interventions":
+            sampler.intervention = Jumps()
+        elif change in ("windows", "plain steps"):
+            sampler.tuner = Cycling()
+        sampler.advance(200, plain_steps if change == "plain steps" else None)
+    occurred = {
+        "failed sites": lambda: any(each.verified < each.drafted for each in rounds),
+        "interventions": lambda: sampler.statistics.shortened_windows > 0,
+        "windows": lambda: {each.drafted for each in rounds} == {1, 2, 3, 5},
+        "plain steps": lambda: sum(each.committed for each in rounds) < sampler.state.step,
+        "snapshots": lambda: True,
+    }
+    assert occurred[change]() and any(each.kept for each in rounds)
+    counts, next_step = {}, 0
+    for each in rounds:
+        if each.step != next_step:
+            counts = {}
+        drafted = range(each.step, each.step + each.drafted)
+        assert list(each.times_measured) == [counts[step] for step in drafted if step in counts]
+        next_step = each.step + each.committed
+        verified = range(next_step, each.step + each.verified)
+        counts = {step: counts.get(step, 0) + 1 for step in verified}
+
+
 def test_nothing_was_measured_before_where_nothing_is_kept():
-    """Other corrections, another state, plain steps."""
+    """Other corrections, another state."""
     for correction in ("constant", "none"):
         sampler, rounds = make_sampler(correction=correction), []
         sampler.watchers.append(rounds.append)
