@@ -38,7 +38,7 @@ from .cores import allowed_cores
 from .draft import DraftChoice
 from .interrupts import counted_interrupts
 from .jacobian import JacobianEstimate
-from .molgraph import Pairs, close_pairs, differences
+from .molgraph import Pairs, pairs_within
 from .periodicity import is_periodic
 from .restart import Record, digest_of
 from .rollout import reciprocal
@@ -161,7 +161,7 @@ class Binding:
         )
         self._environment_of_draft()
         self._jacobian = JacobianEstimate(
-            self._masses, self._close_pairs, add_differences, solve_ridge
+            self._masses, self._pairs_within, add_differences, solve_ridge
         )
 
     def settings(self) -> Settings:
@@ -393,7 +393,7 @@ class Binding:
         """Give draft and barostats their memory back; and the sampler, if all is as it was."""
         if record["draft state"] is not None:
             self._draft.restore(record["draft state"])
-            self._jacobian.restore(record["jacobian"])
+        self._jacobian.restore(record["jacobian"])
         barostats = record["barostats"]
         if barostats.shape == self._access.get_barostat_memory().shape:
             self._access.set_barostat_memory(barostats)
@@ -490,11 +490,9 @@ class Binding:
         self._box_of_target = self._box()
         self._environment_of_draft()
 
-    def _close_pairs(self, positions: Array, cutoff: float) -> tuple[Pairs, Array]:
+    def _pairs_within(self, positions: Array, cutoff: float) -> tuple[Pairs, Array]:
         """See JacobianEstimate."""
-        box = self._box_of_target
-        pairs = close_pairs(positions, cutoff, box)
-        return pairs, np.linalg.norm(differences(positions, pairs, box), axis=1)
+        return pairs_within(positions, cutoff, self._box_of_target)
 
     def _environment_of_draft(self) -> None:
         self._draft.set_environment(self._box(), self._access.get_parameters())

@@ -51,15 +51,14 @@ class LocalJacobian(NamedTuple):
         return np.einsum("nmij,...nmj->...ni", self.blocks, held[..., self.neighbours, :])
 
 
-def close_pairs(positions: Array, cutoff: float) -> tuple[Pairs, Array]:
-    """Pairs (P, 2) of atoms within ``cutoff`` nm, where nothing is periodic; their distances."""
-    pairs, distances = [], []
-    for i, position in enumerate(positions):
-        lengths = np.linalg.norm(positions[i + 1 :] - position, axis=1)
-        close = np.flatnonzero(lengths < cutoff)
-        pairs += [(i, i + 1 + j) for j in close]
-        distances.append(lengths[close])
-    return np.array(pairs, dtype=int).reshape(-1, 2), np.concatenate(distances)
+def pairs_within(positions: Array, cutoff: float) -> tuple[Pairs, Array]:
+    """Pairs (P, 2) of atoms within ``cutoff`` nm, where nothing is periodic; their distances.
+
+    For few atoms; ``molgraph.pairs_within`` is for many, and for periodic boxes.
+    """
+    distances = np.linalg.norm(positions[:, None] - positions, axis=2)
+    pairs = np.argwhere(np.triu(distances < cutoff, 1))
+    return pairs, distances[tuple(pairs.T)]
 
 
 def add_differences(
@@ -142,7 +141,7 @@ class JacobianEstimate:
     def __init__(
         self,
         masses: Array,
-        find_pairs: Callable[..., tuple[Pairs, Array]] = close_pairs,
+        find_pairs: Callable[..., tuple[Pairs, Array]] = pairs_within,
         add: Callable[..., None] = add_differences,
         solve: Callable[..., Array] = solve_ridge,
     ) -> None:

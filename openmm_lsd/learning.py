@@ -34,7 +34,7 @@ LARGEST_WEIGHT = 1e6  # of the equations of a step
 WATCHED = 128  # steps
 GONE_BAD = 4.0  # times the least roughness so far, in two stretches in succession
 ROUGH_STRETCHES = 2
-OLD = 1000.0  # by so much less counts what was learned before a draft went bad
+WEIGHT_OF_OLD = 1e-3  # of what was learned before a draft went bad
 
 
 def add_normal_equations(
@@ -194,12 +194,15 @@ class Learner:
         self._learned = 0  # steps
         self._states: list[tuple[Array, Array]] = []  # sites and discrepancies; equations to come
         self._differences: list[tuple[Array, Array, Array]] = []
-        self.begin_again()
+        self._restart_schedule()
 
     def begin_again(self) -> None:
         """From now on learn as eagerly as at first: what is known is of little use here."""
         self.add_equations()
-        self._regression.age(1.0 / OLD)
+        self._regression.age(WEIGHT_OF_OLD)
+        self._restart_schedule()
+
+    def _restart_schedule(self) -> None:
         self._seen = 0  # steps
         self._next_fit = FIRST_FIT
         self._roughness, self._watched = 0.0, 0  # sum over so many steps

@@ -202,6 +202,12 @@ def differences(positions: Array, pairs: Pairs, box: Array | None) -> Array:
     return vectors
 
 
+def pairs_within(positions: Array, cutoff: float, box: Array | None = None) -> tuple[Pairs, Array]:
+    """``close_pairs``, and their distances (P,) in nm."""
+    pairs = close_pairs(positions, cutoff, box)
+    return pairs, np.linalg.norm(differences(positions, pairs, box), axis=1)
+
+
 def close_pairs(positions: Array, cutoff: float, box: Array | None = None) -> Pairs:
     """Pairs (i < j) of atoms within ``cutoff`` nm."""
     if box is None:

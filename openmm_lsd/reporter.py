@@ -11,10 +11,9 @@ import openmm
 from openmm import app, unit
 
 from .integrator import LSDIntegrator
-from .sampler import Statistics
+from .sampler import TIMES_MEASURED, Statistics
 
 SECONDS_PER_DAY = 86400.0
-TIMES_MEASURED = ("0x", "1x", "2x", "3x+")
 
 
 class LSDReporter:

@@ -46,7 +46,7 @@ FAILED_BATCHES_TOLD = 3  # once is no more than the other node that did not answ
 
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
 
-TIMES_MEASURED = 4  # that statistics tell apart: a step measured 0, 1, 2, 3 or more times before
+TIMES_MEASURED = ("0x", "1x", "2x", "3x+")  # before, that statistics tell apart
 
 CORRECTIONS = ("secant", "per-step", "constant", "none")
 
@@ -132,7 +132,7 @@ class Statistics:
     learning_seconds: float = 0.0
     overhead_seconds: float = 0.0
     examined: Array = dataclasses.field(
-        default_factory=lambda: np.zeros((TIMES_MEASURED, 3)), compare=False
+        default_factory=lambda: np.zeros((len(TIMES_MEASURED), 3)), compare=False
     )
 
     def since(self, earlier: Statistics) -> Statistics:
@@ -240,10 +240,12 @@ class Round(NamedTuple):
 def _examined(times_measured: NDArray[np.int_], shifts: list[float], accepted: bool) -> Array:
     """What a round adds to ``Statistics.examined``."""
     times = np.zeros(len(shifts), dtype=int)
-    times[: len(times_measured)] = np.minimum(times_measured[: len(shifts)], TIMES_MEASURED - 1)
-    result = np.zeros((TIMES_MEASURED, 3))
-    result[:, 0] = np.bincount(times, minlength=TIMES_MEASURED)
-    result[:, 2] = np.bincount(times, shifts, minlength=TIMES_MEASURED)
+    times[: len(times_measured)] = np.minimum(
+        times_measured[: len(shifts)], len(TIMES_MEASURED) - 1
+    )
+    result = np.zeros((len(TIMES_MEASURED), 3))
+    result[:, 0] = np.bincount(times, minlength=len(TIMES_MEASURED))
+    result[:, 2] = np.bincount(times, shifts, minlength=len(TIMES_MEASURED))
     if not accepted:
         result[times[-1], 1] = 1.0
     return result
@@ -537,15 +539,17 @@ class SpeculativeSampler:
         statistics.examined = statistics.examined + _examined(times_measured, shifts, accepted)
         discrepancies = target_forces - window.draft_forces[: len(target_forces)]
         corrections = self._next_corrections(window.sites, discrepancies, len(committed))
-        measured_now = np.zeros(len(target_forces), dtype=int)
-        measured_now[: len(times_measured)] = times_measured[: len(target_forces)]
-        measured_now = measured_now[len(committed) :] + 1
+        next_times = np.zeros(0, dtype=int)
+        if self._corrects_each_step:
+            unknown = max(0, len(target_forces) - len(times_measured))
+            next_times = np.pad(times_measured, (0, unknown))[: len(target_forces)]
+            next_times = next_times[len(committed) :] + 1
         # All at once: an interrupt must not come between.
         self._queue, self._front, self._corrections, self._times_measured = (
             deque(committed),
             committed[-1],
             corrections,
-            measured_now if self._corrects_each_step else measured_now[:0],
+            next_times,
         )
         statistics.rounds += 1
         statistics.window_length = self.window

@@ -11,6 +11,7 @@ depend on the machine.
 """
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from openmm_lsd.checks import masses_of
 from openmm_lsd.draft import LearningDraft
 from openmm_lsd.jacobian import JacobianEstimate
 from openmm_lsd.learning import WEIGHT_OF_DIFFERENCES
-from openmm_lsd.molgraph import close_pairs, differences, graph_of_topology, with_missing_bonds
+from openmm_lsd.molgraph import graph_of_topology, pairs_within, with_missing_bonds
 from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, SCHEMES
 
 VARIANTS = {  # stages of terms, weight of differences, correction
@@ -42,10 +43,6 @@ def make_sampler(args, variant, structure, target, window, seed):
     draft = LearningDraft(start, masses, weight_of_differences=weight)
     draft.set_environment(box, {})
 
-    def find_pairs(at, cutoff):
-        pairs = close_pairs(at, cutoff, box)
-        return pairs, np.linalg.norm(differences(at, pairs, box), axis=1)
-
     sampler = SpeculativeSampler(
         SCHEMES[args.scheme](args.temperature, args.friction, 1e-3 * args.timestep),
         masses,
@@ -55,7 +52,7 @@ def make_sampler(args, variant, structure, target, window, seed):
         seed,
         correction=correction,
         cm_removal_frequency=1,
-        jacobian=JacobianEstimate(masses, find_pairs),
+        jacobian=JacobianEstimate(masses, partial(pairs_within, box=box)),
     )
     speeds = np.sqrt(MOLAR_GAS_CONSTANT * args.temperature / masses)[:, None]
     rng = np.random.default_rng(seed)

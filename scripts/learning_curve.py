@@ -21,6 +21,7 @@ from openmm import unit
 from openmm_lsd import SpeculativeSampler, Statistics, systems
 from openmm_lsd.checks import masses_of
 from openmm_lsd.draft import DraftChoice
+from openmm_lsd.sampler import TIMES_MEASURED
 from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, SCHEMES
 
 DRAFTS = {"auto": (False, True), "system": (True, False), "learning": (True, True)}
@@ -146,7 +147,7 @@ def draw_noise_shifts(axes, curves, segment):
     with warnings.catch_warnings():  # all of a column may be missing
         warnings.simplefilter("ignore", RuntimeWarning)
         means = np.nanmean(values, axis=0)
-    for name, column in zip(("0x", "1x", "2x", "3x or more"), means.T, strict=True):
+    for name, column in zip(TIMES_MEASURED, means.T, strict=True):
         axes.plot(times, column, "o-", markersize=3, label=name)
     axes.set_yscale("log")
     axes.set_xlabel("simulated time, ps")

@@ -18,8 +18,7 @@ from restarting import COUNT, build, digest
 from test_barostat import TRICLINIC
 
 from openmm_lsd import LSDReporter, Statistics, batched
-from openmm_lsd.reporter import TIMES_MEASURED
-from openmm_lsd.sampler import SpeculativeSampler
+from openmm_lsd.sampler import TIMES_MEASURED, SpeculativeSampler
 
 STEPS = 60
 ATOMS = [0, 1, 2, 5, 9]
