@@ -17,9 +17,12 @@ from . import racing
 from ._native import (
     ContextAccess,
     add_differences,
+    add_lagged,
+    changes_in_time,
     commit,
     keep_freed_memory,
     largest_device_force,
+    predict_changes,
     solve_ridge,
 )
 from .barostat import BarostatMoves
@@ -40,6 +43,7 @@ from .interrupts import counted_interrupts
 from .jacobian import JacobianEstimate
 from .molgraph import Pairs, pairs_within
 from .periodicity import is_periodic
+from .prediction import Kernels, Prediction
 from .restart import Record, digest_of
 from .rollout import reciprocal
 from .sampler import Round, SpeculativeSampler, State, Statistics, TargetError
@@ -162,6 +166,9 @@ class Binding:
         self._environment_of_draft()
         self._jacobian = JacobianEstimate(
             self._masses, self._pairs_within, add_differences, solve_ridge
+        )
+        self._prediction = Prediction(
+            len(self._masses), Kernels(changes_in_time, add_lagged, predict_changes)
         )
 
     def settings(self) -> Settings:
@@ -394,6 +401,7 @@ class Binding:
         if record["draft state"] is not None:
             self._draft.restore(record["draft state"])
         self._jacobian.restore(record["jacobian"])
+        self._prediction.restore(record["prediction"])
         barostats = record["barostats"]
         if barostats.shape == self._access.get_barostat_memory().shape:
             self._access.set_barostat_memory(barostats)
@@ -428,6 +436,7 @@ class Binding:
             "shown": self._shown(),
             "draft state": self._draft.snapshot(),
             "jacobian": self._jacobian.snapshot(),
+            "prediction": self._prediction.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
             "tuned window": None if self.tuner is None else self.tuner.window,
             "barostats": access.get_barostat_memory(),
@@ -460,6 +469,7 @@ class Binding:
             correction=self.correction,
             cm_removal_frequency=frequency,
             jacobian=self._jacobian,
+            prediction=self._prediction,
             clock=self._clock if self._uses_times() else None,
         )
         sampler.commit, sampler.statistics = commit, self._statistics

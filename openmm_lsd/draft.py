@@ -71,9 +71,10 @@ class NativeDraft(ABC):
         times: Times | None = None,
     ) -> Window:
         """``rollout.rollout`` with this draft, in native code."""
-        forces, sites, jacobian = corrections
+        forces, sites, jacobian, secant = corrections
         tangents = (None, None, None) if sites is None or jacobian is None else (sites, *jacobian)
-        arrays = (masses, positions, velocities, forces, *tangents, kicks, cm_removals)
+        compared = (None, None) if secant is None or jacobian is None else secant
+        arrays = (masses, positions, velocities, forces, *tangents, *compared, kicks, cm_removals)
         drafted, *results = self._native_rollout(
             (scheme.name, scheme.step_size, scheme.decay, *arrays), times
         )

@@ -25,14 +25,28 @@ Pairs = NDArray[np.int_]
 REACH = 0.3  # nm, within which atoms count as neighbours
 MOST_NEIGHBOURS = 10  # the atom itself is one
 MEMORY = 36  # differences, after which the weight of old ones has fallen to 1/e
-RIDGE = 0.5  # the mean square of a difference is 1
+RIDGE = 2.0  # the mean square of a difference is 1
 LEAST_SHARE = 0.1  # of the mean square displacement: an atom that hardly moved tells little
 # Of the committed steps of a round, every how many are compared with the site where they were
 # drafted a round ago, and with the step before. All of them would tell little more.
 STRIDE_OF_REDRAFTED, STRIDE_OF_CONSECUTIVE = 5, 20
 SOLVED_EVERY = 48  # steps
 CHOSEN_EVERY = 500  # steps; atoms diffuse
-LARGEST_DISPLACEMENT = 0.02  # nm, in each direction, up to which changes count as linear
+LARGEST_DIFFERENCE = 0.02  # nm, in each direction, that is learned from
+LARGEST_DISPLACEMENT = 0.01  # nm, in each direction, up to which changes are taken to be linear
+SECANT_RIDGE = 0.03  # the square of a secant's displacement is 1
+LARGEST_SHARE = 1.5  # of a secant
+
+
+class Secant(NamedTuple):
+    """How far the site of a step moved from one round to the next, and how the discrepancy changed
+    with it.
+
+    Both (N, 3), or (K, N, 3) of K steps, in nm and kJ/mol/nm; zero where there is none.
+    """
+
+    displacements: Array
+    changes: Array
 
 
 class LocalJacobian(NamedTuple):
@@ -47,8 +61,34 @@ class LocalJacobian(NamedTuple):
 
     def __call__(self, displacements: Array) -> Array:
         """Changes of the forces (..., N, 3) in kJ/mol/nm for displacements (..., N, 3) in nm."""
-        held = np.clip(displacements, -LARGEST_DISPLACEMENT, LARGEST_DISPLACEMENT)
-        return np.einsum("nmij,...nmj->...ni", self.blocks, held[..., self.neighbours, :])
+        return self._applied(displacements[..., self.neighbours, :])
+
+    def _applied(self, near: Array) -> Array:
+        """As above for displacements (..., N, M, 3) of the neighbours of each atom."""
+        held = np.clip(near, -LARGEST_DISPLACEMENT, LARGEST_DISPLACEMENT)
+        return np.einsum("nmij,...nmj->...ni", self.blocks, held)
+
+    def with_secant(self, displacement: Array, secant: Secant, masses: Array) -> Array:
+        """Changes of the forces (N, 3) for a displacement (N, 3) of one step: along its secant by
+        how they changed with that, and by J for the rest.
+
+        How much of the secant is in it is for each atom what it and its neighbours say, their
+        displacements weighted by ``masses`` (N, 1) amu.
+        """
+        atoms = np.arange(len(self.neighbours))[:, None]
+        counts = self.neighbours != atoms
+        counts[:, :1] = True
+
+        def sums(products: Array) -> Array:
+            return ((masses * products).sum(axis=1)[self.neighbours] * counts).sum(axis=1)
+
+        along = sums(displacement * secant.displacements)
+        squares = (1.0 + SECANT_RIDGE) * sums(secant.displacements**2)
+        shares = np.divide(along, squares, out=np.zeros_like(along), where=squares > 0)
+        shares = np.clip(shares, -LARGEST_SHARE, LARGEST_SHARE)[:, None]
+        rest = displacement[self.neighbours]
+        rest = rest - shares[..., None] * secant.displacements[self.neighbours]
+        return self._applied(rest) + shares * secant.changes
 
 
 def pairs_within(positions: Array, cutoff: float) -> tuple[Pairs, Array]:
@@ -160,6 +200,7 @@ class JacobianEstimate:
         self._gram, self._moment = np.empty((count, 0, 0)), np.empty((count, 0, 3))
         self._agreement = np.zeros((2, count))
         self._raw: Array | None = None  # (N, 3 M, 3), mass-weighted, by all differences so far
+        self._waiting: list[tuple[Array, Array]] = []  # displacements and changes to be added
         self._steps = self._next_choice = 0
         self._next_solution = SOLVED_EVERY
         self._shown_until = 0  # index of a step
@@ -174,6 +215,7 @@ class JacobianEstimate:
             "moment": self._moment,
             "agreement": self._agreement,
             "raw": self._raw,
+            "waiting": self._waiting,
             "steps": self._steps,
             "next choice": self._next_choice,
             "next solution": self._next_solution,
@@ -186,6 +228,7 @@ class JacobianEstimate:
         self._neighbours, self._counts = record["neighbours"], record["counts"]
         self._gram, self._moment = record["gram"], record["moment"]
         self._agreement, self._raw = record["agreement"], record["raw"]
+        self._waiting = [tuple(each) for each in record["waiting"]]
         self._steps, self._next_choice = record["steps"], record["next choice"]
         self._next_solution = record["next solution"]
         self._shown_until = record["shown until"]
@@ -220,18 +263,31 @@ class JacobianEstimate:
             Of the first of them, as measured in the round before, with the same draft.
         """
         self._shown_until = step + len(sites)
+        self._steps += len(sites)
+        for row in range(0, len(earlier_sites), STRIDE_OF_REDRAFTED):
+            change = discrepancies[row] - earlier_discrepancies[row]
+            self._waiting.append((sites[row] - earlier_sites[row], change))
+        for row in range(1, len(sites), STRIDE_OF_CONSECUTIVE):
+            change = discrepancies[row] - discrepancies[row - 1]
+            self._waiting.append((sites[row] - sites[row - 1], change))
+        if self._steps < self._next_solution:
+            return
+        self._next_solution = self._steps + SOLVED_EVERY
         if self._steps >= self._next_choice:
             self._choose_neighbours(sites[-1])
-        self._steps += len(sites)
-        again = np.arange(0, len(earlier_sites), STRIDE_OF_REDRAFTED)
-        rows = np.arange(1, len(sites), STRIDE_OF_CONSECUTIVE)
-        here = np.concatenate([again, rows])
-        displacements = sites[here] - np.concatenate([earlier_sites[again], sites[rows - 1]])
-        changes = discrepancies[here] - np.concatenate(
-            [earlier_discrepancies[again], discrepancies[rows - 1]]
-        )
+        self._add_waiting()
+        raw = self._solve(self._gram, self._moment, self._counts, RIDGE)
+        self._raw = raw if np.isfinite(raw).all() else None
+        self._publish()
+
+    def _add_waiting(self) -> None:
+        """Many differences together: it costs less."""
+        if not self._waiting:
+            return
+        displacements, changes = map(np.array, zip(*self._waiting, strict=True))
+        self._waiting = []
         # A draft may lead anywhere, and say anything there.
-        near = (np.abs(displacements) <= LARGEST_DISPLACEMENT) & np.isfinite(changes)
+        near = (np.abs(displacements) <= LARGEST_DIFFERENCE) & np.isfinite(changes)
         near = near.all(axis=(1, 2))
         if near.any():
             self._add(
@@ -246,11 +302,6 @@ class JacobianEstimate:
                 MEMORY,
                 LEAST_SHARE,
             )
-        if self._steps >= self._next_solution:
-            self._next_solution = self._steps + SOLVED_EVERY
-            raw = self._solve(self._gram, self._moment, self._counts, RIDGE)
-            self._raw = raw if np.isfinite(raw).all() else None
-            self._publish()
 
     def _choose_neighbours(self, positions: Array) -> None:
         """The nearest atoms; what is known about those that were neighbours before is kept."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clock import Times
-from .jacobian import LocalJacobian
+from .jacobian import LocalJacobian, Secant
 from .schemes import Scheme
 
 Array = NDArray[np.float64]
@@ -30,17 +30,23 @@ class Corrections(NamedTuple):
     forces: Array
     sites: Array | None = None
     jacobian: LocalJacobian | None = None
+    secant: Secant | None = None
 
-    def at(self, k: int, site: Array) -> Array:
-        """What is added (N, 3) at step k, whose site is this."""
+    def at(self, k: int, site: Array, masses: Array) -> Array:
+        """What is added (N, 3) at step k, whose site is this, for masses (N, 1)."""
         if self.sites is None or self.jacobian is None:
             return self.forces[k]
-        return self.forces[k] + self.jacobian(site - self.sites[k])
+        displacement = site - self.sites[k]
+        if self.secant is None:
+            return self.forces[k] + self.jacobian(displacement)
+        secant = Secant(*(each[k] for each in self.secant))
+        return self.forces[k] + self.jacobian.with_secant(displacement, secant, masses)
 
     def rows(self, rows: slice | NDArray[np.int_]) -> Corrections:
         """Those of some steps."""
         sites = None if self.sites is None else self.sites[rows]
-        return Corrections(self.forces[rows], sites, self.jacobian)
+        secant = None if self.secant is None else Secant(*(each[rows] for each in self.secant))
+        return Corrections(self.forces[rows], sites, self.jacobian, secant)
 
     def moved(self, displacements: Array) -> Corrections:
         """The same at sites displaced by (N, 3) nm."""
@@ -122,7 +128,7 @@ def rollout(
         if not np.isfinite(force).all():
             force = np.zeros_like(site)
         sites[k], start_velocities[k], draft_forces[k] = site, velocities, force
-        added[k] = corrections.at(k, site)
+        added[k] = corrections.at(k, site, masses)
         if k + 1 < length:
             acceleration = (force + added[k]) * inverse_masses
             positions, velocities = scheme.step(positions, velocities, acceleration, kicks[k])

@@ -25,8 +25,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .clock import Clock, Times
 from .commit import commit
-from .jacobian import JacobianEstimate
+from .jacobian import JacobianEstimate, Secant
 from .noise import StepNoise
+from .prediction import Prediction
 from .rollout import Corrections, Window, reciprocal, rollout
 from .schemes import Scheme
 from .tuning import WindowTuner
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 # A discrepancy may change from one step to the next by what gives an atom this many times its
 # thermal speed. In sound runs at 1 fs the largest seen is 0.4, at 2 fs 1.1.
 LARGEST_LEAP = 2.0
+LARGEST_ERROR = 0.5
 # Nor by more than this many times what was seen at committed steps (heavy atoms leap far less);
 # the largest seen is forgotten by and by.
 LEAP_BEYOND_SEEN, KEPT_PER_ROUND = 8.0, 0.99
@@ -77,21 +79,28 @@ def checked_forces(forces: ArrayLike, shape: tuple[int, ...], name: str = "the t
     return array
 
 
-def without_leaps(discrepancies: Array, first: int, largest: Array) -> Array:
+def without_leaps(
+    discrepancies: Array, errors: Array, first: int, largest: Array, largest_error: Array
+) -> Array:
     """Discrepancies (K, N, 3) of a window, cured of rows that no sound path has.
 
     From row ``first`` on, where an atom's discrepancy differs by more than ``largest`` (N, 1) from
-    the row before, that row takes its place and that of all later ones. A wrong correction leads
-    the draft to wild sites, and what is measured there are the next round's corrections: without
-    this, one mishap would feed itself, and the run would go on with one step per round for good.
+    the row before, or the draft, as it was corrected, was wrong there by more than
+    ``largest_error`` (N, 1), as ``errors`` (K, N, 3) say, that row takes its place and that of all
+    later ones. A wrong correction leads the draft to wild sites, and what is measured there are the
+    next round's corrections: without this, one mishap would feed itself, and the run would go on
+    with one step per round for good.
 
     Row j of the result depends on rows up to j only, as the measurability rule demands.
     """
-    if not (np.abs(discrepancies[first:] - discrepancies[first - 1 : -1]) > largest).any():
+    wrong = (np.abs(errors[first - 1 : -1]) > largest_error).any(axis=2)
+    leaps = (np.abs(discrepancies[first:] - discrepancies[first - 1 : -1]) > largest).any(axis=2)
+    if not (wrong.any() or leaps.any()):
         return discrepancies
     result = discrepancies.copy()
     astray = np.zeros(result.shape[1], dtype=bool)
     for row in range(first, len(result)):
+        astray |= wrong[row - first]
         astray |= (np.abs(result[row] - result[row - 1]) > largest).any(axis=1)
         result[row, astray] = result[row - 1, astray]
     return result
@@ -258,6 +267,7 @@ class _Lesson(NamedTuple):
     sites: Array
     target_forces: Array
     discrepancies: Array
+    errors: Array
     committed: int
     times: Times | None = None
 
@@ -297,6 +307,8 @@ class SpeculativeSampler:
         every step whose count is a multiple of it. 0: never.
     jacobian : JacobianEstimate, optional
         For correction 'secant', in the place of a new one.
+    prediction : Prediction, optional
+        For correction 'secant', in the place of a new one.
     clock : Clock, optional
         Where forces depend on time or step count. A draft whose ``uses_times`` is true takes Times
         as a last argument, also to ``rollout``.
@@ -321,6 +333,7 @@ class SpeculativeSampler:
         correction: str = "secant",
         cm_removal_frequency: int = 0,
         jacobian: JacobianEstimate | None = None,
+        prediction: Prediction | None = None,
         clock: Clock | None = None,
     ) -> None:
         if window < 1:
@@ -352,8 +365,10 @@ class SpeculativeSampler:
         self._rollout = getattr(draft, "rollout", None) or partial(rollout, draft)
         self._learns = hasattr(draft, "learn")
         self._estimate: JacobianEstimate | None = None
+        self._prediction: Prediction | None = None
         if correction == "secant":
             self._estimate = JacobianEstimate(self._masses) if jacobian is None else jacobian
+            self._prediction = Prediction(len(self._masses)) if prediction is None else prediction
         self._clock = clock
         self._times_of_draft = clock is not None and getattr(draft, "uses_times", False)
         self._target = target
@@ -401,6 +416,8 @@ class SpeculativeSampler:
             self._draft.start(step)
         if self._estimate is not None:
             self._estimate.start(step)
+        if self._prediction is not None:
+            self._prediction.start(step)
         self._lap_began = self._seconds_without_learning()
 
     def snapshot(self) -> dict[str, Any]:
@@ -410,7 +427,11 @@ class SpeculativeSampler:
             "window": self.window,
             "states": [tuple(each) for each in (self.state, self._front, *self._queue)],
             "step count offset": self._step_count_offset,
-            "corrections": [self._corrections.forces, self._corrections.sites],
+            "corrections": [
+                self._corrections.forces,
+                self._corrections.sites,
+                self._corrections.secant,
+            ],
             "measured": None if measured is None else measured._asdict(),
             "leap seen": self._leap_seen,
             "times measured": self._times_measured,
@@ -422,7 +443,9 @@ class SpeculativeSampler:
         self._state, self._front, *queue = (State(*each) for each in record["states"])
         self._queue = deque(queue)
         self._step_count_offset = record["step count offset"]
-        self._corrections = Corrections(*record["corrections"])
+        forces, sites, secant = record["corrections"]
+        secant = None if secant is None else Secant(*secant)
+        self._corrections = Corrections(forces, sites, secant=secant)
         measured = record["measured"]
         self._measured = None if measured is None else _Measured(**measured)
         self._leap_seen = record["leap seen"]
@@ -538,12 +561,13 @@ class SpeculativeSampler:
         times_measured = self._times_measured[:length]
         statistics.examined = statistics.examined + _examined(times_measured, shifts, accepted)
         discrepancies = target_forces - window.draft_forces[: len(target_forces)]
-        corrections = self._next_corrections(window.sites, discrepancies, len(committed))
+        errors = discrepancies - window.corrections[: len(discrepancies)]
+        corrections = self._next_corrections(window.sites, discrepancies, errors, len(committed))
         next_times = np.zeros(0, dtype=int)
         if self._corrects_each_step:
-            unknown = max(0, len(target_forces) - len(times_measured))
-            next_times = np.pad(times_measured, (0, unknown))[: len(target_forces)]
-            next_times = next_times[len(committed) :] + 1
+            known = times_measured[len(committed) : len(target_forces)]
+            next_times = np.ones(len(target_forces) - len(committed), dtype=int)
+            next_times[: len(known)] += known
         # All at once: an interrupt must not come between.
         self._queue, self._front, self._corrections, self._times_measured = (
             deque(committed),
@@ -561,7 +585,7 @@ class SpeculativeSampler:
                 self.tuner.record(len(committed), seconds)
         if self._learns or self._estimate is not None:
             self._lesson = _Lesson(
-                step, window.sites, target_forces, discrepancies, len(committed), times
+                step, window.sites, target_forces, discrepancies, errors, len(committed), times
             )
         if self.watchers:
             drafted, verified = len(window.sites), len(target_forces)
@@ -618,7 +642,13 @@ class SpeculativeSampler:
             self._estimate.learn(
                 step, sites[:committed], discrepancies[:committed], *self._earlier(step, committed)
             )
+        if self._prediction is not None and self._estimate is not None:
+            self._prediction.learn(
+                step, sites[:committed], discrepancies[:committed], self._estimate.jacobian
+            )
         if self._learns and self._draft.learn(step, sites[:committed], discrepancies[:committed]):
+            if self._prediction is not None:
+                self._prediction.interrupt()
             draft_forces = np.stack(
                 [
                     self._draft(site)
@@ -628,7 +658,9 @@ class SpeculativeSampler:
                 ]
             )
             discrepancies = lesson.target_forces - draft_forces
-            self._corrections = self._next_corrections(sites, discrepancies, committed)
+            self._corrections = self._next_corrections(
+                sites, discrepancies, lesson.errors, committed
+            )
         self._measured = _Measured(step + committed, sites[committed:], discrepancies[committed:])
         self.statistics.learning_seconds += perf_counter() - begin
 
@@ -749,7 +781,9 @@ class SpeculativeSampler:
     def _corrects_each_step(self) -> bool:
         return self.correction in ("secant", "per-step")
 
-    def _next_corrections(self, sites: Array, discrepancies: Array, committed: int) -> Corrections:
+    def _next_corrections(
+        self, sites: Array, discrepancies: Array, errors: Array, committed: int
+    ) -> Corrections:
         """Of the next window, whose first step is row ``committed`` of ``discrepancies``.
 
         Measurability: the correction of step n may depend on the noise of steps before n alone.
@@ -761,14 +795,35 @@ class SpeculativeSampler:
         if not self._corrects_each_step:
             forces[:] = discrepancies[committed - 1] if self.correction == "constant" else 0.0
             return Corrections(forces)
+        largest = self._leap_allowed(discrepancies[:committed])
         smooth = without_leaps(
-            discrepancies, committed, self._leap_allowed(discrepancies[:committed])
+            discrepancies, errors, committed, largest, LARGEST_ERROR * self._largest_leap
         )
         rows = np.minimum(np.arange(committed, committed + self.window), len(smooth) - 1)
         forces[:] = smooth[rows]
-        if self._estimate is None:
+        if self._estimate is None or self._prediction is None:
             return Corrections(forces)
-        if smooth is not discrepancies:  # a wild site is no place to start from
+        if smooth is discrepancies:
+            predicted = self._prediction.predict(
+                sites[: len(smooth)], smooth, self._estimate.jacobian, largest
+            )
+            measured = len(smooth) - committed
+            if predicted is not None and measured < self.window:
+                ahead = np.arange(self.window - measured)
+                forces[measured:] += predicted[np.minimum(ahead, len(predicted) - 1)]
+        else:  # a wild site is no place to start from
             leaps = (smooth != discrepancies).any(axis=(1, 2))
             rows = np.minimum(rows, max(int(leaps.argmax()), 1) - 1)
-        return Corrections(forces, sites[rows])
+        return Corrections(forces, sites[rows], None, self._secant(sites, discrepancies, committed))
+
+    def _secant(self, sites: Array, discrepancies: Array, committed: int) -> Secant | None:
+        """Of the next window: this round compared with the one before."""
+        measured = self._measured
+        if measured is None or measured.step != self._front.step:
+            return None
+        rows = slice(committed, min(len(measured.sites), len(discrepancies)))
+        count = max(0, rows.stop - rows.start)
+        result = Secant(*np.zeros((2, self.window, *sites.shape[1:])))
+        result.displacements[:count] = sites[rows] - measured.sites[rows]
+        result.changes[:count] = discrepancies[rows] - measured.discrepancies[rows]
+        return result

@@ -3,6 +3,7 @@
 
 #include "barostats.h"
 #include "differences.h"
+#include "prediction.h"
 #include "speculative_integrator.h"
 #include "valence.h"
 
@@ -234,23 +235,36 @@ struct Times {
     long long stepCount(size_t row) const { return stepCounts ? stepCounts->data()[row] : 0; }
 };
 
+void checkNeighbours(const IntMatrix& neighbours, size_t particles) {
+    for (size_t i = 0; i < neighbours.size(); i++)
+        if (neighbours.data()[i] < 0 || (size_t)neighbours.data()[i] >= particles)
+            throw std::invalid_argument("a neighbour is an atom that is not there");
+}
+
 // Of the draft's force at each step; see rollout.Corrections.
 class Corrections {
 public:
     Corrections(VectorBatch forces, std::optional<VectorBatch> sites,
-                std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks)
-        : forces(forces), sites(sites), neighbours(neighbours), blocks(blocks) {
+                std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks,
+                std::optional<VectorBatch> moved, std::optional<VectorBatch> changed,
+                Masses masses)
+        : forces(forces), sites(sites), neighbours(neighbours), blocks(blocks), moved(moved),
+          changed(changed), masses(masses) {
         if (sites.has_value() != neighbours.has_value() || sites.has_value() != blocks.has_value())
             throw std::invalid_argument("sites, neighbours and blocks must be given together");
+        if (moved.has_value() != changed.has_value() || (moved.has_value() && !sites))
+            throw std::invalid_argument("secants must be given with sites, both arrays of them");
+        checkParticles(masses.shape(0), particles());
+        for (const auto& each : {moved, changed})
+            if (each && (each->shape(0) != length() || each->shape(1) != particles()))
+                throw std::invalid_argument("the arrays of corrections do not fit together");
         if (!sites)
             return;
         if (sites->shape(0) != length() || sites->shape(1) != particles() ||
             neighbours->shape(0) != particles() || blocks->shape(0) != particles() ||
             blocks->shape(1) != neighbours->shape(1))
             throw std::invalid_argument("the arrays of corrections do not fit together");
-        for (size_t i = 0; i < neighbours->size(); i++)
-            if (neighbours->data()[i] < 0 || (size_t)neighbours->data()[i] >= particles())
-                throw std::invalid_argument("a neighbour is an atom that is not there");
+        checkNeighbours(*neighbours, particles());
     }
 
     size_t length() const { return forces.shape(0); }
@@ -265,13 +279,22 @@ public:
         displacements.resize(components);
         const double* measuredAt = sites->data() + k * components;
         for (size_t i = 0; i < components; i++)
-            displacements[i] =
-                std::clamp(site[i] - measuredAt[i], -largestDisplacement, largestDisplacement);
+            displacements[i] = site[i] - measuredAt[i];
+        const double* secant = nullptr;
+        if (moved) {
+            secant = moved->data() + k * components;
+            takeShares(secant, changed->data() + k * components, result);
+        }
         const int32_t* neighbour = neighbours->data();
         const double* block = blocks->data();
         for (size_t i = 0; i < particles(); i++)
             for (size_t n = 0; n < neighbours->shape(1); n++, neighbour++, block += 9) {
-                const double* d = displacements.data() + 3 * *neighbour;
+                double d[3];
+                for (int a = 0; a < 3; a++) {
+                    const size_t c = 3 * *neighbour + a;
+                    const double rest = displacements[c] - (secant ? shares[i] * secant[c] : 0.0);
+                    d[a] = std::clamp(rest, -largestDisplacement, largestDisplacement);
+                }
                 for (int a = 0; a < 3; a++)
                     result[3 * i + a] +=
                         block[3 * a] * d[0] + block[3 * a + 1] * d[1] + block[3 * a + 2] * d[2];
@@ -279,13 +302,42 @@ public:
     }
 
 private:
-    static constexpr double largestDisplacement = 0.02; // as in jacobian.py
+    // As in jacobian.py.
+    static constexpr double largestDisplacement = LocalJacobian::largestDisplacement;
+    static constexpr double ridge = 0.03, largestShare = 1.5;
+
+    // See LocalJacobian.with_secant; adds what the secant says.
+    void takeShares(const double* secant, const double* change, double* result) {
+        shares.resize(particles());
+        products.resize(particles());
+        squares.resize(particles());
+        for (size_t i = 0; i < particles(); i++) {
+            const double *s = secant + 3 * i, *d = displacements.data() + 3 * i;
+            products[i] = masses.data()[i] * (s[0] * d[0] + s[1] * d[1] + s[2] * d[2]);
+            squares[i] = masses.data()[i] * (s[0] * s[0] + s[1] * s[1] + s[2] * s[2]);
+        }
+        const int32_t* neighbour = neighbours->data();
+        for (size_t i = 0; i < particles(); i++) {
+            double along = 0.0, square = 0.0;
+            for (size_t n = 0; n < neighbours->shape(1); n++, neighbour++)
+                if (n == 0 || (size_t)*neighbour != i) { // where there are fewer, it is the atom
+                    along += products[*neighbour];
+                    square += squares[*neighbour];
+                }
+            const double share = square > 0 ? along / ((1.0 + ridge) * square) : 0.0;
+            shares[i] = std::clamp(share, -largestShare, largestShare);
+            for (int a = 0; a < 3; a++)
+                result[3 * i + a] += shares[i] * change[3 * i + a];
+        }
+    }
 
     VectorBatch forces;
     std::optional<VectorBatch> sites;
     std::optional<IntMatrix> neighbours;
     std::optional<Blocks> blocks;
-    std::vector<double> displacements; // scratch
+    std::optional<VectorBatch> moved, changed;
+    Masses masses;
+    std::vector<double> displacements, shares, products, squares; // scratch
 };
 
 using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
@@ -610,12 +662,14 @@ public:
                           Masses masses, Vectors positions, Vectors velocities,
                           VectorBatch corrections, std::optional<VectorBatch> sites,
                           std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks,
+                          std::optional<VectorBatch> moved, std::optional<VectorBatch> changed,
                           VectorBatch kicks, Flags cmRemovals,
                           std::optional<DoubleVector> times, std::optional<LongVector> stepCounts) {
         checkParticles(masses.shape(0), numParticles());
         const Times when(times, stepCounts, corrections.shape(0));
         return draftWindow(Scheme(schemeName, stepSize, decay), masses, positions, velocities,
-                           Corrections(corrections, sites, neighbours, blocks), kicks, cmRemovals,
+                           Corrections(corrections, sites, neighbours, blocks, moved, changed, masses),
+                           kicks, cmRemovals,
                            [&](size_t k, const double* site, double* force) {
                                setTime(when, k);
                                forcesAt(site, force);
@@ -818,13 +872,15 @@ public:
                           Masses masses, Vectors positions, Vectors velocities,
                           VectorBatch corrections, std::optional<VectorBatch> sites,
                           std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks,
+                          std::optional<VectorBatch> moved, std::optional<VectorBatch> changed,
                           VectorBatch kicks, Flags cmRemovals,
                           ContextAccess* base, std::optional<DoubleVector> times,
                           std::optional<LongVector> stepCounts) {
         checkParticles(masses.shape(0), terms.particles);
         const Times when(times, stepCounts, corrections.shape(0));
         return draftWindow(Scheme(schemeName, stepSize, decay), masses, positions, velocities,
-                           Corrections(corrections, sites, neighbours, blocks), kicks, cmRemovals,
+                           Corrections(corrections, sites, neighbours, blocks, moved, changed, masses),
+                           kicks, cmRemovals,
                            [&](size_t k, const double* site, double* force) {
                                forcesAt(site, force, base, when, k);
                            });
@@ -869,9 +925,7 @@ void addDifferences(VectorBatch displacements, VectorBatch changes, IntMatrix ne
         agreement.shape(1) != particles)
         throw std::invalid_argument("the arrays of differences do not fit together");
     checkCounts(counts, most);
-    for (size_t i = 0; i < neighbours.size(); i++)
-        if (neighbours.data()[i] < 0 || (size_t)neighbours.data()[i] >= particles)
-            throw std::invalid_argument("a neighbour is an atom that is not there");
+    checkNeighbours(neighbours, particles);
     nb::gil_scoped_release release;
     const Differences differences{batch,
                                   particles,
@@ -882,6 +936,58 @@ void addDifferences(VectorBatch displacements, VectorBatch changes, IntMatrix ne
                                   counts.data()};
     differences.addTo(gram.data(), moment.data(), estimate ? estimate->data() : nullptr,
                       agreement.data(), memory, leastShare);
+}
+
+LocalJacobian jacobianOf(IntMatrix neighbours, Blocks blocks, size_t particles) {
+    if (neighbours.shape(0) != particles || blocks.shape(0) != particles ||
+        blocks.shape(1) != neighbours.shape(1))
+        throw std::invalid_argument("the arrays of a derivative do not fit together");
+    checkNeighbours(neighbours, particles);
+    return {particles, neighbours.shape(1), neighbours.data(), blocks.data()};
+}
+
+// See prediction.changes_in_time.
+NumpyArray changesInTime(VectorBatch sites, VectorBatch discrepancies, IntMatrix neighbours,
+                         Blocks blocks) {
+    const size_t batch = sites.shape(0), particles = sites.shape(1);
+    if (batch < 1 || discrepancies.shape(0) != batch || discrepancies.shape(1) != particles)
+        throw std::invalid_argument("sites and discrepancies do not fit together");
+    const LocalJacobian jacobian = jacobianOf(neighbours, blocks, particles);
+    Buffer result({batch - 1, particles, 3});
+    {
+        nb::gil_scoped_release release;
+        takeChangesInTime(batch, sites.data(), discrepancies.data(), jacobian, result.data.get());
+    }
+    return result.numpy();
+}
+
+// See prediction.add_lagged.
+void addLaggedChanges(VectorBatch changes, OwnMatrices gram, OwnMatrix moment, double memory) {
+    const size_t particles = changes.shape(1), order = moment.shape(1);
+    if (gram.shape(0) != particles || gram.shape(1) != order || gram.shape(2) != order ||
+        moment.shape(0) != particles)
+        throw std::invalid_argument("the arrays of the autoregressions do not fit together");
+    nb::gil_scoped_release release;
+    addLagged(changes.shape(0), particles, order, changes.data(), memory, gram.data(),
+              moment.data());
+}
+
+// See prediction.predict_changes.
+NumpyArray predictNextChanges(VectorBatch sites, VectorBatch discrepancies, IntMatrix neighbours,
+                              Blocks blocks, Matrix coefficients, Masses largest, size_t ahead) {
+    const size_t particles = sites.shape(1), order = coefficients.shape(1);
+    if (sites.shape(0) != order + 1 || discrepancies.shape(0) != order + 1 ||
+        discrepancies.shape(1) != particles || coefficients.shape(0) != particles ||
+        largest.shape(0) != particles)
+        throw std::invalid_argument("the arrays of a prediction do not fit together");
+    const LocalJacobian jacobian = jacobianOf(neighbours, blocks, particles);
+    Buffer result({ahead, particles, 3});
+    {
+        nb::gil_scoped_release release;
+        predictChanges(order, ahead, sites.data(), discrepancies.data(), jacobian,
+                       coefficients.data(), largest.data(), result.data.get());
+    }
+    return result.numpy();
 }
 
 // See jacobian.solve_ridge.
@@ -1086,7 +1192,8 @@ NB_MODULE(_native, m) {
         .def("rollout", &ContextAccess::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("sites").none(), nb::arg("neighbours").none(),
-             nb::arg("blocks").none(), nb::arg("kicks"), nb::arg("cm_removals"),
+             nb::arg("blocks").none(), nb::arg("moved").none(), nb::arg("changed").none(),
+             nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
              "Number of drafted steps, and the arrays of a rollout.Window.");
     nb::class_<Valence>(m, "Valence",
@@ -1108,7 +1215,8 @@ NB_MODULE(_native, m) {
         .def("rollout", &Valence::rollout, nb::arg("scheme"), nb::arg("step_size"),
              nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("sites").none(), nb::arg("neighbours").none(),
-             nb::arg("blocks").none(), nb::arg("kicks"), nb::arg("cm_removals"),
+             nb::arg("blocks").none(), nb::arg("moved").none(), nb::arg("changed").none(),
+             nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("base").none(), nb::arg("times") = nb::none(),
              nb::arg("step_counts") = nb::none(),
              "Number of drafted steps, and the arrays of a rollout.Window.");
@@ -1118,6 +1226,13 @@ NB_MODULE(_native, m) {
           nb::arg("least_share"), "jacobian.add_differences in native code.");
     m.def("solve_ridge", &solveRidgeOfAtoms, nb::arg("gram"), nb::arg("moment"), nb::arg("counts"),
           nb::arg("ridge"), "jacobian.solve_ridge in native code.");
+    m.def("changes_in_time", &changesInTime, nb::arg("sites"), nb::arg("discrepancies"),
+          nb::arg("neighbours"), nb::arg("blocks"), "prediction.changes_in_time in native code.");
+    m.def("add_lagged", &addLaggedChanges, nb::arg("changes"), nb::arg("gram"), nb::arg("moment"),
+          nb::arg("memory"), "prediction.add_lagged in native code.");
+    m.def("predict_changes", &predictNextChanges, nb::arg("sites"), nb::arg("discrepancies"),
+          nb::arg("neighbours"), nb::arg("blocks"), nb::arg("coefficients"), nb::arg("largest"),
+          nb::arg("ahead"), "prediction.predict_changes in native code.");
     m.def("draw_random_number", &OpenMM::SimTKOpenMMUtilities::getUniformlyDistributedRandomNumber,
           "The next number of OpenMM's generator, whose state checkpoints contain once it is used.");
     m.def("copy_virtual_sites", &copyVirtualSites, nb::arg("from_address"), nb::arg("to_address"),
