@@ -25,10 +25,10 @@ WEIGHT_OF_DIFFERENCES = 300.0  # of forces: 1
 EQUATIONS_PER_PARAMETER = 6
 FIRST_FIT = 16  # steps
 EARLY = 256  # steps, before which no draft has gone bad
-STRIDES = ((256, 2), (1024, 4), (4096, 10))  # up to which step every how many are learned from
+STRIDES = ((128, 2), (512, 4), (2048, 10))  # up to which step every how many are learned from
 LAST_STRIDE = 30
 TOGETHER = 32  # steps whose equations are added at a time: it costs less
-LATE_FITS, LAST_FITS = 512, 4096  # steps from one to the next, at first and in the end
+LATE_FITS, LAST_FITS = 1024, 4096  # steps from one to the next, at first and in the end
 MEMORY = 2000  # steps learned from, after which the weight of old ones has fallen to 1/e
 LARGEST_WEIGHT = 1e6  # of the equations of a step
 WATCHED = 128  # steps
@@ -309,10 +309,10 @@ class Learner:
             self.add_equations()
         return False
 
-    def _chosen(self, steps: int) -> list[int]:
+    def _chosen(self, steps: int) -> range:
         """Which of the next ``steps`` committed steps to learn from."""
-        numbers = range(self._seen, self._seen + steps)
-        return [row for row, number in enumerate(numbers) if number % _stride(number) == 0]
+        stride = _stride(self._seen)
+        return range(-self._seen % stride, steps, stride)
 
     def add_equations(self) -> None:
         """Of the steps that were chosen last; to be called before anything else changes that the
@@ -339,7 +339,7 @@ class Learner:
         """Whether ``parameters`` changed."""
         self.add_equations()
         while self._next_fit <= self._seen:
-            wait = min(max(LATE_FITS, self._next_fit // 4), LAST_FITS)
+            wait = min(max(LATE_FITS, self._next_fit // 2), LAST_FITS)
             self._next_fit += min(self._next_fit, wait)
         equations = self._learned * len(self._weights) / EQUATIONS_PER_PARAMETER
         count = max([self._stages[0], *(each for each in self._stages if each <= equations)])
