@@ -84,7 +84,8 @@ class LocalJacobian(NamedTuple):
 
         along = sums(displacement * secant.displacements)
         squares = (1.0 + SECANT_RIDGE) * sums(secant.displacements**2)
-        shares = np.divide(along, squares, out=np.zeros_like(along), where=squares > 0)
+        usable = (squares > 0) & np.isfinite(squares) & np.isfinite(along)
+        shares = np.divide(along, squares, out=np.zeros_like(along), where=usable)
         shares = np.clip(shares, -LARGEST_SHARE, LARGEST_SHARE)[:, None]
         rest = displacement[self.neighbours]
         rest = rest - shares[..., None] * secant.displacements[self.neighbours]

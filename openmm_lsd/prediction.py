@@ -111,6 +111,8 @@ class Prediction:
 
     def __init__(self, particles: int, kernels: Kernels = Kernels()) -> None:  # noqa: B008
         self._particles, self._kernels = particles, kernels
+        self._shown_until = 0  # index of a step
+        self._waiting: list[tuple[Array, Array]]  # sites and discrepancies of steps in a row
         self.reset()
 
     def reset(self) -> None:
@@ -118,9 +120,7 @@ class Prediction:
         self._gram = np.zeros((self._particles, ORDER, ORDER))
         self._moment = np.zeros((self._particles, ORDER))
         self._coefficients: Array | None = None  # (N, ORDER)
-        self._waiting: list[tuple[Array, Array]] = []  # sites and discrepancies of steps in a row
-        self._steps = 0  # of those that were not there before
-        self._shown_until = 0  # index of a step
+        self.interrupt()
 
     def snapshot(self) -> dict[str, Any]:
         """All that it has learned, for ``restore``."""
@@ -152,7 +152,8 @@ class Prediction:
 
     def interrupt(self) -> None:
         """The next steps do not follow the last ones, or the draft has changed."""
-        self._waiting, self._steps = [], 0
+        self._waiting = []
+        self._steps = 0  # of those waiting, the ones that were not there before
 
     def learn(
         self, step: int, sites: Array, discrepancies: Array, jacobian: LocalJacobian | None
@@ -177,11 +178,15 @@ class Prediction:
         if jacobian is None:
             return
         changes = self._kernels.changes_in_time(sites, discrepancies, *jacobian)
-        self._kernels.add_lagged(changes, self._gram, self._moment, MEMORY)
+        with np.errstate(over="ignore", invalid="ignore"):  # a draft may say anything
+            self._kernels.add_lagged(changes, self._gram, self._moment, MEMORY)
+        if not (np.isfinite(self._gram).all() and np.isfinite(self._moment).all()):
+            self.reset()
+            return
         squares = np.einsum("npp->n", self._gram) / ORDER
         ridge = np.where(squares > 0, RIDGE * squares, 1.0)[:, None, None] * np.eye(ORDER)
         solution = np.linalg.solve(self._gram + ridge, self._moment[..., None])[..., 0]
-        self._coefficients = np.asarray(solution) if np.isfinite(solution).all() else None
+        self._coefficients = np.asarray(solution, dtype=np.float64)
 
     def predict(
         self, sites: Array, discrepancies: Array, jacobian: LocalJacobian | None, largest: Array

@@ -39,10 +39,11 @@ logger = logging.getLogger(__name__)
 # A discrepancy may change from one step to the next by what gives an atom this many times its
 # thermal speed. In sound runs at 1 fs the largest seen is 0.4, at 2 fs 1.1.
 LARGEST_LEAP = 2.0
-LARGEST_ERROR = 0.5
 # Nor by more than this many times what was seen at committed steps (heavy atoms leap far less);
 # the largest seen is forgotten by and by.
 LEAP_BEYOND_SEEN, KEPT_PER_ROUND = 8.0, 0.99
+# And where a correction was wrong by this many times the thermal speed, the draft went astray.
+LARGEST_ERROR = 1.0
 
 FAILED_BATCHES_TOLD = 3  # once is no more than the other node that did not answer
 
@@ -93,8 +94,8 @@ def without_leaps(
 
     Row j of the result depends on rows up to j only, as the measurability rule demands.
     """
-    wrong = (np.abs(errors[first - 1 : -1]) > largest_error).any(axis=2)
-    leaps = (np.abs(discrepancies[first:] - discrepancies[first - 1 : -1]) > largest).any(axis=2)
+    wrong = np.asarray((np.abs(errors[first - 1 : -1]) > largest_error).any(axis=2))
+    leaps = np.abs(discrepancies[first:] - discrepancies[first - 1 : -1]) > largest
     if not (wrong.any() or leaps.any()):
         return discrepancies
     result = discrepancies.copy()
@@ -357,9 +358,8 @@ class SpeculativeSampler:
         self._step_noise = StepNoise(seed, len(self._masses))
         self._noise_scale = scheme.noise_scale(inverse_masses)
         scheme.check_noise(inverse_masses)
-        self._largest_leap = (
-            LARGEST_LEAP * self._masses * scheme.thermal_speed(inverse_masses)
-        ) / scheme.step_size
+        thermal = self._masses * scheme.thermal_speed(inverse_masses) / scheme.step_size
+        self._largest_leap, self._largest_error = LARGEST_LEAP * thermal, LARGEST_ERROR * thermal
         self._inverse_leap = reciprocal(self._largest_leap)
         self._draft: Any = draft
         self._rollout = getattr(draft, "rollout", None) or partial(rollout, draft)
@@ -796,9 +796,7 @@ class SpeculativeSampler:
             forces[:] = discrepancies[committed - 1] if self.correction == "constant" else 0.0
             return Corrections(forces)
         largest = self._leap_allowed(discrepancies[:committed])
-        smooth = without_leaps(
-            discrepancies, errors, committed, largest, LARGEST_ERROR * self._largest_leap
-        )
+        smooth = without_leaps(discrepancies, errors, committed, largest, self._largest_error)
         rows = np.minimum(np.arange(committed, committed + self.window), len(smooth) - 1)
         forces[:] = smooth[rows]
         if self._estimate is None or self._prediction is None:

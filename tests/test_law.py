@@ -128,8 +128,8 @@ def test_law_survives_failing_sites(kind, reference):
 def test_law_survives_replaced_corrections(kind, mild_reference, monkeypatch):
     replaced = []
 
-    def counting(discrepancies, first, largest):
-        result = without_leaps(discrepancies, first, largest)
+    def counting(discrepancies, *limits):
+        result = without_leaps(discrepancies, *limits)
         replaced.append((result != discrepancies).any(axis=(1, 2)).sum())
         return result
 
@@ -144,14 +144,14 @@ def test_law_survives_replaced_corrections(kind, mild_reference, monkeypatch):
 class PeekingSampler(SpeculativeSampler):
     """Corrects a step with the discrepancy of the next site, which contains the step's noise."""
 
-    def _next_corrections(self, sites, discrepancies, committed):
-        corrections = super()._next_corrections(sites, discrepancies, committed)
+    def _next_corrections(self, sites, discrepancies, errors, committed):
+        corrections = super()._next_corrections(sites, discrepancies, errors, committed)
         kept = discrepancies[committed + 1 :]
         corrections.forces[: len(kept)] = kept
         return corrections
 
 
-def judged_by_the_next_row(discrepancies, first, largest):
+def judged_by_the_next_row(discrepancies, errors, first, *limits):
     """A correction is dropped if the one after it is lower: a choice made by the step's noise."""
     result = discrepancies.copy()
     for row in range(first, len(result) - 1):

@@ -16,7 +16,7 @@ from openmm_lsd._native import commit as native_commit
 from openmm_lsd.commit import commit
 from openmm_lsd.contexts import ForceContext, fastest_context, is_empty
 from openmm_lsd.draft import Draft
-from openmm_lsd.jacobian import LARGEST_DISPLACEMENT, LocalJacobian
+from openmm_lsd.jacobian import LARGEST_DISPLACEMENT, LocalJacobian, Secant
 from openmm_lsd.rollout import Corrections, reciprocal, rollout
 from openmm_lsd.schemes import ABOBA, Middle
 
@@ -37,8 +37,8 @@ def masses_of(system):
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
 @pytest.mark.parametrize("zero_mass", [False, True])
-@pytest.mark.parametrize("with_jacobian", [False, True])
-def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, with_jacobian, alanine):
+@pytest.mark.parametrize("kind_of_corrections", ["per-step", "jacobian", "secant"])
+def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, kind_of_corrections, alanine):
     system, positions = alanine
     draft = Draft(ForceContext(system, REFERENCE))
     masses = masses_of(system)[:, None]
@@ -50,11 +50,19 @@ def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, with_jacobian,
     rng = np.random.default_rng(2)
     kicks = rng.standard_normal((16, 22, 3)) * 0.05 * (masses > 0)
     corrections = Corrections(500.0 * rng.standard_normal(kicks.shape))
-    if with_jacobian:
+    if kind_of_corrections != "per-step":
         sites = positions + 0.01 * rng.standard_normal(kicks.shape)
         neighbours = rng.integers(22, size=(22, 5)).astype(np.int32)
-        blocks = 1e4 * rng.standard_normal((22, 5, 3, 3))
-        corrections = Corrections(corrections.forces, sites, LocalJacobian(neighbours, blocks))
+        neighbours[:, 0], neighbours[7, 3:] = np.arange(22), 7
+        jacobian = LocalJacobian(neighbours, 1e4 * rng.standard_normal((22, 5, 3, 3)))
+        corrections = Corrections(corrections.forces, sites, jacobian)
+    if kind_of_corrections == "secant":
+        secant = Secant(
+            0.01 * rng.standard_normal(kicks.shape), 500 * rng.standard_normal(kicks.shape)
+        )
+        for array in secant:
+            array[5] = 0.0
+        corrections = corrections._replace(secant=secant)
     removals = np.arange(16) % 3 == 0
     arguments = (scheme, masses, positions, velocities, corrections, kicks, removals)
     native, reference = draft.rollout(*arguments), rollout(draft, *arguments)
@@ -62,7 +70,7 @@ def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, with_jacobian,
     for name in native._fields:
         ours, theirs = getattr(native, name), getattr(reference, name)
         assert np.abs(ours - theirs).max() < 1e-12 * np.abs(theirs).max(), name
-    if with_jacobian:
+    if kind_of_corrections != "per-step":
         moved = np.abs(native.sites - corrections.sites)
         assert (moved > LARGEST_DISPLACEMENT).any() and (moved < LARGEST_DISPLACEMENT).any()
 
@@ -102,6 +110,11 @@ def test_rollout_rejects_arrays_of_the_wrong_size(alanine):
         (kicks, LocalJacobian(neighbours, blocks[:, 1:])),
     ):
         corrections = Corrections(kicks, sites, jacobian)
+        with pytest.raises(ValueError, match="corrections do not fit together"):
+            draft.rollout(scheme, masses, positions, still, corrections, kicks, removals)
+    jacobian = LocalJacobian(neighbours, blocks)
+    for secant in (Secant(kicks[1:], kicks), Secant(kicks, kicks[:, 1:])):
+        corrections = Corrections(kicks, kicks, jacobian, secant)
         with pytest.raises(ValueError, match="corrections do not fit together"):
             draft.rollout(scheme, masses, positions, still, corrections, kicks, removals)
     for wrong in (-1, 22):

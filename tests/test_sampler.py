@@ -8,6 +8,7 @@ from law import TEMPERATURE, TodaMolecule
 from particles import Cycling
 
 import openmm_lsd.sampler
+from openmm_lsd import prediction
 from openmm_lsd.noise import StepNoise
 from openmm_lsd.rollout import remove_cm_motion
 from openmm_lsd.sampler import SpeculativeSampler, TargetError, without_leaps
@@ -105,11 +106,13 @@ def test_statistics_count():
 @pytest.mark.filterwarnings("ignore:invalid value encountered in multiply")  # 0 times inf
 def test_flushed_evaluations_become_the_corrections_of_their_own_steps(monkeypatch):
     monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", np.inf)
+    monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_ERROR", np.inf)
+    monkeypatch.setattr(prediction, "SOLVED_EVERY", np.inf)
     seen = {}
 
     class Recorder(SpeculativeSampler):
-        def _next_corrections(self, sites, discrepancies, committed):
-            result = super()._next_corrections(sites, discrepancies, committed)
+        def _next_corrections(self, sites, discrepancies, errors, committed):
+            result = super()._next_corrections(sites, discrepancies, errors, committed)
             seen[self._front.step] = (sites, discrepancies, committed, result)
             return result
 
@@ -133,9 +136,23 @@ def test_a_leap_is_replaced_by_the_row_before_it():
     rows[:, 1, 2] = [0.0, 0.1, 0.2, 0.3, 0.4, 0.5]
     expected = rows.copy()
     expected[3:, 0, 0] = 9.5
-    limit = np.array([[2.0], [2.0]])
-    assert np.array_equal(without_leaps(rows, 3, limit), expected)
-    assert without_leaps(rows, 5, limit) is rows  # the leap is among committed steps: real
+    limit, errors = np.array([[2.0], [2.0]]), np.zeros_like(rows)
+    assert np.array_equal(without_leaps(rows, errors, 3, limit, limit), expected)
+    # The leap is among committed steps: real.
+    assert without_leaps(rows, errors, 5, limit, limit) is rows
+
+
+def test_where_the_draft_was_led_astray_the_last_sound_row_is_held():
+    rows = np.arange(36.0).reshape(6, 2, 3)
+    limit, errors = np.array([[1e3], [1e3]]), np.zeros_like(rows)
+    errors[1, 1, 2] = 2.1e3  # at a committed step: what comes after it is sound
+    assert without_leaps(rows, errors, 3, limit, 2 * limit) is rows
+    errors[3, 1, 0] = -2.1e3  # measured where the step should be; not those after it
+    expected = rows.copy()
+    expected[4:, 1] = rows[3, 1]
+    assert np.array_equal(without_leaps(rows, errors, 3, limit, 2 * limit), expected)
+    errors[5] = 1e9  # the last: nothing comes after it
+    assert np.array_equal(without_leaps(rows, errors, 3, limit, 2 * limit), expected)
 
 
 def bond_forces(positions, stiffness, reach):
@@ -156,6 +173,7 @@ def test_one_mishap_does_not_feed_itself(kind, heals, monkeypatch):
     """
     if not heals:
         monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", 1e9)
+        monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_ERROR", 1e9)
         monkeypatch.setattr(openmm_lsd.sampler, "LEAP_BEYOND_SEEN", np.inf)
     sampler = SpeculativeSampler(
         kind(TEMPERATURE, 1.0, 0.001),

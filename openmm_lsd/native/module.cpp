@@ -324,8 +324,9 @@ private:
                     along += products[*neighbour];
                     square += squares[*neighbour];
                 }
-            const double share = square > 0 ? along / ((1.0 + ridge) * square) : 0.0;
-            shares[i] = std::clamp(share, -largestShare, largestShare);
+            square *= 1.0 + ridge;
+            const bool usable = square > 0 && std::isfinite(square) && std::isfinite(along);
+            shares[i] = usable ? std::clamp(along / square, -largestShare, largestShare) : 0.0;
             for (int a = 0; a < 3; a++)
                 result[3 * i + a] += shares[i] * change[3 * i + a];
         }
