@@ -166,6 +166,8 @@ class Prediction:
             Index of the first.
         sites, discrepancies : (B, N, 3) nm, kJ/mol/nm
         """
+        if step != self._shown_until:  # plain steps lie between
+            self.interrupt()
         self._shown_until = step + len(sites)
         self._waiting.append((sites.copy(), discrepancies.copy()))
         self._steps += len(sites)

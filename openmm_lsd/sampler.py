@@ -517,6 +517,8 @@ class SpeculativeSampler:
         if outside is None or outside.next_step is None or self._front.step < outside.next_step:
             return
         self._learn_last_round()
+        if self._prediction is not None:
+            self._prediction.interrupt()
         positions, velocities = outside.apply(self._front)
         self._corrections = self._corrections.moved(positions - self._front.positions)
         self._state = self._front = State(positions, velocities, self._front.step)

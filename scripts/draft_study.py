@@ -21,6 +21,7 @@ from steps_per_round import gfn2_target, system_target
 from openmm_lsd import SpeculativeSampler, Statistics, systems
 from openmm_lsd.autodraft import STAGES, auto_draft
 from openmm_lsd.checks import masses_of
+from openmm_lsd.contexts import fastest_context
 from openmm_lsd.draft import LearningDraft
 from openmm_lsd.jacobian import JacobianEstimate
 from openmm_lsd.learning import WEIGHT_OF_DIFFERENCES
@@ -34,13 +35,15 @@ VARIANTS = {  # stages of terms, weight of differences, correction
 }
 
 
-def make_sampler(args, variant, structure, target, window, seed):
-    """A sampler at the system's own structure."""
+def make_sampler(args, variant, structure, target, window, seed, base=None):
+    """A sampler at the system's own structure; ``base`` is a ForceContext to learn on top of."""
     topology, positions, masses, box = structure
     stages, weight, correction = VARIANTS[variant]
     graph = with_missing_bonds(graph_of_topology(topology), positions, box)
     start = auto_draft(graph, positions, box, stages=stages)
-    draft = LearningDraft(start, masses, weight_of_differences=weight)
+    if base is not None:
+        start = start.without_guesses()
+    draft = LearningDraft(start, masses, base, weight_of_differences=weight)
     draft.set_environment(box, {})
 
     sampler = SpeculativeSampler(
@@ -82,6 +85,7 @@ def main():
     parser.add_argument("system", type=Path, help="directory, see systems.load; or a PDB file")
     parser.add_argument("--gfn2", action="store_true", help="GFN2-xTB instead of its target")
     parser.add_argument("--charge", type=float, default=0.0, help="of the molecule, for GFN2-xTB")
+    parser.add_argument("--on-force-field", action="store_true", help="learn on top of its draft")
     parser.add_argument("--drafts", nargs="+", choices=VARIANTS, default=list(VARIANTS))
     parser.add_argument("--windows", type=int, nargs="+", default=[16, 24, 48])
     parser.add_argument("--ends", type=int, nargs="+", default=[200, 1000, 4000], help="steps")
@@ -94,6 +98,7 @@ def main():
 
     molecule, structure = read_structure(args)
     topology, positions, *_ = structure
+    base = fastest_context(molecule.draft, positions) if args.on_force_field else None
     parts = [f"{start}-{end}" for start, end in zip([0, *args.ends], args.ends, strict=False)]
     print(
         f"{args.system.name}, target {'GFN2-xTB' if args.gfn2 else 'its own'}, {args.scheme}, "
@@ -108,7 +113,7 @@ def main():
         for variant in args.drafts:
             late = []
             for seed in args.seeds:
-                sampler = make_sampler(args, variant, structure, target, window, seed)
+                sampler = make_sampler(args, variant, structure, target, window, seed, base)
                 counts = []
                 for end in args.ends:
                     sampler.statistics = Statistics()

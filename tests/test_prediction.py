@@ -172,16 +172,18 @@ def test_steps_that_are_done_again_are_forgotten():
     assert model.predict(rows, rows, STILL, NO_LIMIT) is None
 
 
-def test_steps_on_both_sides_of_an_interruption_are_not_compared():
-    """The second half is that of a draft that is off by a constant."""
+@pytest.mark.parametrize("gap", [0, 50])
+def test_steps_on_both_sides_of_an_interruption_are_not_compared(gap):
+    """The second half is that of a draft that is off by a constant, or comes later."""
     models = [Prediction(PARTICLES), Prediction(PARTICLES)]
     nothing = np.zeros((8, PARTICLES, 3))
     for model, offset in zip(models, (0.0, 1e4), strict=True):
         show(model, STILL, 0, 24)
-        model.interrupt()
+        if not gap:
+            model.interrupt()
         for step in range(24, 200, 8):
             rows = oscillation(np.arange(step, step + 8)) + offset
-            model.learn(step, nothing, rows, STILL)
+            model.learn(step + gap, nothing, rows, STILL)
     rows = oscillation(np.arange(200, 208))
     found = [model.predict(nothing, rows, STILL, NO_LIMIT) for model in models]
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6, atol=1e-6)
