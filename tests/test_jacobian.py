@@ -356,10 +356,9 @@ def test_law_with_a_jacobian(kind, reference, eager):
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
 
 
-@pytest.mark.parametrize("kind", [Middle, ABOBA])
-def test_learning_from_sites_ahead_is_caught(kind, reference, eager):
-    states, _ = ensemble(kind, MILD, draft=mild_draft, sampler_class=LearnsAhead)
-    name, score = worst(z_scores(states, reference[kind]))
+def test_learning_from_sites_ahead_is_caught(reference, eager):
+    states, _ = ensemble(Middle, MILD, draft=mild_draft, sampler_class=LearnsAhead)
+    name, score = worst(z_scores(states, reference[Middle]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
 
 
@@ -374,8 +373,7 @@ class SecantsToTheNextStep(SpeculativeSampler):
         return result
 
 
-@pytest.mark.parametrize("kind", [Middle, ABOBA])
-def test_a_secant_to_the_next_step_is_caught(kind, reference, eager):
-    states, _ = ensemble(kind, MILD, draft=mild_draft, sampler_class=SecantsToTheNextStep)
-    name, score = worst(z_scores(states, reference[kind]))
+def test_a_secant_to_the_next_step_is_caught(reference, eager):
+    states, _ = ensemble(Middle, MILD, draft=mild_draft, sampler_class=SecantsToTheNextStep)
+    name, score = worst(z_scores(states, reference[Middle]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"

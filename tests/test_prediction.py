@@ -248,8 +248,7 @@ def test_law_with_predictions(kind, reference, eager):
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
 
 
-@pytest.mark.parametrize("kind", [Middle, ABOBA])
-def test_predictions_learned_from_sites_ahead_are_caught(kind, reference, eager):
-    states, _ = ensemble(kind, MILD, draft=mild_draft, sampler_class=LearnsAhead)
-    name, score = worst(z_scores(states, reference[kind]))
+def test_predictions_learned_from_sites_ahead_are_caught(reference, eager):
+    states, _ = ensemble(Middle, MILD, draft=mild_draft, sampler_class=LearnsAhead)
+    name, score = worst(z_scores(states, reference[Middle]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
