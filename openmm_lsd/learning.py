@@ -309,10 +309,15 @@ class Learner:
             self.add_equations()
         return False
 
-    def _chosen(self, steps: int) -> range:
+    def _chosen(self, steps: int) -> list[int]:
         """Which of the next ``steps`` committed steps to learn from."""
-        stride = _stride(self._seen)
-        return range(-self._seen % stride, steps, stride)
+        rows, number, end = [], self._seen, self._seen + steps
+        while number < end:
+            past = number % _stride(number)
+            if past == 0:
+                rows.append(number - self._seen)
+            number += _stride(number) - past
+        return rows
 
     def add_equations(self) -> None:
         """Of the steps that were chosen last; to be called before anything else changes that the

@@ -19,6 +19,7 @@ PURE = [
     "tuning",
     "learning",
     "jacobian",
+    "prediction",
     "valence",
 ]
 

@@ -22,7 +22,7 @@ import openmm_lsd.restart
 from openmm_lsd import LSDIntegrator
 from openmm_lsd.integrator import NOISE_STEP
 from openmm_lsd.molgraph import MolecularGraph
-from openmm_lsd.restart import MARK, RestartError, from_checkpoint, pack, unpack
+from openmm_lsd.restart import MARK, VERSION, RestartError, from_checkpoint, pack, unpack
 
 SAVED = ["Checkpoint", "State"]
 
@@ -480,11 +480,15 @@ def test_checkpoint_of_another_version(saved, tmp_path):
     """What the first release wrote, whole and with its digest."""
     data = saved.read_bytes()
     mark, end = data.rfind(MARK), len(data) - hashlib.sha256().digest_size
-    old = data[:mark] + MARK.replace(b"3", b"1") + data[mark + len(MARK) : end]
+    old = data[:mark] + MARK.replace(str(VERSION).encode(), b"1") + data[mark + len(MARK) : end]
     (tmp_path / "old").write_bytes(old + hashlib.sha256(old).digest())
     simulation = build("force field")
     simulation.step(3)
-    refused(simulation, tmp_path / "old", "version 1, and this openmm-lsd reads version 3; go on")
+    refused(
+        simulation,
+        tmp_path / "old",
+        f"version 1, and this openmm-lsd reads version {VERSION}; go on",
+    )
 
 
 def test_damaged_checkpoint(saved, tmp_path):
