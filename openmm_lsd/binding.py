@@ -16,14 +16,9 @@ from numpy.typing import NDArray
 from . import racing
 from ._native import (
     ContextAccess,
-    add_differences,
-    add_lagged,
-    changes_in_time,
     commit,
     keep_freed_memory,
     largest_device_force,
-    predict_changes,
-    solve_ridge,
 )
 from .barostat import BarostatMoves
 from .checks import (
@@ -39,11 +34,10 @@ from .clock import Clock, Times
 from .contexts import signed
 from .cores import allowed_cores
 from .draft import DraftChoice
+from .estimates import native_estimates
 from .interrupts import counted_interrupts
-from .jacobian import JacobianEstimate
 from .molgraph import Pairs, pairs_within
 from .periodicity import is_periodic
-from .prediction import Kernels, Prediction
 from .restart import Record, digest_of
 from .rollout import reciprocal
 from .sampler import Round, SpeculativeSampler, State, Statistics, TargetError
@@ -164,12 +158,7 @@ class Binding:
             self._state()[0], self._masses, self._box(), cores, self._is_reproducible
         )
         self._environment_of_draft()
-        self._jacobian = JacobianEstimate(
-            self._masses, self._pairs_within, add_differences, solve_ridge
-        )
-        self._prediction = Prediction(
-            len(self._masses), Kernels(changes_in_time, add_lagged, predict_changes)
-        )
+        self._jacobian, self._prediction = native_estimates(self._masses, self._pairs_within)
 
     def settings(self) -> Settings:
         """Those of the integrator at present."""

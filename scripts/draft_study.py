@@ -23,7 +23,7 @@ from openmm_lsd.autodraft import STAGES, auto_draft
 from openmm_lsd.checks import masses_of
 from openmm_lsd.contexts import fastest_context
 from openmm_lsd.draft import LearningDraft
-from openmm_lsd.jacobian import JacobianEstimate
+from openmm_lsd.estimates import native_estimates
 from openmm_lsd.learning import WEIGHT_OF_DIFFERENCES
 from openmm_lsd.molgraph import graph_of_topology, pairs_within, with_missing_bonds
 from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, SCHEMES
@@ -46,6 +46,7 @@ def make_sampler(args, variant, structure, target, window, seed, base=None):
     draft = LearningDraft(start, masses, base, weight_of_differences=weight)
     draft.set_environment(box, {})
 
+    jacobian, prediction = native_estimates(masses, partial(pairs_within, box=box))
     sampler = SpeculativeSampler(
         SCHEMES[args.scheme](args.temperature, args.friction, 1e-3 * args.timestep),
         masses,
@@ -55,7 +56,8 @@ def make_sampler(args, variant, structure, target, window, seed, base=None):
         seed,
         correction=correction,
         cm_removal_frequency=1,
-        jacobian=JacobianEstimate(masses, partial(pairs_within, box=box)),
+        jacobian=jacobian,
+        prediction=prediction,
     )
     speeds = np.sqrt(MOLAR_GAS_CONSTANT * args.temperature / masses)[:, None]
     rng = np.random.default_rng(seed)

@@ -13,6 +13,7 @@ import copy
 import resource
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import openmm
@@ -22,6 +23,8 @@ from openmm_lsd import LSDIntegrator, SpeculativeSampler, Statistics
 from openmm_lsd.checks import cm_removal_frequency, masses_of
 from openmm_lsd.contexts import fastest_context
 from openmm_lsd.draft import Draft, DraftChoice
+from openmm_lsd.estimates import native_estimates
+from openmm_lsd.molgraph import pairs_within
 from openmm_lsd.schemes import SCHEMES
 from openmm_lsd.targets import SystemTarget
 
@@ -109,6 +112,9 @@ def measure(molecules, args):
         vectors = simulation.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer)
         auto = choice.make(positions, masses_of(draft), np.array(vectors))
         auto.set_environment(np.array(vectors), {})
+        jacobian, prediction = native_estimates(
+            masses_of(draft), partial(pairs_within, box=np.array(vectors))
+        )
         sampler = SpeculativeSampler(
             SCHEMES[name](TEMPERATURE, FRICTION, STEP_SIZE),
             masses_of(draft),
@@ -116,6 +122,8 @@ def measure(molecules, args):
             lambda states: target.evaluate(states)[1],
             args.window,
             1,
+            jacobian=jacobian,
+            prediction=prediction,
             cm_removal_frequency=cm_removal_frequency(draft),
         )
         sampler.set_state(positions, velocities)
