@@ -15,7 +15,7 @@ from openmm import unit
 from openmm_lsd import systems
 from openmm_lsd.checks import masses_of
 from openmm_lsd.draft import DraftChoice
-from openmm_lsd.jacobian import MOST_NEIGHBOURS, LocalJacobian
+from openmm_lsd.jacobian import MOST_NEIGHBOURS, LocalJacobian, Secant
 from openmm_lsd.rollout import Corrections
 from openmm_lsd.schemes import Middle
 from openmm_lsd.valence import ANGLE, ATOMS_OF_KIND, DISTANCE, OUT_OF_PLANE, TORSION
@@ -33,7 +33,7 @@ def microseconds(draft, positions, masses, window):
     zeros = np.zeros((window, *positions.shape))
     neighbours = np.zeros((len(positions), MOST_NEIGHBOURS), dtype=np.int32)
     jacobian = LocalJacobian(neighbours, np.zeros((*neighbours.shape, 3, 3)))
-    corrections = Corrections(zeros, zeros, jacobian)
+    corrections = Corrections(zeros, zeros, jacobian, Secant(zeros, zeros))
     arguments = (Middle(300.0, 1.0, 0.001), masses[:, None], positions, zeros[0], corrections)
     times = []
     for _ in range(300):
