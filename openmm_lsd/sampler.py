@@ -358,8 +358,9 @@ class SpeculativeSampler:
         self._step_noise = StepNoise(seed, len(self._masses))
         self._noise_scale = scheme.noise_scale(inverse_masses)
         scheme.check_noise(inverse_masses)
-        thermal = self._masses * scheme.thermal_speed(inverse_masses) / scheme.step_size
-        self._largest_leap, self._largest_error = LARGEST_LEAP * thermal, LARGEST_ERROR * thermal
+        thermal_force = self._masses * scheme.thermal_speed(inverse_masses) / scheme.step_size
+        self._largest_leap = LARGEST_LEAP * thermal_force
+        self._largest_error = LARGEST_ERROR * thermal_force
         self._inverse_leap = reciprocal(self._largest_leap)
         self._draft: Any = draft
         self._rollout = getattr(draft, "rollout", None) or partial(rollout, draft)
@@ -814,7 +815,8 @@ class SpeculativeSampler:
         else:  # a wild site is no place to start from
             leaps = (smooth != discrepancies).any(axis=(1, 2))
             rows = np.minimum(rows, max(int(leaps.argmax()), 1) - 1)
-        return Corrections(forces, sites[rows], None, self._secant(sites, discrepancies, committed))
+        secant = self._secant(sites, discrepancies, committed)
+        return Corrections(forces, sites[rows], secant=secant)
 
     def _secant(self, sites: Array, discrepancies: Array, committed: int) -> Secant | None:
         """Of the next window: this round compared with the one before."""
