@@ -30,13 +30,18 @@ class BondWatch:
 
     def __init__(self, graph: MolecularGraph, positions: Array, box: Array | None) -> None:
         self._graph = self._graph_at_start = graph
+        self._nonmetals = np.where(np.isin(graph.elements, NONMETALS), graph.elements, 0)
         self._ignored = self._close_pairs(positions, box)
-        self._next_look = 0
+        self.reset()
 
     def reset(self) -> None:
         """Forget the bonds that have formed."""
-        self._graph = self._graph_at_start
+        self._take(self._graph_at_start)
         self._next_look = 0
+
+    def _take(self, graph: MolecularGraph) -> None:
+        self._graph = graph
+        self._known = self._ignored.union(map(tuple, graph.bonds.tolist()))
 
     def snapshot(self) -> dict[str, Any]:
         """All that it knows, for ``restore``."""
@@ -51,8 +56,8 @@ class BondWatch:
         """Go on as the one that the snapshot was taken of."""
         elements = self._graph.elements
         self._graph_at_start = MolecularGraph(elements, record["bonds at start"])
-        self._graph = MolecularGraph(elements, record["bonds"])
         self._ignored = set(map(tuple, record["ignored"].tolist()))
+        self._take(MolecularGraph(elements, record["bonds"]))
         self._next_look = record["next look"]
 
     def have_formed(self, step: int, positions: Array, box: Array | None) -> bool:
@@ -60,10 +65,10 @@ class BondWatch:
         if step < self._next_look:
             return False
         self._next_look = step + max(BETWEEN_LOOKS, len(positions))
-        bonds = set(map(tuple, self._graph.bonds.tolist()))
-        formed = self._close_pairs(positions, box) - self._ignored - bonds
+        formed = self._close_pairs(positions, box) - self._known
         if formed:
-            self._graph = MolecularGraph(self._graph.elements, np.array(sorted(bonds | formed)))
+            bonds = formed.union(map(tuple, self._graph.bonds.tolist()))
+            self._take(MolecularGraph(self._graph.elements, np.array(sorted(bonds))))
         return bool(formed)
 
     def graph_at(self, positions: Array, box: Array | None) -> MolecularGraph:
@@ -71,6 +76,4 @@ class BondWatch:
         return with_contacts(self._graph, positions, box)
 
     def _close_pairs(self, positions: Array, box: Array | None) -> set[tuple[int, int]]:
-        elements = self._graph.elements
-        nonmetals = np.where(np.isin(elements, NONMETALS), elements, 0)
-        return set(map(tuple, graph_of_positions(nonmetals, positions, box).bonds.tolist()))
+        return set(map(tuple, graph_of_positions(self._nonmetals, positions, box).bonds.tolist()))

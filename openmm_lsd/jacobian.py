@@ -201,7 +201,7 @@ class JacobianEstimate:
         self._gram, self._moment = np.empty((count, 0, 0)), np.empty((count, 0, 3))
         self._agreement = np.zeros((2, count))
         self._raw: Array | None = None  # (N, 3 M, 3), mass-weighted, by all differences so far
-        self._waiting: list[tuple[Array, Array]] = []  # displacements and changes to be added
+        self._waiting: list[tuple[Array, Array]] = []  # (B, N, 3) displacements and changes to be added
         self._steps = self._next_choice = 0
         self._next_solution = SOLVED_EVERY
         self._shown_until = 0  # index of a step
@@ -265,12 +265,16 @@ class JacobianEstimate:
         """
         self._shown_until = step + len(sites)
         self._steps += len(sites)
-        for row in range(0, len(earlier_sites), STRIDE_OF_REDRAFTED):
-            change = discrepancies[row] - earlier_discrepancies[row]
-            self._waiting.append((sites[row] - earlier_sites[row], change))
-        for row in range(1, len(sites), STRIDE_OF_CONSECUTIVE):
-            change = discrepancies[row] - discrepancies[row - 1]
-            self._waiting.append((sites[row] - sites[row - 1], change))
+        redrafted = slice(0, len(earlier_sites), STRIDE_OF_REDRAFTED)
+        later = slice(1, len(sites), STRIDE_OF_CONSECUTIVE)
+        before = slice(0, len(sites) - 1, STRIDE_OF_CONSECUTIVE)
+        self._waiting += [
+            (
+                sites[redrafted] - earlier_sites[redrafted],
+                discrepancies[redrafted] - earlier_discrepancies[redrafted],
+            ),
+            (sites[later] - sites[before], discrepancies[later] - discrepancies[before]),
+        ]
         if self._steps < self._next_solution:
             return
         self._next_solution = self._steps + SOLVED_EVERY
@@ -285,7 +289,7 @@ class JacobianEstimate:
         """Many differences together: it costs less."""
         if not self._waiting:
             return
-        displacements, changes = map(np.array, zip(*self._waiting, strict=True))
+        displacements, changes = map(np.concatenate, zip(*self._waiting, strict=True))
         self._waiting = []
         # A draft may lead anywhere, and say anything there.
         near = (np.abs(displacements) <= LARGEST_DIFFERENCE) & np.isfinite(changes)

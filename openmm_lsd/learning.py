@@ -184,7 +184,7 @@ class Learner:
         self._weights = np.sqrt(
             np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)
         ).repeat(3)
-        self._mean_square = self._weights**2 / max(1, len(self._weights))
+        self._mean_weights = self._weights / np.sqrt(max(1, len(self._weights)))
         self.reset()
 
     def reset(self) -> None:
@@ -265,10 +265,14 @@ class Learner:
             call.
         """
         rows = discrepancies.reshape(-1, len(self._weights))
-        if self._last is not None:
-            rows = np.concatenate([self._last[1].reshape(1, -1), rows])
-        changes = rows[1:] - rows[:-1]
-        self._roughness += float(np.einsum("bi,bi,i->", changes, changes, self._mean_square))
+        changes = np.empty_like(rows)
+        np.subtract(rows[1:], rows[:-1], out=changes[1:])
+        if self._last is None:
+            changes = changes[1:]
+        else:
+            changes[0] = rows[0] - self._last[1].reshape(-1)
+        changes *= self._mean_weights
+        self._roughness += float(np.vdot(changes, changes))
         self._watched += len(changes)
         if self._watched < WATCHED:
             return False

@@ -169,7 +169,7 @@ class Prediction:
         if step != self._shown_until:  # plain steps lie between
             self.interrupt()
         self._shown_until = step + len(sites)
-        self._waiting.append((sites.copy(), discrepancies.copy()))
+        self._waiting.append((sites, discrepancies))
         self._steps += len(sites)
         if self._steps < SOLVED_EVERY:
             return

@@ -94,16 +94,26 @@ def without_leaps(
 
     Row j of the result depends on rows up to j only, as the measurability rule demands.
     """
-    wrong = np.asarray((np.abs(errors[first - 1 : -1]) > largest_error).any(axis=2))
+    wrong = np.abs(errors[first - 1 : -1]) > largest_error
     leaps = np.abs(discrepancies[first:] - discrepancies[first - 1 : -1]) > largest
     if not (wrong.any() or leaps.any()):
         return discrepancies
+    wrong = wrong.any(axis=2)
     result = discrepancies.copy()
     astray = np.zeros(result.shape[1], dtype=bool)
     for row in range(first, len(result)):
         astray |= wrong[row - first]
         astray |= (np.abs(result[row] - result[row - 1]) > largest).any(axis=1)
         result[row, astray] = result[row - 1, astray]
+    return result
+
+
+def _rows_held(array: Array, first: int, count: int) -> Array:
+    """So many rows from ``first`` on; after the last one, that again and again."""
+    result = np.empty((count, *array.shape[1:]))
+    present = min(max(len(array) - first, 0), count)
+    result[:present] = array[first : first + present]
+    result[present:] = array[-1]
     return result
 
 
@@ -249,16 +259,15 @@ class Round(NamedTuple):
 
 def _examined(times_measured: NDArray[np.int_], shifts: list[float], accepted: bool) -> Array:
     """What a round adds to ``Statistics.examined``."""
-    times = np.zeros(len(shifts), dtype=int)
-    times[: len(times_measured)] = np.minimum(
-        times_measured[: len(shifts)], len(TIMES_MEASURED) - 1
-    )
-    result = np.zeros((len(TIMES_MEASURED), 3))
-    result[:, 0] = np.bincount(times, minlength=len(TIMES_MEASURED))
-    result[:, 2] = np.bincount(times, shifts, minlength=len(TIMES_MEASURED))
+    rows = [[0, 0, 0.0] for _ in TIMES_MEASURED]
+    times = [min(times, len(rows) - 1) for times in times_measured[: len(shifts)].tolist()]
+    times += [0] * (len(shifts) - len(times))
+    for row, shift in zip(times, shifts, strict=True):
+        rows[row][0] += 1
+        rows[row][2] += shift
     if not accepted:
-        result[times[-1], 1] = 1.0
-    return result
+        rows[times[-1]][1] += 1
+    return np.array(rows)
 
 
 class _Lesson(NamedTuple):
@@ -685,9 +694,11 @@ class SpeculativeSampler:
         return Corrections(np.zeros((self.window, len(self._masses), 3)))
 
     def _cm_removals(self, step: int, length: int) -> NDArray[np.bool_]:
-        counts = np.arange(step, step + length) + self._step_count_offset
         frequency = self._cm_removal_frequency
-        return counts % frequency == 0 if frequency else np.zeros(length, dtype=bool)
+        if not frequency:
+            return np.zeros(length, dtype=bool)
+        counts = np.arange(step, step + length) + self._step_count_offset
+        return np.asarray(counts % frequency == 0)
 
     def _verify(self, sites: Array, step: int, times: Times | None) -> Array:
         """Target forces at the sites up to the first that fails; an error if that is the first.
@@ -794,29 +805,31 @@ class SpeculativeSampler:
         is a function of the noise of steps before j. So row j may serve as the correction of step
         j (its own, a round ago) and of every later step; never of an earlier one.
         """
-        forces = np.empty((self.window, *discrepancies.shape[1:]))
         if not self._corrects_each_step:
-            forces[:] = discrepancies[committed - 1] if self.correction == "constant" else 0.0
+            forces = np.zeros((self.window, *discrepancies.shape[1:]))
+            if self.correction == "constant":
+                forces[:] = discrepancies[committed - 1]
             return Corrections(forces)
         largest = self._leap_allowed(discrepancies[:committed])
         smooth = without_leaps(discrepancies, errors, committed, largest, self._largest_error)
-        rows = np.minimum(np.arange(committed, committed + self.window), len(smooth) - 1)
-        forces[:] = smooth[rows]
+        forces = _rows_held(smooth, committed, self.window)
         if self._estimate is None or self._prediction is None:
             return Corrections(forces)
+        usable = len(smooth)
         if smooth is discrepancies:
             predicted = self._prediction.predict(
-                sites[: len(smooth)], smooth, self._estimate.jacobian, largest
+                sites[:usable], smooth, self._estimate.jacobian, largest
             )
-            measured = len(smooth) - committed
-            if predicted is not None and measured < self.window:
-                ahead = np.arange(self.window - measured)
-                forces[measured:] += predicted[np.minimum(ahead, len(predicted) - 1)]
+            new = forces[usable - committed :]
+            if predicted is not None and len(new):
+                new += _rows_held(predicted, 0, len(new))
         else:  # a wild site is no place to start from
             leaps = (smooth != discrepancies).any(axis=(1, 2))
-            rows = np.minimum(rows, max(int(leaps.argmax()), 1) - 1)
+            usable = max(int(leaps.argmax()), 1)
         secant = self._secant(sites, discrepancies, committed)
-        return Corrections(forces, sites[rows], secant=secant)
+        return Corrections(
+            forces, _rows_held(sites[:usable], committed, self.window), secant=secant
+        )
 
     def _secant(self, sites: Array, discrepancies: Array, committed: int) -> Secant | None:
         """Of the next window: this round compared with the one before."""
@@ -826,6 +839,8 @@ class SpeculativeSampler:
         rows = slice(committed, min(len(measured.sites), len(discrepancies)))
         count = max(0, rows.stop - rows.start)
         result = Secant(*np.zeros((2, self.window, *sites.shape[1:])))
-        result.displacements[:count] = sites[rows] - measured.sites[rows]
-        result.changes[:count] = discrepancies[rows] - measured.discrepancies[rows]
+        np.subtract(sites[rows], measured.sites[rows], out=result.displacements[:count])
+        np.subtract(
+            discrepancies[rows], measured.discrepancies[rows], out=result.changes[:count]
+        )
         return result

@@ -95,31 +95,19 @@ struct Differences {
                double memory, double leastShare) const {
         const size_t size = 3 * most;
         const double fade = std::exp(-(double)batch / memory);
-        kernels::scale(gram, particles * size * size, fade);
-        kernels::scale(moment, particles * size * 3, fade);
         kernels::scale(agreement, 2 * particles, fade);
-        std::vector<double> own(particles), squares(particles), near(size);
-        for (size_t b = 0; b < batch; b++) {
-            const double* d = displacements + 3 * particles * b;
-            for (size_t i = 0; i < particles; i++)
-                own[i] = d[3 * i] * d[3 * i] + d[3 * i + 1] * d[3 * i + 1] +
-                         d[3 * i + 2] * d[3 * i + 2];
-            double sum = 0.0;
-            for (size_t i = 0; i < particles; i++) {
-                squares[i] = 0.0;
-                for (int n = 0; n < counts[i]; n++)
-                    squares[i] += own[neighbours[i * most + n]];
-                sum += squares[i];
-            }
-            const double least = leastShare * sum / (double)particles;
-            const double age = std::exp(-(double)(batch - 1 - b) / memory);
-            for (size_t i = 0; i < particles; i++) {
-                const double square = squares[i] + least;
-                if (square <= 0.0)
+        const std::vector<double> weights = weightsOf(memory, leastShare);
+        std::vector<double> near(size);
+        for (size_t i = 0; i < particles; i++) { // atoms outside: an atom's sums stay in the cache
+            const size_t used = 3 * (size_t)counts[i];
+            kernels::scale(gram + i * size * size, size * size, fade);
+            kernels::scale(moment + i * size * 3, size * 3, fade);
+            for (size_t b = 0; b < batch; b++) {
+                const double weight = weights[b * particles + i];
+                if (weight == 0.0)
                     continue;
-                const double weight = age / square;
+                const double* d = displacements + 3 * particles * b;
                 const double* change = changes + 3 * (particles * b + i);
-                const size_t used = 3 * (size_t)counts[i];
                 for (int n = 0; n < counts[i]; n++)
                     std::copy_n(d + 3 * neighbours[i * most + n], 3, near.data() + 3 * n);
                 if (estimate != nullptr)
@@ -132,6 +120,29 @@ struct Differences {
     }
 
 private:
+    // (batch, N)
+    std::vector<double> weightsOf(double memory, double leastShare) const {
+        std::vector<double> own(particles), weights(batch * particles);
+        for (size_t b = 0; b < batch; b++) {
+            const double* d = displacements + 3 * particles * b;
+            double* squares = weights.data() + b * particles;
+            for (size_t i = 0; i < particles; i++)
+                own[i] = d[3 * i] * d[3 * i] + d[3 * i + 1] * d[3 * i + 1] +
+                         d[3 * i + 2] * d[3 * i + 2];
+            double sum = 0.0;
+            for (size_t i = 0; i < particles; i++) {
+                for (int n = 0; n < counts[i]; n++)
+                    squares[i] += own[neighbours[i * most + n]];
+                sum += squares[i];
+            }
+            const double least = leastShare * sum / (double)particles;
+            const double age = std::exp(-(double)(batch - 1 - b) / memory);
+            for (size_t i = 0; i < particles; i++)
+                squares[i] = squares[i] + least > 0.0 ? age / (squares[i] + least) : 0.0;
+        }
+        return weights;
+    }
+
     static void addAgreement(const double* near, size_t used, const double* estimate,
                              const double* change, double weight, double& agreed,
                              double& expected) {

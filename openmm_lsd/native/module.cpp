@@ -3,6 +3,7 @@
 
 #include "barostats.h"
 #include "differences.h"
+#include "local_jacobian.h"
 #include "prediction.h"
 #include "speculative_integrator.h"
 #include "valence.h"
@@ -241,6 +242,14 @@ void checkNeighbours(const IntMatrix& neighbours, size_t particles) {
             throw std::invalid_argument("a neighbour is an atom that is not there");
 }
 
+LocalJacobian jacobianOf(IntMatrix neighbours, Blocks blocks, size_t particles) {
+    if (neighbours.shape(0) != particles || blocks.shape(0) != particles ||
+        blocks.shape(1) != neighbours.shape(1))
+        throw std::invalid_argument("the arrays of a derivative do not fit together");
+    checkNeighbours(neighbours, particles);
+    return {particles, neighbours.shape(1), neighbours.data(), blocks.data()};
+}
+
 // Of the draft's force at each step; see rollout.Corrections.
 class Corrections {
 public:
@@ -248,8 +257,8 @@ public:
                 std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks,
                 std::optional<VectorBatch> moved, std::optional<VectorBatch> changed,
                 Masses masses)
-        : forces(forces), sites(sites), neighbours(neighbours), blocks(blocks), moved(moved),
-          changed(changed), masses(masses) {
+        : forces(forces), sites(sites), neighbours(neighbours), moved(moved), changed(changed),
+          masses(masses) {
         if (sites.has_value() != neighbours.has_value() || sites.has_value() != blocks.has_value())
             throw std::invalid_argument("sites, neighbours and blocks must be given together");
         if (moved.has_value() != changed.has_value() || (moved.has_value() && !sites))
@@ -260,11 +269,13 @@ public:
                 throw std::invalid_argument("the arrays of corrections do not fit together");
         if (!sites)
             return;
-        if (sites->shape(0) != length() || sites->shape(1) != particles() ||
-            neighbours->shape(0) != particles() || blocks->shape(0) != particles() ||
-            blocks->shape(1) != neighbours->shape(1))
+        if (sites->shape(0) != length() || sites->shape(1) != particles())
             throw std::invalid_argument("the arrays of corrections do not fit together");
-        checkNeighbours(*neighbours, particles());
+        jacobian = jacobianOf(*neighbours, *blocks, particles());
+        displacements.resize(4 * particles());
+        secants.resize(4 * particles());
+        for (auto* each : {&shares, &products, &squares, &along, &square})
+            each->resize(particles());
     }
 
     size_t length() const { return forces.shape(0); }
@@ -274,71 +285,54 @@ public:
     void take(size_t k, const double* site, double* result) {
         const size_t components = 3 * particles();
         std::memcpy(result, forces.data() + k * components, components * sizeof(double));
-        if (!sites)
+        if (!jacobian)
             return;
-        displacements.resize(components);
-        const double* measuredAt = sites->data() + k * components;
-        for (size_t i = 0; i < components; i++)
-            displacements[i] = site[i] - measuredAt[i];
-        const double* secant = nullptr;
-        if (moved) {
-            secant = moved->data() + k * components;
-            takeShares(secant, changed->data() + k * components, result);
+        LocalJacobian::subtract(site, sites->data() + k * components, particles(),
+                                displacements.data());
+        if (!moved) {
+            jacobian->addTo(result, displacements.data());
+            return;
         }
-        const int32_t* neighbour = neighbours->data();
-        const double* block = blocks->data();
+        const double* secant = moved->data() + k * components;
+        const double* change = changed->data() + k * components;
         for (size_t i = 0; i < particles(); i++)
-            for (size_t n = 0; n < neighbours->shape(1); n++, neighbour++, block += 9) {
-                double d[3];
-                for (int a = 0; a < 3; a++) {
-                    const size_t c = 3 * *neighbour + a;
-                    const double rest = displacements[c] - (secant ? shares[i] * secant[c] : 0.0);
-                    d[a] = std::clamp(rest, -largestDisplacement, largestDisplacement);
-                }
-                for (int a = 0; a < 3; a++)
-                    result[3 * i + a] +=
-                        block[3 * a] * d[0] + block[3 * a + 1] * d[1] + block[3 * a + 2] * d[2];
-            }
+            std::copy_n(secant + 3 * i, 3, secants.data() + 4 * i);
+        findShares();
+        for (size_t c = 0; c < components; c++)
+            result[c] += shares[c / 3] * change[c];
+        jacobian->addTo(result, displacements.data(), secants.data(), shares.data());
     }
 
 private:
     // As in jacobian.py.
-    static constexpr double largestDisplacement = LocalJacobian::largestDisplacement;
     static constexpr double ridge = 0.03, largestShare = 1.5;
 
-    // See LocalJacobian.with_secant; adds what the secant says.
-    void takeShares(const double* secant, const double* change, double* result) {
-        shares.resize(particles());
-        products.resize(particles());
-        squares.resize(particles());
+    // See LocalJacobian.with_secant.
+    void findShares() {
         for (size_t i = 0; i < particles(); i++) {
-            const double *s = secant + 3 * i, *d = displacements.data() + 3 * i;
+            const double *s = secants.data() + 4 * i, *d = displacements.data() + 4 * i;
             products[i] = masses.data()[i] * (s[0] * d[0] + s[1] * d[1] + s[2] * d[2]);
             squares[i] = masses.data()[i] * (s[0] * s[0] + s[1] * s[1] + s[2] * s[2]);
         }
-        const int32_t* neighbour = neighbours->data();
+        jacobian->sumNear(products.data(), along.data());
+        jacobian->sumNear(squares.data(), square.data());
         for (size_t i = 0; i < particles(); i++) {
-            double along = 0.0, square = 0.0;
-            for (size_t n = 0; n < neighbours->shape(1); n++, neighbour++)
-                if (n == 0 || (size_t)*neighbour != i) { // where there are fewer, it is the atom
-                    along += products[*neighbour];
-                    square += squares[*neighbour];
-                }
-            square *= 1.0 + ridge;
-            const bool usable = square > 0 && std::isfinite(square) && std::isfinite(along);
-            shares[i] = usable ? std::clamp(along / square, -largestShare, largestShare) : 0.0;
-            for (int a = 0; a < 3; a++)
-                result[3 * i + a] += shares[i] * change[3 * i + a];
+            square[i] *= 1.0 + ridge;
+            const bool usable =
+                square[i] > 0 && std::isfinite(square[i]) && std::isfinite(along[i]);
+            shares[i] =
+                usable ? std::clamp(along[i] / square[i], -largestShare, largestShare) : 0.0;
         }
     }
 
     VectorBatch forces;
     std::optional<VectorBatch> sites;
-    std::optional<IntMatrix> neighbours;
-    std::optional<Blocks> blocks;
+    std::optional<IntMatrix> neighbours; // of ``jacobian``
     std::optional<VectorBatch> moved, changed;
     Masses masses;
-    std::vector<double> displacements, shares, products, squares; // scratch
+    std::optional<LocalJacobian> jacobian;
+    std::vector<double> displacements, secants;                   // scratch, (N, 4)
+    std::vector<double> shares, products, squares, along, square; // (N,)
 };
 
 using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
@@ -939,21 +933,13 @@ void addDifferences(VectorBatch displacements, VectorBatch changes, IntMatrix ne
                       agreement.data(), memory, leastShare);
 }
 
-LocalJacobian jacobianOf(IntMatrix neighbours, Blocks blocks, size_t particles) {
-    if (neighbours.shape(0) != particles || blocks.shape(0) != particles ||
-        blocks.shape(1) != neighbours.shape(1))
-        throw std::invalid_argument("the arrays of a derivative do not fit together");
-    checkNeighbours(neighbours, particles);
-    return {particles, neighbours.shape(1), neighbours.data(), blocks.data()};
-}
-
 // See prediction.changes_in_time.
 NumpyArray changesInTime(VectorBatch sites, VectorBatch discrepancies, IntMatrix neighbours,
                          Blocks blocks) {
     const size_t batch = sites.shape(0), particles = sites.shape(1);
     if (batch < 1 || discrepancies.shape(0) != batch || discrepancies.shape(1) != particles)
         throw std::invalid_argument("sites and discrepancies do not fit together");
-    const LocalJacobian jacobian = jacobianOf(neighbours, blocks, particles);
+    LocalJacobian jacobian = jacobianOf(neighbours, blocks, particles);
     Buffer result({batch - 1, particles, 3});
     {
         nb::gil_scoped_release release;
@@ -981,7 +967,7 @@ NumpyArray predictNextChanges(VectorBatch sites, VectorBatch discrepancies, IntM
         discrepancies.shape(1) != particles || coefficients.shape(0) != particles ||
         largest.shape(0) != particles)
         throw std::invalid_argument("the arrays of a prediction do not fit together");
-    const LocalJacobian jacobian = jacobianOf(neighbours, blocks, particles);
+    LocalJacobian jacobian = jacobianOf(neighbours, blocks, particles);
     Buffer result({ahead, particles, 3});
     {
         nb::gil_scoped_release release;

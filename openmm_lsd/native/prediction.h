@@ -2,48 +2,26 @@
 
 #pragma once
 
+#include "local_jacobian.h"
+
 #include <algorithm>
 #include <cmath>
 #include <cstddef>
-#include <cstdint>
 #include <vector>
-
-// A derivative of forces by positions: neighbours (N, M) and blocks (N, M, 3, 3); see
-// jacobian.LocalJacobian.
-struct LocalJacobian {
-    size_t particles, most;
-    const int32_t* neighbours;
-    const double* blocks;
-    static constexpr double largestDisplacement = 0.01; // as in jacobian.py
-
-    // From the changes (N, 3) of atom i is taken what a displacement (N, 3) makes of them.
-    void subtract(const double* displacement, double* changes) const {
-        const int32_t* neighbour = neighbours;
-        const double* block = blocks;
-        for (size_t i = 0; i < particles; i++)
-            for (size_t n = 0; n < most; n++, neighbour++, block += 9)
-                for (int b = 0; b < 3; b++) {
-                    const double held = std::clamp(displacement[3 * *neighbour + b],
-                                                   -largestDisplacement, largestDisplacement);
-                    for (int a = 0; a < 3; a++)
-                        changes[3 * i + a] -= block[3 * a + b] * held;
-                }
-    }
-};
 
 // See prediction.changes_in_time: (B - 1, N, 3) from two arrays (B, N, 3).
 inline void takeChangesInTime(size_t batch, const double* sites, const double* discrepancies,
-                              const LocalJacobian& jacobian, double* result) {
-    const size_t components = 3 * jacobian.particles;
-    std::vector<double> displacement(components);
+                              LocalJacobian& jacobian, double* result) {
+    const size_t particles = jacobian.numParticles(), components = 3 * particles;
+    std::vector<double> displacements(4 * particles);
     for (size_t b = 0; b + 1 < batch; b++) {
         const double *x = sites + b * components, *d = discrepancies + b * components;
         double* change = result + b * components;
-        for (size_t c = 0; c < components; c++) {
-            displacement[c] = x[c + components] - x[c];
+        // Back in time, since what J explains is taken away.
+        LocalJacobian::subtract(x, x + components, particles, displacements.data());
+        for (size_t c = 0; c < components; c++)
             change[c] = d[c + components] - d[c];
-        }
-        jacobian.subtract(displacement.data(), change);
+        jacobian.addTo(change, displacements.data());
     }
 }
 
@@ -71,9 +49,9 @@ inline void addLagged(size_t batch, size_t particles, size_t order, const double
 
 // See prediction.predict_changes: of arrays (order + 1, N, 3), the sums (ahead, N, 3).
 inline void predictChanges(size_t order, size_t ahead, const double* sites,
-                           const double* discrepancies, const LocalJacobian& jacobian,
+                           const double* discrepancies, LocalJacobian& jacobian,
                            const double* coefficients, const double* largest, double* result) {
-    const size_t components = 3 * jacobian.particles;
+    const size_t components = 3 * jacobian.numParticles();
     std::vector<double> changes((order + ahead) * components);
     takeChangesInTime(order + 1, sites, discrepancies, jacobian, changes.data());
     for (size_t n = 0; n < ahead; n++) {
