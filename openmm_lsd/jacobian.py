@@ -24,13 +24,13 @@ Pairs = NDArray[np.int_]
 
 REACH = 0.3  # nm, within which atoms count as neighbours
 MOST_NEIGHBOURS = 10  # the atom itself is one
-MEMORY = 36  # differences, after which the weight of old ones has fallen to 1/e
+MEMORY = 24  # differences, after which the weight of old ones has fallen to 1/e
 RIDGE = 2.0  # the mean square of a difference is 1
 LEAST_SHARE = 0.1  # of the mean square displacement: an atom that hardly moved tells little
 # Of the committed steps of a round, every how many are compared with the site where they were
 # drafted a round ago, and with the step before. All of them would tell little more.
-STRIDE_OF_REDRAFTED, STRIDE_OF_CONSECUTIVE = 5, 20
-SOLVED_EVERY = 48  # steps
+STRIDE_OF_REDRAFTED, STRIDE_OF_CONSECUTIVE = 8, 20
+FIRST_SOLUTION, SOLVED_EVERY = 48, 96  # steps
 CHOSEN_EVERY = 500  # steps; atoms diffuse
 LARGEST_DIFFERENCE = 0.02  # nm, in each direction, that is learned from
 LARGEST_DISPLACEMENT = 0.01  # nm, in each direction, up to which changes are taken to be linear
@@ -203,7 +203,7 @@ class JacobianEstimate:
         self._raw: Array | None = None  # (N, 3 M, 3), mass-weighted, by all differences so far
         self._waiting: list[tuple[Array, Array]] = []  # (B, N, 3) displacements and changes to be added
         self._steps = self._next_choice = 0
-        self._next_solution = SOLVED_EVERY
+        self._next_solution = FIRST_SOLUTION
         self._shown_until = 0  # index of a step
         self.jacobian: LocalJacobian | None = None
 
@@ -353,4 +353,5 @@ class JacobianEstimate:
         blocks = self._raw.reshape(*self._neighbours.shape, 3, 3).swapaxes(2, 3)
         scales = np.clip(trust, 0.0, 1.0)[:, None] * self._roots
         scales = scales * self._roots[self._neighbours, 0]
-        self.jacobian = LocalJacobian(self._neighbours, blocks * scales[:, :, None, None])
+        blocks = np.ascontiguousarray(blocks * scales[:, :, None, None])
+        self.jacobian = LocalJacobian(self._neighbours, blocks)
