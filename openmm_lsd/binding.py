@@ -309,6 +309,11 @@ class Binding:
             self._target = self._given_target
             self._unchecked.add("force groups")
         sampler = self._sampler if settings == previous else None
+        is_as_it_was = not (has_changed or self._unchecked)
+        if sampler is not None and is_as_it_was and self._is_where_it_was(sampler):
+            return sampler
+        if self._sampler is not None:
+            self._sampler.finish_lessons(self.noise_step)
         if sampler is None or self._unchecked:
             scheme = SCHEMES[self._scheme_name](
                 settings.temperature, settings.friction, settings.step_size
@@ -321,8 +326,6 @@ class Binding:
                 self._unchecked.clear()
             if sampler is None:
                 sampler = self._new_sampler(settings, scheme)
-        elif not has_changed and self._is_where_it_was(sampler):
-            return sampler
         self._take_box()
         positions, velocities, self._step_count = self._state()
         self._start_velocities, self._in_context = velocities, None
@@ -418,6 +421,8 @@ class Binding:
             and not (access.touched and (access.state_changed or access.changed_parameters))
             and self._is_where_it_was(sampler)
         )
+        if sampler is not None and not is_in_step:  # as the next step would
+            sampler.finish_lessons(self.noise_step)
         return {
             "seed": settings.seed % 2**64 or self._fresh_seed,
             "settings": list(settings),

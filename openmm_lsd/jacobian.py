@@ -201,7 +201,9 @@ class JacobianEstimate:
         self._gram, self._moment = np.empty((count, 0, 0)), np.empty((count, 0, 3))
         self._agreement = np.zeros((2, count))
         self._raw: Array | None = None  # (N, 3 M, 3), mass-weighted, by all differences so far
-        self._waiting: list[tuple[Array, Array]] = []  # (B, N, 3) displacements and changes to be added
+        self._waiting: list[
+            tuple[Array, Array]
+        ] = []  # (B, N, 3) displacements and changes to be added
         self._steps = self._next_choice = 0
         self._next_solution = FIRST_SOLUTION
         self._shown_until = 0  # index of a step

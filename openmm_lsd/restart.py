@@ -23,7 +23,7 @@ from ._native import draw_random_number
 
 Record = dict[str, Any]
 
-VERSION = 4
+VERSION = 5
 MARKS = b"\nopenmm-lsd record, version "  # of all versions
 MARK = MARKS + str(VERSION).encode() + b"\n"
 LENGTH_BYTES, DIGEST_BYTES = 8, hashlib.sha256().digest_size

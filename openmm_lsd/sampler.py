@@ -47,6 +47,10 @@ LARGEST_ERROR = 1.0
 
 FAILED_BATCHES_TOLD = 3  # once is no more than the other node that did not answer
 
+# Several rounds are learned from together, which costs less: not before there are so many new steps
+# for each that has been learned from since the start.
+NEW_STEPS, MOST_NEW_STEPS = 1 / 8, 48
+
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
 
 TIMES_MEASURED = ("0x", "1x", "2x", "3x+")  # before, that statistics tell apart
@@ -282,6 +286,21 @@ class _Lesson(NamedTuple):
     times: Times | None = None
 
 
+class _Committed(NamedTuple):
+    """Steps of one round that have been handed out, to be learned from; arrays (B, N, 3)."""
+
+    step: int  #: index of the first
+    sites: Array
+    discrepancies: Array
+    earlier_sites: Array  #: of the first of them, as measured in the round before
+    earlier_discrepancies: Array
+
+    @property
+    def end(self) -> int:
+        """Index of the step after the last."""
+        return self.step + len(self.sites)
+
+
 class _Measured(NamedTuple):
     """Steps that have been drafted and measured, but not committed yet."""
 
@@ -384,6 +403,7 @@ class SpeculativeSampler:
         self._target = target
         self._cm_removal_frequency = cm_removal_frequency
         self._state: State | None = None
+        self._waiting: list[_Committed] = []  # in a row, of one draft
 
     def set_state(
         self,
@@ -414,6 +434,7 @@ class SpeculativeSampler:
                 atom = int(np.argwhere(~np.isfinite(array))[0, 0])
                 raise ValueError(f"{name} are not finite: atom {atom} has {array[atom]}")
         velocities[self._masses[:, 0] == 0] = 0.0
+        self.finish_lessons(step)
         self._state = self._front = State(positions, velocities, step)
         self._queue: deque[State] = deque()
         self._step_count_offset = (step if step_count is None else step_count) - step
@@ -422,6 +443,7 @@ class SpeculativeSampler:
         self._times_measured = np.zeros(0, dtype=int)  # of the leading steps of the next window
         self._leap_seen = np.inf  # at committed steps, in units of the largest allowed
         self._lesson: _Lesson | None = None
+        self._learned = 0  # steps
         if self._learns:
             self._draft.start(step)
         if self._estimate is not None:
@@ -446,6 +468,8 @@ class SpeculativeSampler:
             "leap seen": self._leap_seen,
             "times measured": self._times_measured,
             "lesson": None if lesson is None else lesson._asdict(),
+            "waiting": [tuple(each) for each in self._waiting],
+            "learned": self._learned,
         }
 
     def restore(self, record: dict[str, Any]) -> None:
@@ -465,6 +489,8 @@ class SpeculativeSampler:
         self._lesson = None if lesson is None else _Lesson(**lesson)
         if self._lesson is not None and self._lesson.times is not None:
             self._lesson = self._lesson._replace(times=Times(*self._lesson.times))
+        self._waiting = [_Committed(*each) for each in record["waiting"]]
+        self._learned = record["learned"]
         window, self.window = self.window, record["window"]
         if self.tuner is None:
             self._set_window(window)
@@ -526,7 +552,7 @@ class SpeculativeSampler:
         outside = self.intervention
         if outside is None or outside.next_step is None or self._front.step < outside.next_step:
             return
-        self._learn_last_round()
+        self._learn_last_round(at_once=True)
         if self._prediction is not None:
             self._prediction.interrupt()
         positions, velocities = outside.apply(self._front)
@@ -615,7 +641,7 @@ class SpeculativeSampler:
 
     def _plain_round(self, plain: PlainSteps, n: int) -> None:
         """Steps without a draft; what is known about later ones belongs to other noise."""
-        self._learn_last_round()
+        self._learn_last_round(at_once=True)
         begin = perf_counter()
         positions, velocities, n = plain(self._front, n)
         seconds = perf_counter() - begin
@@ -638,10 +664,10 @@ class SpeculativeSampler:
         assert self.tuner is not None
         self.tuner.record(n, self._lap(), rounds=n)
 
-    def _learn_last_round(self) -> None:
-        """Show the steps of the last round to the draft; if it changes, so do the corrections.
+    def _learn_last_round(self, at_once: bool = False) -> None:
+        """Take leave of the last round; from time to time, or ``at_once``, learn from what is past.
 
-        Not before all of them have been handed out: should the run be taken up at one of them,
+        Not before all of its steps have been handed out: should the run be taken up at one of them,
         the noise of the later ones is used again, and must not have shaped the draft.
         """
         lesson, self._lesson = self._lesson, None
@@ -650,17 +676,14 @@ class SpeculativeSampler:
         begin = perf_counter()
         step, committed, discrepancies = lesson.step, lesson.committed, lesson.discrepancies
         sites = lesson.sites[: len(discrepancies)]
-        if self._estimate is not None:
-            self._estimate.learn(
+        self._waiting.append(
+            _Committed(
                 step, sites[:committed], discrepancies[:committed], *self._earlier(step, committed)
             )
-        if self._prediction is not None and self._estimate is not None:
-            self._prediction.learn(
-                step, sites[:committed], discrepancies[:committed], self._estimate.jacobian
-            )
-        if self._learns and self._draft.learn(step, sites[:committed], discrepancies[:committed]):
-            if self._prediction is not None:
-                self._prediction.interrupt()
+        )
+        new = sum(len(each.sites) for each in self._waiting)
+        is_due = new >= min(NEW_STEPS * self._learned, MOST_NEW_STEPS)
+        if (at_once or is_due) and self._learn_waiting():
             draft_forces = np.stack(
                 [
                     self._draft(site)
@@ -675,6 +698,34 @@ class SpeculativeSampler:
             )
         self._measured = _Measured(step + committed, sites[committed:], discrepancies[committed:])
         self.statistics.learning_seconds += perf_counter() - begin
+
+    def _learn_waiting(self) -> bool:
+        """Learn from all that waits for it; whether the draft has changed."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return False
+        step = waiting[0].step
+        sites = np.concatenate([each.sites for each in waiting])
+        discrepancies = np.concatenate([each.discrepancies for each in waiting])
+        self._learned += len(sites)
+        if self._estimate is not None:
+            for each in waiting:
+                self._estimate.learn(*each)
+        if self._prediction is not None and self._estimate is not None:
+            self._prediction.learn(step, sites, discrepancies, self._estimate.jacobian)
+        changed = self._learns and self._draft.learn(step, sites, discrepancies)
+        if changed and self._prediction is not None:
+            self._prediction.interrupt()
+        return bool(changed)
+
+    def finish_lessons(self, step: int) -> None:
+        """Learn now from what is past, if this is the next step: before something else changes.
+
+        Nothing is learned from this or later steps: their noise is about to be used again.
+        """
+        if self._waiting and self._waiting[-1].end > step:
+            self._waiting = []
+        self._learn_waiting()
 
     def _earlier(self, step: int, committed: int) -> tuple[Array, Array]:
         """Sites and discrepancies of the first of these steps, as measured in the round before."""
@@ -840,7 +891,5 @@ class SpeculativeSampler:
         count = max(0, rows.stop - rows.start)
         result = Secant(*np.zeros((2, self.window, *sites.shape[1:])))
         np.subtract(sites[rows], measured.sites[rows], out=result.displacements[:count])
-        np.subtract(
-            discrepancies[rows], measured.discrepancies[rows], out=result.changes[:count]
-        )
+        np.subtract(discrepancies[rows], measured.discrepancies[rows], out=result.changes[:count])
         return result

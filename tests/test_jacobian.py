@@ -159,7 +159,7 @@ def test_what_does_not_agree_does_not_count(field):
         estimate._agreement = trust
         estimate._publish()
         sizes.append(np.linalg.norm(estimate.jacobian(field.displacements(50, 0.002))))
-    assert sizes[0] < 0.3 * sizes[1]
+    assert sizes[0] < 0.5 * sizes[1]
 
 
 def test_neighbours_that_stay_keep_what_is_known(field):
@@ -314,6 +314,7 @@ def eager(monkeypatch):
         ("LARGEST_DIFFERENCE", np.inf),
         ("STRIDE_OF_REDRAFTED", 1),
         ("STRIDE_OF_CONSECUTIVE", 1),
+        ("FIRST_SOLUTION", 1),
         ("SOLVED_EVERY", 1),
         ("RIDGE", 1e-3),
         ("MEMORY", 1.0),

@@ -130,8 +130,8 @@ def test_schedule_counts_steps_however_they_come():
     expected = [
         *range(0, 128, 2),
         *range(128, 512, 4),
-        *range(520, 2048, 10),
-        *range(2070, 5000, 30),
+        *range(520, 2048, 20),
+        *range(2100, 5000, 60),
     ]
     assert at_once[0] == expected
     assert at_once[1] == expected[1:]

@@ -202,6 +202,7 @@ def eager(monkeypatch):
     """Learns from all steps, forgets at once; windows of these tests are short."""
     for module, name, value in (
         (jacobian, "REACH", np.inf),
+        (jacobian, "FIRST_SOLUTION", 1),
         (jacobian, "SOLVED_EVERY", 1),
         (prediction, "ORDER", 1),
         (prediction, "SOLVED_EVERY", 1),
