@@ -102,11 +102,10 @@ def without_leaps(
     leaps = np.abs(discrepancies[first:] - discrepancies[first - 1 : -1]) > largest
     if not (wrong.any() or leaps.any()):
         return discrepancies
-    wrong = wrong.any(axis=2)
     result = discrepancies.copy()
     astray = np.zeros(result.shape[1], dtype=bool)
     for row in range(first, len(result)):
-        astray |= wrong[row - first]
+        astray |= wrong[row - first].any(axis=1)
         astray |= (np.abs(result[row] - result[row - 1]) > largest).any(axis=1)
         result[row, astray] = result[row - 1, astray]
     return result

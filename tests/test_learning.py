@@ -311,6 +311,29 @@ def test_what_was_handed_out_is_all_that_was_learned(known):
     assert not np.array_equal(draft.parameters, known.start.guesses)
 
 
+@pytest.mark.parametrize("back", [0, 1, 30, 60])
+def test_only_the_past_of_a_new_start_is_learned(known, back):
+    """Rounds wait to be learned from together; a new start makes it plain what is past."""
+    learned = []
+
+    class Recorded(LearningDraft):
+        def learn(self, step, sites, discrepancies):
+            learned.append((step, step + len(sites)))
+            return super().learn(step, sites, discrepancies)
+
+    sampler = known.sampler(Recorded(known.start, known.masses))
+    sampler.advance(700)
+    assert any(end - step > 40 for step, end in learned)
+    assert all(end == step for (_, end), (step, _) in zip(learned, learned[1:], strict=False))
+    known_until, state = learned[-1][1], sampler.state
+    assert known_until < state.step
+    start = state.step - back
+    sampler.set_state(state.positions, state.velocities, start)
+    assert learned[-1][1] <= max(start, known_until)
+    if back == 0:
+        assert state.step - sampler.window < learned[-1][1]
+
+
 def test_an_interrupted_lesson_changes_nothing_but_speed(known):
     class Interrupted(LearningDraft):
         countdown = 4
