@@ -1,6 +1,7 @@
 """A draft that learns: the fit, its schedule, what it may learn from, and the exact law."""
 
 import dataclasses
+from itertools import pairwise
 
 import numpy as np
 import openmm
@@ -324,7 +325,7 @@ def test_only_the_past_of_a_new_start_is_learned(known, back):
     sampler = known.sampler(Recorded(known.start, known.masses))
     sampler.advance(700)
     assert any(end - step > 40 for step, end in learned)
-    assert all(end == step for (_, end), (step, _) in zip(learned, learned[1:], strict=False))
+    assert all(end == step for (_, end), (step, _) in pairwise(learned))
     known_until, state = learned[-1][1], sampler.state
     assert known_until < state.step
     start = state.step - back
