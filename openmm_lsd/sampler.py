@@ -779,10 +779,10 @@ class SpeculativeSampler:
             if len(rows) == len(sites):
                 self._count_failed_batch(error)
             return np.concatenate(rows)
-        finite = np.isfinite(forces).all(axis=(1, 2))
+        finite = np.isfinite(forces)
         if finite.all():
             return forces
-        usable = int(np.argmin(finite))
+        usable = int(np.argmin(finite.all(axis=(1, 2))))
         if usable == 0:
             atom = int(np.argwhere(~np.isfinite(forces[0]))[0, 0])
             raise TargetError(
