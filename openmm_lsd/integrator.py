@@ -528,6 +528,8 @@ def _draft_system(draft: Any) -> openmm.System | None:
 
 def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> float:
     """``value`` as a float in ``in_unit``."""
+    if type(value) is int:
+        return value
     number: Any = value
     if isinstance(value, unit.Quantity):
         number = value.value_in_unit(in_unit) if value.unit.is_compatible(in_unit) else None
@@ -548,6 +550,8 @@ def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> fl
 
 def _steps(value: Any) -> int:
     """A number of steps; a float such as 1 ps / 1 fs may be off by its rounding."""
+    if type(value) is int:
+        return value
     number: Any = value
     if isinstance(value, unit.Quantity):
         number = value.value_in_unit(unit.dimensionless) if value.unit.is_dimensionless() else None
