@@ -528,8 +528,6 @@ def _draft_system(draft: Any) -> openmm.System | None:
 
 def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> float:
     """``value`` as a float in ``in_unit``."""
-    if type(value) is int:
-        return value
     number: Any = value
     if isinstance(value, unit.Quantity):
         number = value.value_in_unit(in_unit) if value.unit.is_compatible(in_unit) else None
