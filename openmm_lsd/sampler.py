@@ -675,6 +675,8 @@ class SpeculativeSampler:
         begin = perf_counter()
         step, committed, discrepancies = lesson.step, lesson.committed, lesson.discrepancies
         sites = lesson.sites[: len(discrepancies)]
+        if self._waiting and self._waiting[-1].end != step:  # an interrupt came between
+            self._waiting = []
         self._waiting.append(
             _Committed(
                 step, sites[:committed], discrepancies[:committed], *self._earlier(step, committed)
