@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .beside import Beside
 from .clock import Clock, Times
 from .commit import commit
 from .jacobian import JacobianEstimate, Secant
@@ -50,6 +51,9 @@ FAILED_BATCHES_TOLD = 3  # once is no more than the other node that did not answ
 # Several rounds are learned from together, which costs less: not before there are so many new steps
 # for each that has been learned from since the start.
 NEW_STEPS, MOST_NEW_STEPS = 1 / 8, 48
+# And while the target is evaluated, in a thread beside it; but before so many steps have been
+# learned from, the next window needs what there is to know.
+LEARNED_AT_ONCE = 384
 
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
 
@@ -551,7 +555,7 @@ class SpeculativeSampler:
         outside = self.intervention
         if outside is None or outside.next_step is None or self._front.step < outside.next_step:
             return
-        self._learn_last_round(at_once=True)
+        self._learn_last_round()
         if self._prediction is not None:
             self._prediction.interrupt()
         positions, velocities = outside.apply(self._front)
@@ -565,7 +569,11 @@ class SpeculativeSampler:
 
     def _round(self) -> None:
         """Draft a window, verify it, commit a part of it, keep what was learned."""
-        self._learn_last_round()
+        is_due = self._is_learning_due()
+        if is_due and self._learned < LEARNED_AT_ONCE:
+            self._learn_last_round()
+            is_due = False
+        self._take_leave()
         if self.tuner is not None and self.tuner.window != self.window:
             self._set_window(self.tuner.window)
         statistics = self.statistics
@@ -584,10 +592,13 @@ class SpeculativeSampler:
         when = (times,) if self._times_of_draft else ()
         window = self._rollout(self.scheme, *arrays, *when)
         drafted = perf_counter()
-        target_forces = self._verify(window.sites, step, times)
-        verified = perf_counter()
+        with Beside(self._learn_waiting if is_due else None) as learning:
+            target_forces = self._verify(window.sites, step, times)
+            verified = perf_counter()
+        learned = perf_counter()
         statistics.draft_seconds += drafted - begin
         statistics.target_seconds += verified - drafted
+        statistics.learning_seconds += learned - verified
 
         committed, shifts, accepted = self._commit(
             window, target_forces, noise, log_uniforms, removals
@@ -599,6 +610,9 @@ class SpeculativeSampler:
         statistics.examined = statistics.examined + _examined(times_measured, shifts, accepted)
         discrepancies = target_forces - window.draft_forces[: len(target_forces)]
         errors = discrepancies - window.corrections[: len(discrepancies)]
+        if learning.result:  # the draft has changed
+            discrepancies = self._discrepancies(window.sites, target_forces, times)
+            self._measured = None
         corrections = self._next_corrections(window.sites, discrepancies, errors, len(committed))
         next_times = np.zeros(0, dtype=int)
         if self._corrects_each_step:
@@ -640,7 +654,7 @@ class SpeculativeSampler:
 
     def _plain_round(self, plain: PlainSteps, n: int) -> None:
         """Steps without a draft; what is known about later ones belongs to other noise."""
-        self._learn_last_round(at_once=True)
+        self._learn_last_round()
         begin = perf_counter()
         positions, velocities, n = plain(self._front, n)
         seconds = perf_counter() - begin
@@ -663,8 +677,15 @@ class SpeculativeSampler:
         assert self.tuner is not None
         self.tuner.record(n, self._lap(), rounds=n)
 
-    def _learn_last_round(self, at_once: bool = False) -> None:
-        """Take leave of the last round; from time to time, or ``at_once``, learn from what is past.
+    def _is_learning_due(self) -> bool:
+        """Whether there are enough new steps, those of the last round included."""
+        if self._lesson is None:
+            return False
+        new = sum(len(each.sites) for each in self._waiting) + self._lesson.committed
+        return new >= min(NEW_STEPS * self._learned, MOST_NEW_STEPS)
+
+    def _take_leave(self) -> None:
+        """Of the last round, which waits to be learned from.
 
         Not before all of its steps have been handed out: should the run be taken up at one of them,
         the noise of the later ones is used again, and must not have shaped the draft.
@@ -682,23 +703,32 @@ class SpeculativeSampler:
                 step, sites[:committed], discrepancies[:committed], *self._earlier(step, committed)
             )
         )
-        new = sum(len(each.sites) for each in self._waiting)
-        is_due = new >= min(NEW_STEPS * self._learned, MOST_NEW_STEPS)
-        if (at_once or is_due) and self._learn_waiting():
-            draft_forces = np.stack(
-                [
-                    self._draft(site)
-                    if lesson.times is None or not self._times_of_draft
-                    else self._draft(site, lesson.times.rows(slice(k, k + 1)))
-                    for k, site in enumerate(sites)
-                ]
-            )
-            discrepancies = lesson.target_forces - draft_forces
-            self._corrections = self._next_corrections(
-                sites, discrepancies, lesson.errors, committed
-            )
         self._measured = _Measured(step + committed, sites[committed:], discrepancies[committed:])
         self.statistics.learning_seconds += perf_counter() - begin
+
+    def _learn_last_round(self) -> None:
+        """Learn at once from all that is past."""
+        lesson = self._lesson
+        self._take_leave()
+        begin = perf_counter()
+        if self._learn_waiting() and lesson is not None:
+            sites = lesson.sites[: len(lesson.target_forces)]
+            discrepancies = self._discrepancies(sites, lesson.target_forces, lesson.times)
+            self._corrections = self._next_corrections(
+                sites, discrepancies, lesson.errors, lesson.committed
+            )
+            self._measured = None
+        self.statistics.learning_seconds += perf_counter() - begin
+
+    def _discrepancies(self, sites: Array, target_forces: Array, times: Times | None) -> Array:
+        """Of the draft as it is now, at so many of the sites as there are target forces."""
+        draft_forces = [
+            self._draft(sites[k])
+            if times is None or not self._times_of_draft
+            else self._draft(sites[k], times.rows(slice(k, k + 1)))
+            for k in range(len(target_forces))
+        ]
+        return target_forces - np.stack(draft_forces)
 
     def _learn_waiting(self) -> bool:
         """Learn from all that waits for it; whether the draft has changed."""

@@ -338,7 +338,7 @@ class Watched(SpeculativeSampler):
 class LearnsAhead(SpeculativeSampler):
     """Learns from sites that the noise of uncommitted steps has shaped."""
 
-    def _learn_last_round(self):
+    def _round(self):
         lesson = self._lesson
         if lesson is not None and lesson.committed + 2 <= len(lesson.discrepancies):
             rows = slice(lesson.committed, None)
@@ -346,6 +346,8 @@ class LearnsAhead(SpeculativeSampler):
                 lesson.step, lesson.sites[rows], lesson.discrepancies[rows], *self._earlier(-1, 0)
             )
             self._lesson = None
+        self._learn_last_round()
+        super()._round()
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])

@@ -1,6 +1,7 @@
 """A draft that learns: the fit, its schedule, what it may learn from, and the exact law."""
 
 import dataclasses
+import threading
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from test_law import TARGET, NoCorrection, Z, ensemble, plain
 
 import openmm_lsd.learning as learning
 from openmm_lsd import SpeculativeSampler, prediction
+from openmm_lsd import sampler as sampler_module
 from openmm_lsd.autodraft import auto_draft
 from openmm_lsd.draft import LearningDraft
 from openmm_lsd.learning import Learner, RidgeRegression
@@ -252,25 +254,63 @@ def test_a_target_within_reach_is_learned(known, kind):
     assert after.learning_seconds > 0 and "learning" in str(after)
 
 
-def test_stored_corrections_belong_to_the_present_draft(known, monkeypatch):
+@pytest.mark.parametrize("at_once", [True, False])
+def test_stored_corrections_belong_to_the_present_draft(known, monkeypatch, at_once):
     """After a fit a correction is the target's force at the old site minus the new draft's."""
+    monkeypatch.setattr(sampler_module, "LEARNED_AT_ONCE", np.inf if at_once else 0)
     monkeypatch.setattr(prediction, "SOLVED_EVERY", np.inf)
 
     class Watching(SpeculativeSampler):
         fits = 0
 
-        def _learn_last_round(self):
-            lesson, parameters = self._lesson, self._draft.parameters
-            super()._learn_last_round()
-            if lesson is not None and not np.array_equal(parameters, self._draft.parameters):
+        def _round(self):
+            parameters = self._draft.parameters
+            lesson = self._lesson
+            if at_once:
+                self._learn_last_round()
+            else:
+                super()._round()
+                lesson = self._lesson
+            if not np.array_equal(parameters, self._draft.parameters):
                 last = min(lesson.committed, len(lesson.sites) - 1)
                 expected = lesson.target_forces[last] - self._draft(lesson.sites[last])
                 np.testing.assert_allclose(self._corrections.forces[0], expected, atol=1e-8)
                 self.fits += 1
+            if at_once:
+                super()._round()
 
     sampler = known.sampler(known.draft(), sampler_class=Watching)
     sampler.advance(200)
     assert sampler.fits >= 3
+
+
+def test_learning_goes_on_while_the_target_is_evaluated(known, monkeypatch):
+    monkeypatch.setattr(sampler_module, "LEARNED_AT_ONCE", 0)
+    begun, learned, forces = threading.Event(), [], known.target
+    draft = known.draft()
+    learn = draft.learn
+
+    def waiting_learn(*lesson):
+        together = begun.wait(5.0)
+        learned.append(together)
+        return learn(*lesson)
+
+    def target(positions):
+        begun.set()
+        result = forces(positions)
+        if len(learned) == 3:
+            raise KeyboardInterrupt
+        return result
+
+    monkeypatch.setattr(draft, "learn", waiting_learn)
+    monkeypatch.setattr(known, "target", target)
+    sampler = known.sampler(draft)
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(200):
+            begun.clear()
+            sampler.advance(1)
+    assert all(learned) and len(learned) >= 3
+    assert threading.active_count() == 1  # nothing is left running
 
 
 def test_the_same_seed_learns_the_same(known):
@@ -407,7 +447,7 @@ class LinearDraft:
 class LearnsFromTheNextSite(NoCorrection):
     """Learns from the first site of the window that the noise of an uncommitted step has shaped."""
 
-    def _learn_last_round(self):
+    def _round(self):
         lesson = self._lesson
         if lesson is not None and lesson.committed + 1 < len(lesson.target_forces):
             rows = slice(lesson.committed + 1, None)
@@ -417,7 +457,8 @@ class LearnsFromTheNextSite(NoCorrection):
                 discrepancies=lesson.discrepancies[rows],
                 committed=1,
             )
-        super()._learn_last_round()
+        self._learn_last_round()
+        super()._round()
 
 
 @pytest.fixture(scope="module")
@@ -449,7 +490,9 @@ def learned_ensemble(kind, **options):
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
 @pytest.mark.parametrize("sampler_class", [SpeculativeSampler, NoCorrection])
-def test_law_while_learning(kind, sampler_class, reference, eager):
+@pytest.mark.parametrize("at_once", [sampler_module.LEARNED_AT_ONCE, 0])
+def test_law_while_learning(kind, sampler_class, at_once, reference, eager, monkeypatch):
+    monkeypatch.setattr(sampler_module, "LEARNED_AT_ONCE", at_once)
     states, rate, fits = learned_ensemble(kind, sampler_class=sampler_class)
     assert 0.15 < rate < 0.9 and fits > 1
     name, score = worst(z_scores(states, reference[kind]))

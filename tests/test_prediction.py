@@ -227,11 +227,11 @@ class Watched(SpeculativeSampler):
 class LearnsAhead(SpeculativeSampler):
     """Learns from sites that the noise of uncommitted steps has shaped."""
 
-    def _learn_last_round(self):
+    def _round(self):
         lesson = self._lesson
         if lesson is not None:
             rows = slice(lesson.committed, len(lesson.discrepancies))
-            super()._learn_last_round()
+            self._learn_last_round()
             if rows.stop - rows.start > 1:
                 at, values = lesson.sites[rows], lesson.discrepancies[rows]
                 self._prediction.interrupt()
@@ -239,6 +239,7 @@ class LearnsAhead(SpeculativeSampler):
                 self._corrections = self._next_corrections(
                     lesson.sites, lesson.discrepancies, lesson.errors, lesson.committed
                 )
+        super()._round()
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
