@@ -508,6 +508,15 @@ def test_wrong_temperature_is_caught_by_the_kinetic_energy(case):
     assert validation._kinetic_energy(case, *long_runs(case, cold, 16_000), 1e-3).passed is False
 
 
+def test_wrong_temperature_is_caught_by_the_noise(case, monkeypatch):
+    """At any friction: long before energies show it."""
+    lsd = Case.lsd
+    cold = {"temperature": 285.0}
+    monkeypatch.setattr(Case, "lsd", lambda self, *a: lsd(dataclasses.replace(self, **cold), *a))
+    result = validate(dataclasses.replace(case, friction=0.1), **{**SMALL, "runs": 50})
+    assert result.checks[1].passed is False, str(result)
+
+
 def test_blocks_of_a_pair_can_be_exchanged(case, monkeypatch):
     """They begin alike, and the next pair goes on from either."""
     block, runs = validation._block, []
