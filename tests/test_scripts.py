@@ -131,6 +131,11 @@ def test_simulated_device(tmp_path):
     run_script("simulated_device.py", *options)
     (row,) = json.loads(outfile.read_text())["rows"]
     assert row["plain"]["ms per step"] > 1.0 and row["LSD"]["steps per round"] > 1.5
+    pytest.importorskip("tblite")
+    run_script("simulated_device.py", *options, "--gfn2", 40, "--gfn2-window", 8)
+    result = json.loads(outfile.read_text())["GFN2-xTB"]
+    (ratio,) = result["ratios"]
+    assert 1.5 < ratio < result["steps per round"] <= 8.0
 
 
 def test_first_steps(tmp_path):
