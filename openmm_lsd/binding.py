@@ -465,6 +465,7 @@ class Binding:
             jacobian=self._jacobian,
             prediction=self._prediction,
             clock=self._clock if self._uses_times() else None,
+            learns_beside=not target.keeps_cores_busy,
         )
         sampler.commit, sampler.statistics = commit, self._statistics
         sampler.tuner, sampler.watchers = self.tuner, self._watchers

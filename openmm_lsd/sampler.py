@@ -51,8 +51,8 @@ FAILED_BATCHES_TOLD = 3  # once is no more than the other node that did not answ
 # Several rounds are learned from together, which costs less: not before there are so many new steps
 # for each that has been learned from since the start.
 NEW_STEPS, MOST_NEW_STEPS = 1 / 8, 48
-# And while the target is evaluated, in a thread beside it; but before so many steps have been
-# learned from, the next window needs what there is to know.
+# That may be done while the target is evaluated, in a thread beside it; but not before so many
+# steps have been learned from: the next window needs what there is to know.
 LEARNED_AT_ONCE = 384
 
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
@@ -134,7 +134,8 @@ class Statistics:
     target failed at a site, ``failed_batches`` those that failed as a batch although each of their
     states could be evaluated. ``shortened_windows`` counts rounds of fewer than K sites,
     which end where a barostat tries a move. ``noise_shifts`` is the sum of |delta| over the
-    accepted and the rejected ones.
+    accepted and the rejected ones. ``learning_seconds`` are those that steps waited for, not what
+    is learned while the target is evaluated.
 
     ``examined`` (4, 3) tells these by how often a step's own discrepancy had been measured before,
     in earlier rounds: 0, 1, 2, 3 or more times. Its columns are how many there were, how many of
@@ -344,6 +345,9 @@ class SpeculativeSampler:
     clock : Clock, optional
         Where forces depend on time or step count. A draft whose ``uses_times`` is true takes Times
         as a last argument, also to ``rollout``.
+    learns_beside : bool
+        Whether to learn while the target is evaluated, in another thread, after the first steps;
+        else between two rounds. Pays unless the target keeps all cores busy.
 
     Raises
     ------
@@ -367,6 +371,7 @@ class SpeculativeSampler:
         jacobian: JacobianEstimate | None = None,
         prediction: Prediction | None = None,
         clock: Clock | None = None,
+        learns_beside: bool = True,
     ) -> None:
         if window < 1:
             raise ValueError(f"window is {window}; it must be at least 1")
@@ -402,6 +407,7 @@ class SpeculativeSampler:
             self._estimate = JacobianEstimate(self._masses) if jacobian is None else jacobian
             self._prediction = Prediction(len(self._masses)) if prediction is None else prediction
         self._clock = clock
+        self._learns_beside = learns_beside
         self._times_of_draft = clock is not None and getattr(draft, "uses_times", False)
         self._target = target
         self._cm_removal_frequency = cm_removal_frequency
@@ -570,7 +576,7 @@ class SpeculativeSampler:
     def _round(self) -> None:
         """Draft a window, verify it, commit a part of it, keep what was learned."""
         is_due = self._is_learning_due()
-        if is_due and self._learned < LEARNED_AT_ONCE:
+        if is_due and not (self._learns_beside and self._learned >= LEARNED_AT_ONCE):
             self._learn_last_round()
             is_due = False
         self._take_leave()

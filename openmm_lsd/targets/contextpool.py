@@ -81,6 +81,7 @@ class ContextTarget(BatchedTarget):
             contexts = 1
         self._system, self._groups = system, groups
         self._platforms = loaded_platforms() if platforms is None else dict(platforms)
+        self.keeps_cores_busy = set(self._platforms) <= {"CPU", "Reference"}
         self._contexts = contexts
         self._cores = allowed_cores() if cores is None else cores
         self._pools: dict[Layout, list[ForceContext]] = {}

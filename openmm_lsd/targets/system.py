@@ -123,6 +123,7 @@ class SystemTarget(BatchedTarget):
         self._own_parts = self.parts.copy()
         self.parts += self.in_contexts
         self.uses_times = any(part.uses_times for part in self.parts)
+        self.keeps_cores_busy = any(part.keeps_cores_busy for part in self.parts)
 
     def refresh(self, forces: Sequence[openmm.Force]) -> None:
         """Take over new parameters, from Forces that are otherwise those of the System."""

@@ -180,7 +180,7 @@ class TorchForceTarget(BatchedTarget):
 
         self._torch = torch
         self._device = torch.device(device)
-        on_cpu = self._device.type == "cpu"
+        on_cpu = self.keeps_cores_busy = self._device.type == "cpu"
         self._dtype = dtype or (torch.float64 if on_cpu else torch.float32)
         self._outputs_forces = bool(force.getOutputsForces())
         self._periodic = bool(force.usesPeriodicBoundaryConditions())
