@@ -718,12 +718,14 @@ class SpeculativeSampler:
         self._take_leave()
         begin = perf_counter()
         if self._learn_waiting() and lesson is not None:
+            # What is measured now begins after the committed rows: a secant would compare each row
+            # with a later one.
+            self._measured = None
             sites = lesson.sites[: len(lesson.target_forces)]
             discrepancies = self._discrepancies(sites, lesson.target_forces, lesson.times)
             self._corrections = self._next_corrections(
                 sites, discrepancies, lesson.errors, lesson.committed
             )
-            self._measured = None
         self.statistics.learning_seconds += perf_counter() - begin
 
     def _discrepancies(self, sites: Array, target_forces: Array, times: Times | None) -> Array:

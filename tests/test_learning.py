@@ -13,7 +13,7 @@ from openmm import app, unit
 from test_law import TARGET, NoCorrection, Z, ensemble, plain
 
 import openmm_lsd.learning as learning
-from openmm_lsd import SpeculativeSampler, prediction
+from openmm_lsd import SpeculativeSampler, jacobian, prediction
 from openmm_lsd import sampler as sampler_module
 from openmm_lsd.autodraft import auto_draft
 from openmm_lsd.draft import LearningDraft
@@ -274,6 +274,7 @@ def test_stored_corrections_belong_to_the_present_draft(known, monkeypatch, at_o
             if not np.array_equal(parameters, self._draft.parameters):
                 last = min(lesson.committed, len(lesson.sites) - 1)
                 expected = lesson.target_forces[last] - self._draft(lesson.sites[last])
+                assert self._corrections.secant is None and self._measured is None
                 np.testing.assert_allclose(self._corrections.forces[0], expected, atol=1e-8)
                 self.fits += 1
             if at_once:
@@ -497,6 +498,27 @@ def test_law_while_learning(kind, sampler_class, at_once, reference, eager, monk
     states, rate, fits = learned_ensemble(kind, sampler_class=sampler_class)
     assert 0.15 < rate < 0.9 and fits > 1
     name, score = worst(z_scores(states, reference[kind]))
+    assert abs(score) < Z, f"{name}: z = {score:.1f}"
+
+
+@pytest.mark.parametrize("at_once", [np.inf, 0])
+def test_law_while_learning_with_a_jacobian(at_once, reference, eager, monkeypatch):
+    """No secant leads across a change of the draft: it would compare with later sites."""
+    monkeypatch.setattr(sampler_module, "LEARNED_AT_ONCE", at_once)
+    for name, value in (
+        ("REACH", np.inf),
+        ("LARGEST_DISPLACEMENT", np.inf),
+        ("LARGEST_DIFFERENCE", np.inf),
+        ("STRIDE_OF_REDRAFTED", 1),
+        ("FIRST_SOLUTION", 1),
+        ("SOLVED_EVERY", 1),
+        ("RIDGE", 1e-3),
+        ("MEMORY", 1.0),
+    ):
+        monkeypatch.setattr(jacobian, name, value)
+    states, rate, fits = learned_ensemble(Middle)
+    assert 0.15 < rate < 0.9 and fits > 1
+    name, score = worst(z_scores(states, reference[Middle]))
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
 
 
