@@ -19,9 +19,11 @@ if _built != _found:
     )
 
 from .checks import trust_force  # noqa: E402
+from .errors import TargetError  # noqa: E402
 from .integrator import LSDIntegrator  # noqa: E402
 from .reporter import LSDReporter  # noqa: E402
-from .sampler import Round, SpeculativeSampler, Statistics, TargetError  # noqa: E402
+from .sampler import SpeculativeSampler  # noqa: E402
+from .statistics import Round, Statistics  # noqa: E402
 from .targets import BatchedTarget, TargetMismatchError, batched, validate_target  # noqa: E402
 
 __all__ = [

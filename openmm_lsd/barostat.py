@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ._native import ContextAccess
-from .sampler import State
+from .window import State
 
 Array = NDArray[np.float64]
 
@@ -36,37 +36,55 @@ class BarostatMoves:
         moved: Callable[[], None],
     ) -> None:
         self._access, self._show, self._moved = access, show, moved
-        self.begun = 0  # steps before this index have begun, as far as the barostats know
+        self._begun = 0  # steps before this index have begun, as far as the barostats know
+        self._expected: int | None = None  # next step with a move, after the last steps
 
     @property
     def next_step(self) -> int | None:
         """See Intervention."""
         steps = self._access.steps_before_move()
-        return None if steps is None else self.begun + steps
+        return None if steps is None else self._begun + steps
 
-    def tell(self, step: int) -> None:
+    def begin(self, step: int) -> bool:
+        """Steps from this index on are about to be done; whether moves come at others than before.
+
+        The frequency of a barostat counts at once, as in plain dynamics.
+        """
+        self._begun = step
+        return self.next_step != self._expected
+
+    def end(self, step: int) -> None:
+        """All steps before this index are done."""
+        self._tell(step)
+        self._expected = self.next_step
+
+    def count_begun(self, steps: int) -> None:
+        """The Context has begun so many steps by itself."""
+        self._begun += steps
+
+    def _tell(self, step: int) -> None:
         """All steps before this index have begun."""
-        if step > self.begun:
-            self._access.count_steps(step - self.begun)
-        self.begun = step
+        if step > self._begun:
+            self._access.count_steps(step - self._begun)
+        self._begun = step
 
     def hand_over(self, step: int) -> None:
         """The Context begins this step and those after it by itself, as in plain dynamics."""
-        if step != self.begun:  # a move that was made beforehand is not counted again
-            self._access.count_steps(step - self.begun)
-        self.begun = step
+        if step != self._begun:  # a move that was made beforehand is not counted again
+            self._access.count_steps(step - self._begun)
+        self._begun = step
 
     def apply(self, state: State) -> tuple[Array, Array]:
         """See Intervention; if the move fails the Context has its box back."""
         access, box = self._access, self._access.get_box()
-        self.tell(state.step)
+        self._tell(state.step)
         self._show(state)
         try:
             access.begin_step()
         except BaseException:
             access.set_box(box)
             raise
-        self.begun += 1
+        self._begun += 1
         if np.array_equal(access.get_box(), box):
             return state.positions, state.velocities
         self._moved()

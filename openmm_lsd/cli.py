@@ -209,7 +209,6 @@ def _validate_options(options: _Options) -> None:
     add("--equilibration", type=_whole, default=5000, help="steps before; default 5000")
     add("--report", type=Path, metavar="FILE", help=".html, with pictures")
     add("--outfile", type=Path, metavar="FILE", help="results as JSON")
-    add("--wrong-sampler", choices=["accept-all", "no-reflection"], help=argparse.SUPPRESS)
 
 
 def _output_options(add: Callable[..., None]) -> None:
@@ -411,20 +410,19 @@ def _draw_curve(file: Path, result: Any) -> None:
 
 
 def _validate(args: argparse.Namespace, given: set[str]) -> int:
-    from .commands.validation import validate, wrong_sampler
+    from .commands.validation import validate
 
     case = _case(args)
     _say_what(case)
-    with wrong_sampler(args.wrong_sampler):
-        result = validate(
-            case,
-            window=args.window,
-            runs=args.runs,
-            path_steps=args.path_steps,
-            long_steps=args.long_steps,
-            equilibration=args.equilibration,
-            notice=_say,
-        )
+    result = validate(
+        case,
+        window=args.window,
+        runs=args.runs,
+        path_steps=args.path_steps,
+        long_steps=args.long_steps,
+        equilibration=args.equilibration,
+        notice=_say,
+    )
     _say(f"\n{result}")
     _write_json(args.outfile, case, validation=result.as_dict())
     if args.report is not None:

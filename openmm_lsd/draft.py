@@ -26,8 +26,6 @@ from .molgraph import (
     with_missing_bonds,
 )
 from .restart import digest_of
-from .rollout import Corrections, Window
-from .schemes import Scheme
 from .valence import ValenceTerms
 
 Array = NDArray[np.float64]
@@ -36,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 class NativeDraft(ABC):
-    """Draft forces, as ``SpeculativeSampler`` takes them, whose windows are drafted natively."""
+    """Draft forces whose windows are drafted natively, by ``nativeengine.NativeEngine``."""
 
     uses_times = False  # whether the forces may depend on time or step count
 
@@ -56,29 +54,9 @@ class NativeDraft(ABC):
         """Go on as the draft that the snapshot was taken of."""
 
     @abstractmethod
-    def _native_rollout(self, arguments: tuple, times: Times | None) -> tuple:
-        """Number of drafted steps, and the arrays of a Window."""
-
-    def rollout(
-        self,
-        scheme: Scheme,
-        masses: Array,
-        positions: Array,
-        velocities: Array,
-        corrections: Corrections,
-        kicks: Array,
-        cm_removals: NDArray[np.bool_],
-        times: Times | None = None,
-    ) -> Window:
-        """``rollout.rollout`` with this draft, in native code."""
-        forces, sites, jacobian, secant = corrections
-        tangents = (None, None, None) if sites is None or jacobian is None else (sites, *jacobian)
-        compared = (None, None) if secant is None or jacobian is None else secant
-        arrays = (masses, positions, velocities, forces, *tangents, *compared, kicks, cm_removals)
-        drafted, *results = self._native_rollout(
-            (scheme.name, scheme.step_size, scheme.decay, *arrays), times
-        )
-        return Window(*(array[:drafted] for array in results))
+    def roll_out(self, *arguments: Any, times: Times | None) -> tuple:
+        """The native rollout with these arguments: the number of drafted steps, and the arrays of a
+        Window."""
 
 
 class Draft(NativeDraft):
@@ -92,7 +70,8 @@ class Draft(NativeDraft):
         """See NativeDraft."""
         return self.context.forces(positions[None], times)[0]
 
-    def _native_rollout(self, arguments: tuple, times: Times | None) -> tuple:
+    def roll_out(self, *arguments: Any, times: Times | None) -> tuple:
+        """See NativeDraft."""
         return self.context.access.rollout(*arguments, *(times or ()))
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
@@ -163,7 +142,8 @@ class LearningDraft(NativeDraft):
         """See NativeDraft."""
         return self._valence.forces(positions[None], self._access(), *(times or ()))[0]
 
-    def _native_rollout(self, arguments: tuple, times: Times | None) -> tuple:
+    def roll_out(self, *arguments: Any, times: Times | None) -> tuple:
+        """See NativeDraft."""
         return self._valence.rollout(*arguments, self._access(), *(times or ()))
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
@@ -265,7 +245,7 @@ def _is_same_box(one: Array | None, other: Array | None) -> bool:
     return np.array_equal(one, other)
 
 
-class DraftChoice(NamedTuple):
+class DraftSpec(NamedTuple):
     """What the user wants for a draft; see LSDIntegrator."""
 
     system: openmm.System | None  # None: 'auto'
@@ -278,7 +258,7 @@ class DraftChoice(NamedTuple):
         system = "auto" if self.system is None else describe_system(self.system)
         return digest_of(system, self.learning)
 
-    def make(
+    def build(
         self,
         positions: Array,
         masses: Array,

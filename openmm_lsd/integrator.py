@@ -22,7 +22,10 @@ from . import racing
 from ._native import ContextAccess, connect, speculative_integrator
 from .binding import Binding
 from .checks import check_system, masses_of
-from .draft import DraftChoice
+from .draft import DraftSpec
+from .engine import Engine
+from .nativeengine import NativeEngine
+from .probe import Probe
 from .restart import (
     Record,
     RestartError,
@@ -31,9 +34,9 @@ from .restart import (
     from_checkpoint,
     to_checkpoint,
 )
-from .sampler import Round, Statistics
 from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
 from .snapshot import SystemSnapshot, existing
+from .statistics import Round, Statistics, Stopwatch
 from .targets import BatchedTarget, as_target
 from .targets.torchforce import check_torch_forces, load_plugin
 
@@ -109,6 +112,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
         Systems are not what they must be.
     """
 
+    _correction: str | None = None  # see SamplerSpec
+    _engine: Callable[..., Engine] = NativeEngine
+
     def __init__(  # OpenMM's argument names
         self,
         temperature: unit.Quantity | float,
@@ -149,12 +155,12 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 f"draftPlatform is a {type(draftPlatform).__name__}; it must be an "
                 "openmm.Platform, its name, or None"
             )
-        self._draft = DraftChoice(
+        self._draft = DraftSpec(
             system, draftPlatform, topology, system is None if learning is None else bool(learning)
         )
         self._target = target
         self._scheme, self._window = scheme, _window(windowLength)
-        self._statistics = Statistics()
+        self._stopwatch = Stopwatch(Statistics())
         self.watchers: list[Callable[[Round], Any]] = []
         self._snapshot: SystemSnapshot | None = None  # of the Context
         self._binding: Binding | None = None
@@ -219,9 +225,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
         binding = self._bound()
         settings = binding.settings()
         if self._record is not None:
-            binding.go_on_from(self._record)
+            binding.resume_from(self._record)
             self._record = None
-        binding.noise_step = round(self._value(NOISE_STEP))
+        noise_step = round(self._value(NOISE_STEP))
         step_plainly = super().step
 
         def plain(n: int) -> None:
@@ -232,7 +238,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         stale = self._groups_of_plain_steps not in (None, settings.force_groups)
         self._is_stepping = True
         try:
-            binding.step(steps, settings, None if stale else plain)
+            binding.step(steps, noise_step, settings, None if stale else plain)
         finally:
             self.setGlobalVariableByName(NOISE_STEP, binding.noise_step)
             self._is_stepping = False
@@ -277,7 +283,13 @@ class LSDIntegrator(openmm.CustomIntegrator):
     def _take_system(self, system: openmm.System, platform: str) -> None:
         """A Context was made, or made anew by ``reinitialize``: all is learned again."""
         check_torch_forces(system, platform)
-        self._snapshot, self._binding = SystemSnapshot(system), None
+        self._forget_binding()
+        self._snapshot = SystemSnapshot(system)
+
+    def _forget_binding(self) -> None:
+        if self._binding is not None:
+            self._binding.close()
+        self._binding = None
 
     def note_update(self, force: openmm.Force) -> None:
         """Parameters of a Force were copied to the Context, by ``updateParametersInContext``.
@@ -309,7 +321,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 self._target,
                 self._scheme,
                 self._window,
-                self._statistics,
+                self._correction,
+                self._engine,
+                self._stopwatch,
                 self.watchers,
             )
         return self._binding
@@ -408,13 +422,25 @@ class LSDIntegrator(openmm.CustomIntegrator):
             return
         if any(racing.decisions.get(key) != value for key, value in decisions.items()):
             racing.decisions.update(decisions)
-            self._binding = None
+            self._forget_binding()
         self._record = record
+
+    def probe(self) -> Probe:
+        """A look at the target, the draft and the sampler, for those who study them.
+
+        Raises
+        ------
+        RuntimeError
+            Before the first step.
+        """
+        if self._binding is None:
+            raise RuntimeError("there is nothing to look at before the first step")
+        return Probe(self._binding)
 
     @property
     def statistics(self) -> Statistics:
         """Counts and times since the integrator was made; a copy."""
-        return dataclasses.replace(self._statistics)
+        return dataclasses.replace(self._stopwatch.statistics)
 
     def getTemperature(self) -> unit.Quantity:  # noqa: N802
         """Temperature of the heat bath, kelvin."""

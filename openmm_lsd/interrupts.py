@@ -36,3 +36,21 @@ def counted_interrupts() -> Iterator[list[int]]:
     finally:
         if signal.getsignal(signal.SIGINT) is interrupt:
             signal.signal(signal.SIGINT, before)
+
+
+class InterruptWatch:
+    """Tells errors that are Ctrl-C in disguise, while something is watched."""
+
+    def __init__(self) -> None:
+        self._interrupts: list[int] = []
+
+    @contextmanager
+    def watch(self) -> Iterator[None]:
+        """Count interrupts while this lasts."""
+        with counted_interrupts() as self._interrupts:
+            yield
+
+    def raise_interrupt(self, error: Exception) -> None:
+        """Raise KeyboardInterrupt if that is what OpenMM made this exception of."""
+        if self._interrupts:
+            raise KeyboardInterrupt from error

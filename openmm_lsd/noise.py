@@ -1,9 +1,9 @@
 """Random numbers of a step as a pure function of (seed, step).
 
 Philox (Salmon et al., SC 2011) is a counter-based generator: the upper word of its counter is the
-step index, less its remainder by ``TOGETHER``, so that every few steps own 2^192 of its blocks and
-can be drawn again at any time, in any order. The numbers are reproducible as long as NumPy keeps
-its stream of ``Generator.standard_normal``.
+step index, less its remainder by ``NOISE_BLOCK``, so that every few steps own 2^192 of its blocks
+and can be drawn again at any time, in any order. The numbers are reproducible as long as NumPy
+keeps its stream of ``Generator.standard_normal``.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .window import Draws
+
 Array = NDArray[np.float64]
 
-TOGETHER = 8  # steps that are drawn at a time
+NOISE_BLOCK = 8  # steps that are drawn at a time
 
 
 class StepNoise:
@@ -27,23 +29,42 @@ class StepNoise:
         0 <= seed < 2^64.
     particles : int
         N
+    cm_removal_frequency : int
+        As ``openmm.CMMotionRemover``: the motion of the centre of mass is removed at the start of
+        every step whose count is a multiple of it. 0: never.
+
+    Raises
+    ------
+    ValueError
+        If the seed is not as above.
     """
 
-    def __init__(self, seed: int, particles: int) -> None:
+    def __init__(self, seed: int, particles: int, cm_removal_frequency: int = 0) -> None:
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seed is {seed}; it must be from 0 to 2^64 - 1")
         # Setting the counter is several times faster than making a generator for each step.
         self._philox = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
         self._generator = np.random.Generator(self._philox)
         self._state: Any = self._philox.state  # before its first number
-        self._shape = TOGETHER, particles, 3
+        self._cm_removal_frequency = cm_removal_frequency
+        self._shape = NOISE_BLOCK, particles, 3
         self._drawn: dict[int, tuple[Array, Array]] = {}  # by the first step
+
+    def draw(self, step: int, count: int, step_count: int) -> Draws:
+        """All that is drawn for ``count`` steps from one on, whose step count is given."""
+        removals = np.zeros(count, dtype=bool)
+        if self._cm_removal_frequency:
+            counts = np.arange(step_count, step_count + count)
+            removals = counts % self._cm_removal_frequency == 0
+        return Draws(*self(step, count), removals)
 
     def __call__(self, step: int, count: int) -> tuple[Array, Array]:
         """Noise xi ~ N(0, I) (``count``, N, 3) and log u (``count``,), u ~ U(0, 1), from a step on.
 
         0 <= step < 2^64. Not to be called from two threads at a time.
         """
-        first = step - step % TOGETHER
-        starts = range(first, step + count, TOGETHER)
+        first = step - step % NOISE_BLOCK
+        starts = range(first, step + count, NOISE_BLOCK)
         # What was drawn for the last window will be needed again.
         self._drawn = {start: self._drawn.get(start) or self._draw(start) for start in starts}
         rows = slice(step - first, step - first + count)
@@ -53,5 +74,5 @@ class StepNoise:
     def _draw(self, start: int) -> tuple[Array, Array]:
         self._state["state"]["counter"][3] = start
         self._philox.state = self._state
-        log_uniforms = -self._generator.standard_exponential(TOGETHER)
+        log_uniforms = -self._generator.standard_exponential(NOISE_BLOCK)
         return self._generator.standard_normal(self._shape), log_uniforms

@@ -11,7 +11,7 @@ import openmm
 from openmm import app, unit
 
 from .integrator import LSDIntegrator
-from .sampler import TIMES_MEASURED, Statistics
+from .statistics import TIMES_MEASURED, Statistics
 
 SECONDS_PER_DAY = 86400.0
 

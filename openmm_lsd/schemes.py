@@ -28,7 +28,20 @@ BOLTZMANN = 1.380649e-23  # J/K, exact in the SI
 AVOGADRO = 6.02214076e23  # 1/mol, exact in the SI
 MOLAR_GAS_CONSTANT = BOLTZMANN * AVOGADRO / 1000.0  # kJ/mol/K
 
-LEAST = 1e-100  # of noise and step size, so that no square underflows and no quotient overflows
+SMALLEST = 1e-100  # of noise and step size, so that no square underflows and no quotient overflows
+
+
+def reciprocal(values: Array) -> Array:
+    """1 / values, and zero where values are zero."""
+    return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
+
+
+def remove_cm_motion(velocities: Array, masses: Array) -> Array:
+    """Velocities minus that of the centre of mass; particles of zero mass stay as they are."""
+    cm_velocity = masses[:, 0] @ velocities / masses.sum()
+    if masses.all():
+        return velocities - cm_velocity
+    return np.where(masses > 0, velocities - cm_velocity, velocities)
 
 
 @dataclass(frozen=True)
@@ -78,7 +91,7 @@ class Scheme(ABC):
         """Raise ValueError if the noise cannot be told from none, or what is measured by it."""
         scale = self.noise_scale(inverse_masses)[inverse_masses > 0]
         least = min(self.step_size, scale.min(initial=np.inf))
-        if not (least > LEAST and np.isfinite(scale).all()):
+        if not (least > SMALLEST and np.isfinite(scale).all()):
             raise ValueError(
                 f"temperature, friction or step size is too small or too large in {self}: the "
                 "random displacements of a step cannot be computed"

@@ -31,9 +31,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf
 
-from .rollout import reciprocal
-from .sampler import Round
-from .schemes import MOLAR_GAS_CONSTANT, Middle, Scheme
+from .schemes import MOLAR_GAS_CONSTANT, Middle, Scheme, reciprocal
+from .statistics import Round
 
 Array = NDArray[np.float64]
 

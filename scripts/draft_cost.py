@@ -14,11 +14,13 @@ from openmm import unit
 
 from openmm_lsd import systems
 from openmm_lsd.checks import masses_of
-from openmm_lsd.draft import DraftChoice
+from openmm_lsd.corrections import Corrections
+from openmm_lsd.draft import DraftSpec
 from openmm_lsd.jacobian import MOST_NEIGHBOURS, LocalJacobian, Secant
-from openmm_lsd.rollout import Corrections
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import Middle
 from openmm_lsd.valence import ANGLE, ATOMS_OF_KIND, DISTANCE, OUT_OF_PLANE, TORSION
+from openmm_lsd.window import Draws, State
 
 # Of vectors to the first, third and fourth atom from the second.
 TRIPLE_PRODUCT = " + ".join(
@@ -34,11 +36,12 @@ def microseconds(draft, positions, masses, window):
     neighbours = np.zeros((len(positions), MOST_NEIGHBOURS), dtype=np.int32)
     jacobian = LocalJacobian(neighbours, np.zeros((*neighbours.shape, 3, 3)))
     corrections = Corrections(zeros, zeros, jacobian, Secant(zeros, zeros))
-    arguments = (Middle(300.0, 1.0, 0.001), masses[:, None], positions, zeros[0], corrections)
+    engine = NativeEngine(Middle(300.0, 1.0, 0.001), masses, draft)
+    state, draws = State(positions, zeros[0], 0), Draws(zeros, zeros[:, 0, 0], zeros[:, 0, 0] > 0)
     times = []
     for _ in range(300):
         begin = time.perf_counter()
-        draft.rollout(*arguments, zeros, np.zeros(window, dtype=bool))
+        engine.draft(state, corrections, draws)
         times.append(time.perf_counter() - begin)
     return 1e6 * min(times) / window
 
@@ -84,12 +87,12 @@ def compare(directory, windows):
     vectors = molecule.topology.getPeriodicBoxVectors()
     box = None if vectors is None else np.array(vectors.value_in_unit(unit.nanometer))
     choices = {
-        "auto": DraftChoice(None, None, molecule.topology, learning=True),
-        "force field": DraftChoice(molecule.draft, None, None, learning=False),
+        "auto": DraftSpec(None, None, molecule.topology, learning=True),
+        "force field": DraftSpec(molecule.draft, None, None, learning=False),
     }
     for name in ("auto", "Custom forces", "force field"):
         choice = choices[name]
-        draft = choice.make(positions, masses, box)
+        draft = choice.build(positions, masses, box)
         draft.set_environment(box, {})
         if name == "auto":
             terms = draft._terms
@@ -102,7 +105,7 @@ def compare(directory, windows):
                 system.addParticle(mass)
             for force in in_custom_forces(terms):
                 system.addForce(force)
-            choices["Custom forces"] = DraftChoice(system, None, None, learning=False)
+            choices["Custom forces"] = DraftSpec(system, None, None, learning=False)
         costs = (f"{microseconds(draft, positions, masses, k):.2f} (K = {k})" for k in windows)
         print(f"{name:13s} us per drafted step: {', '.join(costs)}", flush=True)
 

@@ -11,6 +11,7 @@ depend on the machine.
 """
 
 import argparse
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -18,14 +19,16 @@ import numpy as np
 from openmm import app, unit
 from steps_per_round import gfn2_target, system_target
 
-from openmm_lsd import SpeculativeSampler, Statistics, systems
+from openmm_lsd import SpeculativeSampler, systems
 from openmm_lsd.autodraft import STAGES, auto_draft
 from openmm_lsd.checks import masses_of
 from openmm_lsd.contexts import fastest_context
+from openmm_lsd.correctors import Following, make_corrector
 from openmm_lsd.draft import LearningDraft
 from openmm_lsd.estimates import native_estimates
 from openmm_lsd.learning import WEIGHT_OF_DIFFERENCES
 from openmm_lsd.molgraph import graph_of_topology, pairs_within, with_missing_bonds
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, SCHEMES
 
 VARIANTS = {  # stages of terms, weight of differences, correction
@@ -46,18 +49,21 @@ def make_sampler(args, variant, structure, target, window, seed, base=None):
     draft = LearningDraft(start, masses, base, weight_of_differences=weight)
     draft.set_environment(box, {})
 
-    jacobian, prediction = native_estimates(masses, partial(pairs_within, box=box))
-    sampler = SpeculativeSampler(
-        SCHEMES[args.scheme](args.temperature, args.friction, 1e-3 * args.timestep),
+    scheme = SCHEMES[args.scheme](args.temperature, args.friction, 1e-3 * args.timestep)
+    corrector = make_corrector(correction, scheme, masses[:, None])
+    if correction == "secant":
+        estimates = native_estimates(masses, partial(pairs_within, box=box))
+        corrector = Following(scheme, masses[:, None], *estimates)
+    sampler = SpeculativeSampler.of_forces(
+        scheme,
         masses,
         draft,
         target,
         window,
         seed,
-        correction=correction,
+        engine=NativeEngine,
+        corrector=corrector,
         cm_removal_frequency=1,
-        jacobian=jacobian,
-        prediction=prediction,
     )
     speeds = np.sqrt(MOLAR_GAS_CONSTANT * args.temperature / masses)[:, None]
     rng = np.random.default_rng(seed)
@@ -118,10 +124,11 @@ def main():
                 sampler = make_sampler(args, variant, structure, target, window, seed, base)
                 counts = []
                 for end in args.ends:
-                    sampler.statistics = Statistics()
+                    before = dataclasses.replace(sampler.statistics)
                     sampler.advance(end - sampler.state.step)
-                    counts.append(sampler.statistics.steps_per_round)
-                shifts = sampler.statistics.noise_shifts_by_measurement
+                    since = sampler.statistics.since(before)
+                    counts.append(since.steps_per_round)
+                shifts = since.noise_shifts_by_measurement
                 late.append(counts[-1])
                 print(
                     f"  K = {window:2d}  {variant:11s} seed {seed}: "

@@ -22,6 +22,7 @@ from openmm_lsd.autodraft import STAGES, auto_draft, torsions_of
 from openmm_lsd.checks import masses_of
 from openmm_lsd.draft import LearningDraft
 from openmm_lsd.molgraph import graph_of_topology, with_missing_bonds
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, Middle
 from openmm_lsd.valence import ANGLE, DISTANCE, TORSION
 
@@ -60,7 +61,9 @@ def record(start, positions, masses, box, target, args):
     draft = RecordingDraft(start, masses)
     draft.set_environment(box, {})
     scheme = Middle(args.temperature, args.friction, 1e-3 * args.timestep)
-    sampler = SpeculativeSampler(scheme, masses, draft, target, 24, args.seed)
+    sampler = SpeculativeSampler.of_forces(
+        scheme, masses, draft, target, 24, args.seed, engine=NativeEngine
+    )
     speeds = np.sqrt(MOLAR_GAS_CONSTANT * args.temperature / masses)[:, None]
     rng = np.random.default_rng(args.seed)
     sampler.set_state(positions, speeds * rng.standard_normal(positions.shape))

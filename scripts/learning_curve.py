@@ -12,17 +12,19 @@ counts do not depend on the machine. --outfile keeps the numbers; a figure is ma
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 from openmm import unit
 
-from openmm_lsd import SpeculativeSampler, Statistics, systems
+from openmm_lsd import SpeculativeSampler, systems
 from openmm_lsd.checks import masses_of
-from openmm_lsd.draft import DraftChoice
-from openmm_lsd.sampler import TIMES_MEASURED
+from openmm_lsd.draft import DraftSpec
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from openmm_lsd.statistics import TIMES_MEASURED
 
 DRAFTS = {"auto": (False, True), "system": (True, False), "learning": (True, True)}
 
@@ -38,16 +40,17 @@ def curve(args, molecule, target, draft_name, seed):
     uses_system, learning = DRAFTS[draft_name]
     vectors = molecule.topology.getPeriodicBoxVectors()
     box = None if vectors is None else np.array(vectors.value_in_unit(unit.nanometer))
-    choice = DraftChoice(molecule.draft if uses_system else None, None, molecule.topology, learning)
-    draft = choice.make(positions, masses, box)
+    choice = DraftSpec(molecule.draft if uses_system else None, None, molecule.topology, learning)
+    draft = choice.build(positions, masses, box)
     draft.set_environment(box, {})
-    sampler = SpeculativeSampler(
+    sampler = SpeculativeSampler.of_forces(
         SCHEMES[args.scheme](args.temperature, args.friction, 1e-3 * args.timestep),
         masses,
         draft,
         target,
         args.window,
         seed,
+        engine=NativeEngine,
         cm_removal_frequency=1,
     )
     scale = np.sqrt(MOLAR_GAS_CONSTANT * args.temperature / masses)[:, None]
@@ -55,11 +58,11 @@ def curve(args, molecule, target, draft_name, seed):
     sampler.set_state(positions, velocities)
     counts, shifts = [], []
     for _ in range(args.steps // args.segment):
-        sampler.statistics = Statistics()
+        before = dataclasses.replace(sampler.statistics)
         sampler.advance(args.segment)
-        counts.append(sampler.statistics.steps_per_round)
-        shifts.append(sampler.statistics.noise_shifts_by_measurement)
-    last = sampler.statistics
+        last = sampler.statistics.since(before)
+        counts.append(last.steps_per_round)
+        shifts.append(last.noise_shifts_by_measurement)
     return counts, shifts, 1e6 * last.draft_seconds / (last.rounds * args.window)
 
 

@@ -25,6 +25,7 @@ from openmm_lsd import SpeculativeSampler
 from openmm_lsd.checks import masses_of
 from openmm_lsd.contexts import fastest_context
 from openmm_lsd.draft import Draft
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, Middle
 from openmm_lsd.targets import BatchedTarget, ContextTarget
 
@@ -87,7 +88,7 @@ def run(target, window, steps, seed=1):
     """Seconds per step and steps per round."""
     positions, draft, _ = systems()
     masses = masses_of(draft)
-    sampler = SpeculativeSampler(
+    sampler = SpeculativeSampler.of_forces(
         Middle(300.0, 1.0, 0.001),
         masses,
         Draft(fastest_context(draft, positions)),
@@ -95,6 +96,7 @@ def run(target, window, steps, seed=1):
         window,
         seed,
         cm_removal_frequency=1,
+        engine=NativeEngine,
     )
     for _ in range(12):  # after ten batches a RayTarget compiles its calls
         target.evaluate(positions[None])

@@ -80,7 +80,7 @@ def main():
 
     def sampler(kind, correction):
         scheme = kind(args.temperature, args.friction, 1e-3 * args.timestep)
-        return SpeculativeSampler(
+        return SpeculativeSampler.of_forces(
             scheme,
             masses,
             draft,

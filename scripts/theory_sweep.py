@@ -92,8 +92,8 @@ class Study:
         sampler.set_state(positions, velocities * scheme.thermal_speed(1 / self.masses[:, None]))
         self.start = sampler.advance(args.equilibration)
 
-    def sampler(self, scheme, correction, window):
-        return SpeculativeSampler(
+    def sampler(self, scheme, correction, window, callbacks=()):
+        return SpeculativeSampler.of_forces(
             scheme,
             self.masses,
             self.draft,
@@ -102,6 +102,7 @@ class Study:
             7,
             correction=correction,
             cm_removal_frequency=self.removal,
+            round_callbacks=callbacks,
         )
 
     def structure_function(self, lags):
@@ -118,10 +119,10 @@ class Study:
 
     def measure(self, scheme):
         """Steps per round of the published rule, and the standard error."""
-        sampler = self.sampler(scheme, "constant", self.args.window)
-        sampler.set_state(*self.start)
         committed = []
-        sampler.watchers.append(lambda became: committed.append(became.committed))
+        callbacks = [lambda became: committed.append(became.committed)]
+        sampler = self.sampler(scheme, "constant", self.args.window, callbacks)
+        sampler.set_state(*self.start)
         while len(committed) < self.args.rounds:
             sampler.advance(1)
         return float(np.mean(committed)), float(np.std(committed) / np.sqrt(len(committed)))

@@ -9,13 +9,14 @@ Both against a draft without that.
 """
 
 import argparse
+import dataclasses
 
 import ase.build
 import numpy as np
 from ase import Atoms
 from ase.calculators.emt import EMT
 
-from openmm_lsd import SpeculativeSampler, Statistics
+from openmm_lsd import SpeculativeSampler
 from openmm_lsd.autodraft import auto_draft
 from openmm_lsd.bondwatch import BondWatch
 from openmm_lsd.draft import LearningDraft
@@ -52,7 +53,7 @@ def measure(name, atoms, calculator, drafts, step_size, args):
     for draft_name, make in drafts.items():
         counts = []
         for seed in args.seeds:
-            sampler = SpeculativeSampler(
+            sampler = SpeculativeSampler.of_forces(
                 Middle(args.temperature, 1.0, step_size),
                 masses,
                 make(),
@@ -63,9 +64,9 @@ def measure(name, atoms, calculator, drafts, step_size, args):
             noise = np.random.default_rng(seed).standard_normal(positions.shape)
             sampler.set_state(positions, scale * noise)
             sampler.advance(args.steps)
-            sampler.statistics = Statistics()
+            before = dataclasses.replace(sampler.statistics)
             sampler.advance(args.steps)
-            counts.append(sampler.statistics.steps_per_round)
+            counts.append(sampler.statistics.since(before).steps_per_round)
         numbers = ", ".join(f"{count:.2f}" for count in counts)
         print(f"{name}, {draft_name}: {numbers} steps per round", flush=True)
 

@@ -10,6 +10,7 @@ steps.
 
 import argparse
 import copy
+import dataclasses
 import resource
 import subprocess
 import sys
@@ -19,12 +20,14 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_lsd import LSDIntegrator, SpeculativeSampler, Statistics
+from openmm_lsd import LSDIntegrator, SpeculativeSampler
 from openmm_lsd.checks import cm_removal_frequency, masses_of
 from openmm_lsd.contexts import fastest_context
-from openmm_lsd.draft import Draft, DraftChoice
+from openmm_lsd.correctors import Following
+from openmm_lsd.draft import Draft, DraftSpec
 from openmm_lsd.estimates import native_estimates
 from openmm_lsd.molgraph import pairs_within
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import SCHEMES
 from openmm_lsd.targets import SystemTarget
 
@@ -95,7 +98,7 @@ def measure(molecules, args):
     print(f"{molecules} molecules, {len(positions)} atoms", flush=True)
     for name in args.schemes:
         for correction in ("per-step", "constant"):
-            sampler = SpeculativeSampler(
+            sampler = SpeculativeSampler.of_forces(
                 SCHEMES[name](TEMPERATURE, FRICTION, STEP_SIZE),
                 masses_of(draft),
                 draft_forces,
@@ -108,31 +111,31 @@ def measure(molecules, args):
             sampler.set_state(positions, velocities)
             sampler.advance(args.steps if correction == "per-step" else 20)
             print(f"  {name:7s} correction {correction:9s} {sampler.statistics}", flush=True)
-        choice = DraftChoice(None, None, simulation.topology, learning=True)
+        choice = DraftSpec(None, None, simulation.topology, learning=True)
         vectors = simulation.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer)
-        auto = choice.make(positions, masses_of(draft), np.array(vectors))
+        auto = choice.build(positions, masses_of(draft), np.array(vectors))
         auto.set_environment(np.array(vectors), {})
-        jacobian, prediction = native_estimates(
-            masses_of(draft), partial(pairs_within, box=np.array(vectors))
-        )
-        sampler = SpeculativeSampler(
-            SCHEMES[name](TEMPERATURE, FRICTION, STEP_SIZE),
-            masses_of(draft),
+        masses, scheme = masses_of(draft), SCHEMES[name](TEMPERATURE, FRICTION, STEP_SIZE)
+        estimates = native_estimates(masses, partial(pairs_within, box=np.array(vectors)))
+        sampler = SpeculativeSampler.of_forces(
+            scheme,
+            masses,
             auto,
             lambda states: target.evaluate(states)[1],
             args.window,
             1,
-            jacobian=jacobian,
-            prediction=prediction,
+            engine=NativeEngine,
+            corrector=Following(scheme, masses[:, None], *estimates),
             cm_removal_frequency=cm_removal_frequency(draft),
         )
         sampler.set_state(positions, velocities)
         sampler.advance(args.learning)
-        sampler.statistics = Statistics()
+        before = dataclasses.replace(sampler.statistics)
         sampler.advance(args.steps)
-        per_step = 1e6 * sampler.statistics.draft_seconds / sampler.statistics.rounds / args.window
+        since = sampler.statistics.since(before)
+        per_step = 1e6 * since.draft_seconds / since.rounds / args.window
         print(
-            f"  {name:7s} draft 'auto'         {sampler.statistics}; {len(auto.parameters)} "
+            f"  {name:7s} draft 'auto'         {since}; {len(auto.parameters)} "
             f"parameters, {per_step:.0f} us per drafted step",
             flush=True,
         )

@@ -11,6 +11,15 @@ TEMPERATURE = 300.0
 KT = MOLAR_GAS_CONSTANT * TEMPERATURE
 
 
+def make_sampler(scheme, masses, *rest, correction="secant", sampler=SpeculativeSampler, **options):
+    """``SpeculativeSampler.of_forces``; ``correction`` may be a class of correctors as well."""
+    if isinstance(correction, str):
+        options["correction"] = correction
+    else:
+        options["corrector"] = correction(scheme, np.reshape(masses, (-1, 1)))
+    return sampler.of_forces(scheme, masses, *rest, **options)
+
+
 class TodaMolecule:
     """Two particles, each bound to the origin and to each other by skewed Toda springs.
 
@@ -57,14 +66,13 @@ def plain_ensemble(scheme, forces, masses, starts, steps, seed):
     return [states[step] for step in steps]
 
 
-def speculative_ensemble(
-    scheme, target, draft, masses, starts, steps, seed, window=4, sampler_class=SpeculativeSampler
-):
-    """The same of the sampler: independent runs, one seed each."""
+def speculative_ensemble(scheme, target, draft, masses, starts, steps, seed, window=4, **options):
+    """The same of the sampler: independent runs, one seed each; options of ``make_sampler``."""
     states = [[] for _ in steps]
     runs = []
     for index, (positions, velocities) in enumerate(zip(*starts, strict=True)):
-        sampler = sampler_class(scheme, masses, draft, target, window, seed * 10**6 + index)
+        own = seed * 10**6 + index
+        sampler = make_sampler(scheme, masses, draft, target, window, own, **options)
         sampler.set_state(positions, velocities)
         done = 0
         for rows, step in zip(states, steps, strict=True):

@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import openmm
 import pytest
+from law import make_sampler
 from particles import (
     BOX,
     COLD,
@@ -27,7 +28,7 @@ from particles import (
     system_of,
 )
 
-from openmm_lsd import SpeculativeSampler, batched, systems
+from openmm_lsd import batched, systems
 from openmm_lsd.barostat import BarostatMoves
 from openmm_lsd.clock import Clock, Times
 from openmm_lsd.contexts import ForceContext
@@ -264,7 +265,7 @@ class LearningField(Draft):
 
 def test_corrections_after_learning_are_those_of_their_times():
     context = ForceContext(field_system("one state"), REFERENCE)
-    run = SpeculativeSampler(
+    run = make_sampler(
         SCHEMES["middle"](300.0, 1.0, STEP),
         MASSES,
         LearningField(context),
@@ -311,7 +312,7 @@ def test_targets_without_time_are_not_told(simulate):
     simulation = simulate(draft_system(), lsd(), POSITIONS, VELOCITIES)
     simulation.step(3)
     assert simulation.integrator._binding.sampler._clock is None
-    assert not simulation.integrator._binding._target.uses_times
+    assert not simulation.integrator._binding.pair.target.uses_times
 
 
 def test_clock_adds_as_openmm_does():

@@ -183,9 +183,9 @@ def test_a_proton_that_goes_to_and_fro():
     integrator = auto(0.0005, target=ASETarget(calculator, numbers))
     context = context_of(system_without_forces(numbers), integrator, positions)
     integrator.step(1)
-    terms = [integrator._binding._draft._terms]
+    terms = [integrator._binding.pair.draft._terms]
     integrator.step(599)
-    terms.append(integrator._binding._draft._terms)
+    terms.append(integrator._binding.pair.draft._terms)
     before, after = (np.count_nonzero(each.kinds == 0) for each in terms)
     assert (before, after) == (7, 8)
     assert steps_per_round(integrator, 400) > 5

@@ -98,9 +98,9 @@ def test_threads_property_of_a_context_bounds_target_and_draft(eight_cores):
     context = openmm.Context(system_of(harmonic_bonds()), integrator, platform, {"Threads": "1"})
     context.setPositions(POSITIONS)
     integrator.step(1)
-    own = integrator._binding._draft.context._context
+    own = integrator._binding.pair.draft.context._context
     assert platform.getPropertyValue(own, "Threads") == "1"
-    assert integrator._binding._own_target.in_contexts[0]._cores == 1
+    assert integrator._binding.pair.target.built.in_contexts[0]._cores == 1
 
 
 def test_torch_plans_keep_to_the_limit(eight_cores):

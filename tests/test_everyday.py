@@ -22,7 +22,7 @@ from particles import (
 )
 from restarting import barostat, build, digest
 
-from openmm_lsd.sampler import TargetError
+from openmm_lsd.errors import TargetError
 from openmm_lsd.targets.torchforce import TorchForceTarget
 
 
@@ -147,7 +147,7 @@ def test_plain_steps_that_fail(simulate, state_of, fails_at):
     simulation = simulate(system, lsd(windowLength="auto"), POSITIONS, VELOCITIES)
     simulation.step(30)
     binding = simulation.integrator._binding
-    while binding._sampler._queue:
+    while binding.sampler._queue:
         simulation.step(1)
     always(simulation.integrator, 1)
     start = simulation.currentStep

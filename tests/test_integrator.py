@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import openmm
 import pytest
+from law import make_sampler
 from mdtraj.formats import DCDTrajectoryFile
 from openmm import app, unit
-from openmm_lsd._native import commit
 from particles import (
     MASSES,
     ON_DEVICE,
@@ -33,9 +33,10 @@ from particles import (
     torch_force,
 )
 
-from openmm_lsd import LSDIntegrator, SpeculativeSampler
+from openmm_lsd import LSDIntegrator
 from openmm_lsd.contexts import ForceContext
 from openmm_lsd.draft import Draft
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.noise import StepNoise
 from openmm_lsd.schemes import ABOBA, Middle
 
@@ -114,8 +115,8 @@ def test_context_shows_the_committed_state(simulate, state_of, scheme):
     simulation = simulate(system_of(force), integrator, POSITIONS, VELOCITIES)
 
     draft = Draft(ForceContext(draft_system(), REFERENCE))
-    sampler = SpeculativeSampler(scheme(300.0, 1.0, 0.001), MASSES, draft, target, 16, SEED)
-    sampler.commit = commit
+    made = scheme(300.0, 1.0, 0.001)
+    sampler = make_sampler(made, MASSES, draft, target, 16, SEED, engine=NativeEngine)
     sampler.set_state(POSITIONS, VELOCITIES)
     for n in (1, 2, 7, 30, 5):
         simulation.step(n)

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from law import worst, z_scores
+from law import make_sampler, worst, z_scores
 from openmm_lsd._native import add_differences, solve_ridge
 from test_law import MILD, Z, ensemble, mild_draft, plain
 
 from openmm_lsd import jacobian
+from openmm_lsd.correctors import Following
 from openmm_lsd.jacobian import (
     LARGEST_DISPLACEMENT,
     SECANT_RIDGE,
@@ -15,7 +16,6 @@ from openmm_lsd.jacobian import (
     Secant,
 )
 from openmm_lsd.restart import pack, unpack
-from openmm_lsd.sampler import SpeculativeSampler
 from openmm_lsd.schemes import ABOBA, Middle
 
 # Native code
@@ -270,31 +270,31 @@ def test_a_secant_counts_along_its_displacement_and_j_for_the_rest():
 def test_secants_are_what_changed_from_one_round_to_the_next():
     """Of steps that were drafted in both; none across a change of the draft."""
 
-    class Recorder(SpeculativeSampler):
-        def __init__(self, *arguments, **options):
-            super().__init__(*arguments, **options)
-            self.measured, self.compared = {}, 0
+    class Recorder(Following):
+        measured, compared = {}, 0
 
-        def _next_corrections(self, sites, discrepancies, errors, committed):
-            result = super()._next_corrections(sites, discrepancies, errors, committed)
-            step, before = self._front.step, self.measured
-            self.measured = dict(enumerate(zip(sites, discrepancies, strict=True), step))
+        def next(self, measured, window, ahead):
+            result = super().next(measured, window, ahead)
+            sites, before = measured.sites, self.measured
+            pairs = zip(sites, measured.discrepancies, strict=True)
+            self.measured = dict(enumerate(pairs, measured.step))
             if before:
-                for row in range(self.window):
-                    number = step + committed + row
+                for row in range(window):
+                    number = measured.end + row
                     expected = np.zeros((2, *sites.shape[1:]))
                     if number in before and number in self.measured:
                         now, then = self.measured[number], before[number]
                         expected = np.array(now) - np.array(then)
-                        self.compared += 1
+                        Recorder.compared += 1
                     np.testing.assert_array_equal([s[row] for s in result.secant], expected)
             return result
 
     starts = MILD.starts(1, np.random.default_rng(1))
-    sampler = Recorder(Middle(300.0, 1.0, 0.02), MILD.masses, mild_draft, MILD.forces, 6, 1)
+    scheme = Middle(300.0, 1.0, 0.02)
+    sampler = make_sampler(scheme, MILD.masses, mild_draft, MILD.forces, 6, 1, correction=Recorder)
     sampler.set_state(*(each[0] for each in starts))
     sampler.advance(60)
-    assert sampler.compared > 20
+    assert Recorder.compared > 20
 
 
 # The exact law
@@ -322,37 +322,38 @@ def eager(monkeypatch):
         monkeypatch.setattr(jacobian, name, value)
 
 
-class Watched(SpeculativeSampler):
+class Watched(Following):
     """Counts the windows that are drafted with a Jacobian, and with secants."""
 
     with_jacobian = with_secants = rounds = 0
 
-    def _round(self):
-        secant = self._corrections.secant
+    def complete(self, corrections):
+        result = super().complete(corrections)
+        secant = result.secant
         Watched.with_secants += secant is not None and secant.displacements.any()
-        super()._round()
         Watched.rounds += 1
-        Watched.with_jacobian += self._estimate.jacobian is not None
+        Watched.with_jacobian += result.jacobian is not None
+        return result
 
 
-class LearnsAhead(SpeculativeSampler):
+class LearnsAhead(Following):
     """Learns from sites that the noise of uncommitted steps has shaped."""
 
-    def _round(self):
-        lesson = self._lesson
-        if lesson is not None and lesson.committed + 2 <= len(lesson.discrepancies):
-            rows = slice(lesson.committed, None)
-            self._estimate.learn(
-                lesson.step, lesson.sites[rows], lesson.discrepancies[rows], *self._earlier(-1, 0)
-            )
-            self._lesson = None
-        self._learn_last_round()
-        super()._round()
+    def next(self, measured, window, ahead):
+        rows = slice(measured.committed, None)
+        sites, discrepancies = measured.sites[rows], measured.discrepancies[rows]
+        if len(sites) >= 2:
+            nothing = np.empty((2, 0, *sites.shape[1:]))
+            self._jacobian.learn(measured.step, sites, discrepancies, *nothing)
+        return super().next(measured, window, ahead)
+
+    def learn(self, lessons, sites, discrepancies):
+        """From nothing else."""
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
 def test_law_with_a_jacobian(kind, reference, eager):
-    states, rate = ensemble(kind, MILD, draft=mild_draft, sampler_class=Watched)
+    states, rate = ensemble(kind, MILD, draft=mild_draft, correction=Watched)
     assert 0.15 < rate < 0.9 and Watched.with_jacobian > 0.5 * Watched.rounds
     assert Watched.with_secants > 0.1 * Watched.rounds
     name, score = worst(z_scores(states, reference[kind]))
@@ -360,23 +361,23 @@ def test_law_with_a_jacobian(kind, reference, eager):
 
 
 def test_learning_from_sites_ahead_is_caught(reference, eager):
-    states, _ = ensemble(Middle, MILD, draft=mild_draft, sampler_class=LearnsAhead)
+    states, _ = ensemble(Middle, MILD, draft=mild_draft, correction=LearnsAhead)
     name, score = worst(z_scores(states, reference[Middle]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
 
 
-class SecantsToTheNextStep(SpeculativeSampler):
+class SecantsToTheNextStep(Following):
     """Compares with the next site, which the noise of the step has shaped already."""
 
-    def _secant(self, sites, discrepancies, committed):
-        result = Secant(*np.zeros((2, self.window, *sites.shape[1:])))
-        for array, rows in zip(result, (sites, discrepancies), strict=True):
-            ahead = np.diff(rows[committed : len(discrepancies)], axis=0)
-            array[: len(ahead)] = ahead
-        return result
+    def next(self, measured, window, ahead):
+        secant = Secant(*np.zeros((2, window, *measured.sites.shape[1:])))
+        for array, rows in zip(secant, (measured.sites, measured.discrepancies), strict=True):
+            changes = np.diff(rows[measured.committed :], axis=0)
+            array[: len(changes)] = changes
+        return super().next(measured, window, ahead)._replace(secant=secant)
 
 
 def test_a_secant_to_the_next_step_is_caught(reference, eager):
-    states, _ = ensemble(Middle, MILD, draft=mild_draft, sampler_class=SecantsToTheNextStep)
+    states, _ = ensemble(Middle, MILD, draft=mild_draft, correction=SecantsToTheNextStep)
     name, score = worst(z_scores(states, reference[Middle]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"

@@ -14,8 +14,11 @@ import numpy as np
 import pytest
 from law import TEMPERATURE, TodaMolecule, plain_ensemble, speculative_ensemble, worst, z_scores
 
-import openmm_lsd.sampler
-from openmm_lsd.sampler import SpeculativeSampler, without_leaps
+from openmm_lsd import correctors, jumps
+from openmm_lsd.correctors import Following
+from openmm_lsd.engine import NumpyEngine
+from openmm_lsd.jumps import hold_outliers
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import ABOBA, Middle
 
 RUNS, REFERENCE_RUNS = 5_000, 60_000
@@ -82,20 +85,17 @@ def ensemble(kind, molecule=TARGET, target=None, draft=draft, seed=13, **options
     )
 
 
-class ConstantOffset(SpeculativeSampler):
-    def __init__(self, *args):
-        super().__init__(*args, correction="constant")
+class NativeCommit(NativeEngine):
+    """Of drafts in Python."""
+
+    draft = NumpyEngine.draft
 
 
-class Native(SpeculativeSampler):
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.commit = openmm_lsd._native.commit
-
-
-class NoCorrection(SpeculativeSampler):
-    def __init__(self, *args):
-        super().__init__(*args, correction="none")
+KINDS = {
+    "secant": {},
+    "native": {"engine": NativeCommit},
+    "constant offset": {"correction": "constant"},
+}
 
 
 def failing_in_the_window(positions):
@@ -107,9 +107,9 @@ def failing_in_the_window(positions):
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
-@pytest.mark.parametrize("sampler_class", [SpeculativeSampler, Native, ConstantOffset])
-def test_law_is_that_of_the_plain_scheme(kind, sampler_class, reference):
-    states, rate = ensemble(kind, sampler_class=sampler_class)
+@pytest.mark.parametrize("options", KINDS.values(), ids=KINDS)
+def test_law_is_that_of_the_plain_scheme(kind, options, reference):
+    states, rate = ensemble(kind, **options)
     assert 0.15 < rate < 0.85, "the draft must be bad, but not so bad that nothing is accepted"
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
@@ -117,9 +117,7 @@ def test_law_is_that_of_the_plain_scheme(kind, sampler_class, reference):
 
 @pytest.mark.parametrize("kind", SCHEMES)
 def test_law_survives_failing_sites(kind, reference):
-    states, _ = ensemble(
-        kind, target=failing_in_the_window, draft=pushing_draft, sampler_class=NoCorrection
-    )
+    states, _ = ensemble(kind, target=failing_in_the_window, draft=pushing_draft, correction="none")
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
 
@@ -129,24 +127,24 @@ def test_law_survives_replaced_corrections(kind, mild_reference, monkeypatch):
     replaced = []
 
     def counting(discrepancies, *limits):
-        result = without_leaps(discrepancies, *limits)
+        result = hold_outliers(discrepancies, *limits)
         replaced.append((result != discrepancies).any(axis=(1, 2)).sum())
         return result
 
-    monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", 0.1)
-    monkeypatch.setattr(openmm_lsd.sampler, "without_leaps", counting)
+    monkeypatch.setattr(jumps, "MAX_JUMP", 0.1)
+    monkeypatch.setattr(correctors, "hold_outliers", counting)
     states, rate = ensemble(kind, MILD, draft=mild_draft)
     assert 0.15 < rate < 0.85 and np.mean(replaced) > 1.0
     name, score = worst(z_scores(states, mild_reference[kind]))
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
 
 
-class PeekingSampler(SpeculativeSampler):
+class Peeking(Following):
     """Corrects a step with the discrepancy of the next site, which contains the step's noise."""
 
-    def _next_corrections(self, sites, discrepancies, errors, committed):
-        corrections = super()._next_corrections(sites, discrepancies, errors, committed)
-        kept = discrepancies[committed + 1 :]
+    def next(self, measured, window, ahead):
+        corrections = super().next(measured, window, ahead)
+        kept = measured.discrepancies[measured.committed + 1 :]
         corrections.forces[: len(kept)] = kept
         return corrections
 
@@ -160,26 +158,31 @@ def judged_by_the_next_row(discrepancies, errors, first, *limits):
     return result
 
 
-class PlainBeforeFailingSite(NoCorrection):
+class PlainBeforeFailingSite(NumpyEngine):
     """Takes the noise untransported where the next site has failed: a choice made by that noise."""
 
-    def _commit(self, window, target_forces, noise, log_uniforms, removals):
-        rows = slice(len(target_forces))
-        return super()._commit(
-            window, target_forces, noise[rows], log_uniforms[rows], removals[rows]
-        )
+    def commit(self, state, window, target_forces, draws):
+        cut = type(draws)(*(each[: len(target_forces)] for each in draws))
+        return super().commit(state, window, target_forces, cut)
+
+
+class WithoutTransport(NumpyEngine):
+    """Accepts every step with the noise of the draft."""
+
+    def transport(self, noise, shift, log_uniform):
+        return noise, True
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
 def test_peeking_correction_is_caught(kind, reference):
-    states, _ = ensemble(kind, sampler_class=PeekingSampler)
+    states, _ = ensemble(kind, correction=Peeking)
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
 def test_correction_judged_by_the_next_row_is_caught(kind, mild_reference, monkeypatch):
-    monkeypatch.setattr(openmm_lsd.sampler, "without_leaps", judged_by_the_next_row)
+    monkeypatch.setattr(correctors, "hold_outliers", judged_by_the_next_row)
     states, _ = ensemble(kind, MILD, draft=mild_draft)
     name, score = worst(z_scores(states, mild_reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
@@ -191,17 +194,15 @@ def test_noise_chosen_by_a_failing_site_is_caught(kind, reference):
         kind,
         target=failing_in_the_window,
         draft=pushing_draft,
-        sampler_class=PlainBeforeFailingSite,
+        correction="none",
+        engine=PlainBeforeFailingSite,
     )
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
-def test_missing_transport_is_caught(kind, reference, monkeypatch):
-    monkeypatch.setattr(
-        openmm_lsd.commit, "transport", lambda noise, shift, log_uniform: (noise, True)
-    )
-    states, _ = ensemble(kind)
+def test_missing_transport_is_caught(kind, reference):
+    states, _ = ensemble(kind, engine=WithoutTransport)
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"

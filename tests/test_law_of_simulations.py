@@ -23,7 +23,7 @@ from openmm_lsd import LSDIntegrator
 from openmm_lsd.barostat import BarostatMoves
 from openmm_lsd.integrator import NOISE_STEP
 from openmm_lsd.sampler import SpeculativeSampler
-from openmm_lsd.targets.virtualsites import PlacedTarget
+from openmm_lsd.targets.virtualsites import VirtualSiteTarget
 
 RUNS, REFERENCE_RUNS = 2_500, 20_000
 Z = 5.5
@@ -257,7 +257,7 @@ def test_noise_that_comes_back_is_caught():
 
 
 def test_motion_of_the_centre_that_stays_is_caught(monkeypatch):
-    monkeypatch.setattr("openmm_lsd.binding.cm_removal_frequency", lambda system: 0)
+    monkeypatch.setattr("openmm_lsd.samplerspec.cm_removal_frequency", lambda system: 0)
     _, z, message = score("CMMotionRemover")
     assert abs(z) > Z, message
 
@@ -282,7 +282,7 @@ def test_windows_that_go_on_beyond_a_move_are_caught(monkeypatch):
 
 def test_virtual_sites_that_stay_behind_are_caught(monkeypatch):
     monkeypatch.setattr(
-        PlacedTarget,
+        VirtualSiteTarget,
         "evaluate_at",
         lambda self, x, box=None, times=None: self._target.evaluate_at(x, box, times),
     )

@@ -8,17 +8,18 @@ import numpy as np
 import openmm
 import pytest
 import test_law
-from law import worst, z_scores
+from law import make_sampler, worst, z_scores
 from openmm import app, unit
-from test_law import TARGET, NoCorrection, Z, ensemble, plain
+from test_law import TARGET, Z, ensemble, plain
 
 import openmm_lsd.learning as learning
-from openmm_lsd import SpeculativeSampler, jacobian, prediction
-from openmm_lsd import sampler as sampler_module
+from openmm_lsd import SpeculativeSampler, jacobian, lessons, prediction
 from openmm_lsd.autodraft import auto_draft
 from openmm_lsd.draft import LearningDraft
+from openmm_lsd.engine import NumpyEngine
 from openmm_lsd.learning import Learner, RidgeRegression
 from openmm_lsd.molgraph import graph_of_topology
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
 
 STEM = "systems/alanine_dipeptide/alanine_dipeptide"
@@ -224,10 +225,10 @@ class Known:
         start = self.start if base is None else self.start.without_guesses()
         return LearningDraft(start, self.masses, base)
 
-    def sampler(self, draft, seed=1, kind=Middle, window=16, sampler_class=SpeculativeSampler):
-        sampler = sampler_class(
-            kind(300.0, 1.0, 0.001), self.masses, draft, self.target, window, seed
-        )
+    def sampler(self, draft, seed=1, kind=Middle, window=16, target=None, **options):
+        scheme, target = kind(300.0, 1.0, 0.001), target or self.target
+        options = {"engine": NativeEngine} | options
+        sampler = make_sampler(scheme, self.masses, draft, target, window, seed, **options)
         speeds = np.sqrt(MOLAR_GAS_CONSTANT * 300.0 / self.masses)[:, None]
         velocities = speeds * np.random.default_rng(4).standard_normal(self.positions.shape)
         sampler.set_state(self.positions, velocities)
@@ -248,7 +249,7 @@ def test_a_target_within_reach_is_learned(known, kind):
     after = sampler.statistics
     learned = (after.steps - before.steps) / (after.rounds - before.rounds)
     guesses = known.draft()
-    untaught = known.sampler(lambda positions: guesses(positions), kind=kind)
+    untaught = known.sampler(lambda positions: guesses(positions), kind=kind, engine=NumpyEngine)
     untaught.advance(400)
     assert learned > 10 and untaught.statistics.steps_per_round < 6
     assert after.learning_seconds > 0 and "learning" in str(after)
@@ -257,36 +258,37 @@ def test_a_target_within_reach_is_learned(known, kind):
 @pytest.mark.parametrize("at_once", [True, False])
 def test_stored_corrections_belong_to_the_present_draft(known, monkeypatch, at_once):
     """After a fit a correction is the target's force at the old site minus the new draft's."""
-    monkeypatch.setattr(sampler_module, "LEARNED_AT_ONCE", np.inf if at_once else 0)
+    monkeypatch.setattr(lessons, "LEARNED_AT_ONCE", np.inf if at_once else 0)
     monkeypatch.setattr(prediction, "SOLVED_EVERY", np.inf)
 
     class Watching(SpeculativeSampler):
         fits = 0
 
         def _round(self):
-            parameters = self._draft.parameters
-            lesson = self._lesson
+            parameters, last = draft.parameters, self._lessons.last
             if at_once:
-                self._learn_last_round()
+                self._learn_at_once()
             else:
                 super()._round()
-                lesson = self._lesson
-            if not np.array_equal(parameters, self._draft.parameters):
-                last = min(lesson.committed, len(lesson.sites) - 1)
-                expected = lesson.target_forces[last] - self._draft(lesson.sites[last])
-                assert self._corrections.secant is None and self._measured is None
-                np.testing.assert_allclose(self._corrections.forces[0], expected, atol=1e-8)
+                last = self._lessons.last
+            if not np.array_equal(parameters, draft.parameters):
+                row = min(last.committed, len(last.sites) - 1)
+                expected = last.target_forces[row] - draft(last.sites[row])
+                corrections = self._outlook.corrections
+                assert corrections.secant is None and self._lessons.ahead is None
+                np.testing.assert_allclose(corrections.forces[0], expected, atol=1e-8)
                 self.fits += 1
             if at_once:
                 super()._round()
 
-    sampler = known.sampler(known.draft(), sampler_class=Watching)
+    draft = known.draft()
+    sampler = known.sampler(draft, sampler=Watching)
     sampler.advance(200)
     assert sampler.fits >= 3
 
 
 def test_learning_goes_on_while_the_target_is_evaluated(known, monkeypatch):
-    monkeypatch.setattr(sampler_module, "LEARNED_AT_ONCE", 0)
+    monkeypatch.setattr(lessons, "LEARNED_AT_ONCE", 0)
     begun, learned, forces = threading.Event(), [], known.target
     threads = threading.active_count()
     draft = known.draft()
@@ -407,8 +409,9 @@ def test_on_top_of_a_force_field(known):
     bonds = known.start._replace(guesses=0.2 * known.start.guesses)
     stiffer = LearningDraft(bonds, known.masses, base)
     np.testing.assert_allclose(target(known.positions), base.forces(known.positions[None])[0])
-    sampler = known.sampler(target)
-    sampler._target = lambda states: np.array([stiffer(state) for state in states])
+    sampler = known.sampler(
+        target, target=lambda states: np.array([stiffer(state) for state in states])
+    )
     sampler.advance(600)
     before = dataclasses.replace(sampler.statistics)
     sampler.advance(300)
@@ -446,21 +449,21 @@ class LinearDraft:
         return changed
 
 
-class LearnsFromTheNextSite(NoCorrection):
+class LearnsFromTheNextSite(NumpyEngine):
     """Learns from the first site of the window that the noise of an uncommitted step has shaped."""
 
-    def _round(self):
-        lesson = self._lesson
-        if lesson is not None and lesson.committed + 1 < len(lesson.target_forces):
-            rows = slice(lesson.committed + 1, None)
-            self._lesson = lesson._replace(
-                sites=lesson.sites[rows],
-                target_forces=lesson.target_forces[rows],
-                discrepancies=lesson.discrepancies[rows],
-                committed=1,
-            )
-        self._learn_last_round()
-        super()._round()
+    def __init__(self, scheme, masses, draft):
+        super().__init__(scheme, masses, draft)
+        self.trainable = None  # nothing else teaches the draft
+        draft.start(0)
+
+    def commit(self, state, window, target_forces, draws):
+        committed = super().commit(state, window, target_forces, draws)
+        row = len(committed.positions) + 1
+        if row < len(target_forces):
+            discrepancy = target_forces[row] - window.draft_forces[row]
+            self._draft.learn(state.step, window.sites[row : row + 1], discrepancy[None])
+        return committed
 
 
 @pytest.fixture(scope="module")
@@ -491,11 +494,11 @@ def learned_ensemble(kind, **options):
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
-@pytest.mark.parametrize("sampler_class", [SpeculativeSampler, NoCorrection])
-@pytest.mark.parametrize("at_once", [sampler_module.LEARNED_AT_ONCE, 0])
-def test_law_while_learning(kind, sampler_class, at_once, reference, eager, monkeypatch):
-    monkeypatch.setattr(sampler_module, "LEARNED_AT_ONCE", at_once)
-    states, rate, fits = learned_ensemble(kind, sampler_class=sampler_class)
+@pytest.mark.parametrize("correction", ["secant", "none"])
+@pytest.mark.parametrize("at_once", [lessons.LEARNED_AT_ONCE, 0])
+def test_law_while_learning(kind, correction, at_once, reference, eager, monkeypatch):
+    monkeypatch.setattr(lessons, "LEARNED_AT_ONCE", at_once)
+    states, rate, fits = learned_ensemble(kind, correction=correction)
     assert 0.15 < rate < 0.9 and fits > 1
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
@@ -504,7 +507,7 @@ def test_law_while_learning(kind, sampler_class, at_once, reference, eager, monk
 @pytest.mark.parametrize("at_once", [np.inf, 0])
 def test_law_while_learning_with_a_jacobian(at_once, reference, eager, monkeypatch):
     """No secant leads across a change of the draft: it would compare with later sites."""
-    monkeypatch.setattr(sampler_module, "LEARNED_AT_ONCE", at_once)
+    monkeypatch.setattr(lessons, "LEARNED_AT_ONCE", at_once)
     for name, value in (
         ("REACH", np.inf),
         ("LARGEST_DISPLACEMENT", np.inf),
@@ -525,6 +528,6 @@ def test_law_while_learning_with_a_jacobian(at_once, reference, eager, monkeypat
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
 def test_learning_from_uncommitted_steps_is_caught(kind, reference, eager):
     """Without corrections, which take back most of what a fit changes."""
-    states, _, _ = learned_ensemble(kind, sampler_class=LearnsFromTheNextSite)
+    states, _, _ = learned_ensemble(kind, correction="none", engine=LearnsFromTheNextSite)
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"

@@ -11,14 +11,15 @@ import openmm
 import pytest
 from openmm import app, unit
 from openmm_lsd._native import ContextAccess, speculative_integrator
-from openmm_lsd._native import commit as native_commit
 
-from openmm_lsd.commit import commit
 from openmm_lsd.contexts import ForceContext, fastest_context, is_empty
+from openmm_lsd.corrections import Corrections
 from openmm_lsd.draft import Draft
+from openmm_lsd.engine import NumpyEngine
 from openmm_lsd.jacobian import LARGEST_DISPLACEMENT, LocalJacobian, Secant
-from openmm_lsd.rollout import Corrections, reciprocal, rollout
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.window import Draws, State
 
 REFERENCE = openmm.Platform.getPlatform("Reference")
 STEM = "systems/alanine_dipeptide/alanine_dipeptide"
@@ -48,24 +49,27 @@ def test_rollout_agrees_with_the_numpy_reference(kind, zero_mass, kind_of_correc
         velocities[3] = 0.0
     scheme = kind(300.0, 1.0, 0.001)
     rng = np.random.default_rng(2)
-    kicks = rng.standard_normal((16, 22, 3)) * 0.05 * (masses > 0)
-    corrections = Corrections(500.0 * rng.standard_normal(kicks.shape))
+    noise = rng.standard_normal((16, 22, 3))
+    corrections = Corrections(500.0 * rng.standard_normal(noise.shape))
     if kind_of_corrections != "per-step":
-        sites = positions + 0.01 * rng.standard_normal(kicks.shape)
+        sites = positions + 0.01 * rng.standard_normal(noise.shape)
         neighbours = rng.integers(22, size=(22, 5)).astype(np.int32)
         neighbours[:, 0], neighbours[7, 3:] = np.arange(22), 7
         jacobian = LocalJacobian(neighbours, 1e4 * rng.standard_normal((22, 5, 3, 3)))
         corrections = Corrections(corrections.forces, sites, jacobian)
     if kind_of_corrections == "secant":
         secant = Secant(
-            0.01 * rng.standard_normal(kicks.shape), 500 * rng.standard_normal(kicks.shape)
+            0.01 * rng.standard_normal(noise.shape), 500 * rng.standard_normal(noise.shape)
         )
         for array in secant:
             array[5] = 0.0
         corrections = corrections._replace(secant=secant)
-    removals = np.arange(16) % 3 == 0
-    arguments = (scheme, masses, positions, velocities, corrections, kicks, removals)
-    native, reference = draft.rollout(*arguments), rollout(draft, *arguments)
+    draws = Draws(noise, np.zeros(16), np.arange(16) % 3 == 0)
+    state = State(positions, velocities, 0)
+    native, reference = (
+        engine(scheme, masses, draft).draft(state, corrections, draws)
+        for engine in (NativeEngine, NumpyEngine)
+    )
     assert len(native.sites) == 16
     for name in native._fields:
         ours, theirs = getattr(native, name), getattr(reference, name)
@@ -80,48 +84,45 @@ def test_rollout_stops_where_the_draft_breaks_down(alanine):
     system, positions = alanine
     draft = Draft(ForceContext(system, REFERENCE))
     masses = masses_of(system)[:, None]
-    kicks = np.zeros((8, 22, 3))
-    kicks[2, 0, 0] = np.inf
-    arguments = (
-        Middle(300.0, 1.0, 0.001),
-        masses,
-        positions,
-        np.zeros_like(positions),
-        Corrections(np.zeros_like(kicks)),
-        kicks,
-        np.zeros(8, dtype=bool),
-    )
-    for window in (draft.rollout(*arguments), rollout(draft, *arguments)):
+    noise = np.zeros((8, 22, 3))
+    noise[2, 0, 0] = np.inf
+    draws = Draws(noise, np.zeros(8), np.zeros(8, dtype=bool))
+    state = State(positions, np.zeros_like(positions), 0)
+    corrections = Corrections(np.zeros_like(noise))
+    for engine in (NativeEngine, NumpyEngine):
+        made = engine(Middle(300.0, 1.0, 0.001), masses, draft)
+        window = made.draft(state, corrections, draws)
         assert len(window.sites) == len(window.velocities) == len(window.draft_forces) == 3
 
 
 def test_rollout_rejects_arrays_of_the_wrong_size(alanine):
     system, positions = alanine
     draft = Draft(ForceContext(system, REFERENCE))
-    kicks = np.zeros((4, 22, 3))
-    scheme, masses = Middle(300.0, 1.0, 0.001), masses_of(system)[:, None]
-    still, removals = np.zeros_like(positions), np.zeros(4, dtype=bool)
+    engine = NativeEngine(Middle(300.0, 1.0, 0.001), masses_of(system), draft)
+    still, rows = np.zeros_like(positions), np.zeros((4, 22, 3))
+    draws = Draws(rows, np.zeros(4), np.zeros(4, dtype=bool))
+    state = State(positions, still, 0)
     with pytest.raises(ValueError, match="got arrays for 21 particles; the System has 22"):
-        draft.rollout(scheme, masses, positions[:-1], still, Corrections(kicks), kicks, removals)
+        engine.draft(State(positions[:-1], still, 0), Corrections(rows), draws)
     neighbours, blocks = np.zeros((22, 2), dtype=np.int32), np.zeros((22, 2, 3, 3))
     for sites, jacobian in (
-        (kicks[1:], LocalJacobian(neighbours, blocks)),
-        (kicks, LocalJacobian(neighbours[1:], blocks)),
-        (kicks, LocalJacobian(neighbours, blocks[:, 1:])),
+        (rows[1:], LocalJacobian(neighbours, blocks)),
+        (rows, LocalJacobian(neighbours[1:], blocks)),
+        (rows, LocalJacobian(neighbours, blocks[:, 1:])),
     ):
-        corrections = Corrections(kicks, sites, jacobian)
+        corrections = Corrections(rows, sites, jacobian)
         with pytest.raises(ValueError, match="do not fit together"):
-            draft.rollout(scheme, masses, positions, still, corrections, kicks, removals)
+            engine.draft(state, corrections, draws)
     jacobian = LocalJacobian(neighbours, blocks)
-    for secant in (Secant(kicks[1:], kicks), Secant(kicks, kicks[:, 1:])):
-        corrections = Corrections(kicks, kicks, jacobian, secant)
+    for secant in (Secant(rows[1:], rows), Secant(rows, rows[:, 1:])):
+        corrections = Corrections(rows, rows, jacobian, secant)
         with pytest.raises(ValueError, match="do not fit together"):
-            draft.rollout(scheme, masses, positions, still, corrections, kicks, removals)
+            engine.draft(state, corrections, draws)
     for wrong in (-1, 22):
         neighbours[3, 1] = wrong
-        corrections = Corrections(kicks, kicks, LocalJacobian(neighbours, blocks))
+        corrections = Corrections(rows, rows, LocalJacobian(neighbours, blocks))
         with pytest.raises(ValueError, match="an atom that is not there"):
-            draft.rollout(scheme, masses, positions, still, corrections, kicks, removals)
+            engine.draft(state, corrections, draws)
 
 
 def test_forces_of_a_batch_are_those_of_openmm(alanine):
@@ -222,33 +223,22 @@ def test_empty_forces_are_told_from_others():
 
 
 def random_window(kind, seed, verified=6, size=0.3):
-    """Arguments of ``commit``: five particles, the second without mass; a draft off by ``size``."""
+    """Arguments of the engines and of ``commit``: five particles, the second without mass; a draft
+    off by ``size``."""
     rng = np.random.default_rng(seed)
     length, masses = 6, np.array([12.0, 0.0, 1.0, 14.0, 16.0])[:, None]
     scheme = kind(300.0, 5.0, 0.001)
-    scale = scheme.noise_scale(reciprocal(masses))
-    noise, log_uniforms = rng.standard_normal((length, 5, 3)), np.log(rng.random(length))
-    removals = rng.random(length) < 0.4
-    target_forces = 1e3 * rng.standard_normal((length, 5, 3))
-    off = size * masses * scale / scheme.step_size * rng.standard_normal((length, 5, 3))
-    start = rng.standard_normal((2, 5, 3)) * (masses > 0)
-    draft_forces = iter(target_forces + off)
-    window = rollout(
-        *(lambda site: next(draft_forces), scheme, masses, *start),
-        *(Corrections(np.zeros_like(noise)), scale * noise, removals),
+    draws = Draws(
+        rng.standard_normal((length, 5, 3)), np.log(rng.random(length)), rng.random(length) < 0.4
     )
-    forces = target_forces[:verified], window.draft_forces[:verified]
-    return [
-        scheme,
-        masses,
-        scale,
-        *start,
-        window.velocities,
-        *forces,
-        noise,
-        log_uniforms,
-        removals,
-    ]
+    target_forces = 1e3 * rng.standard_normal((length, 5, 3))
+    drafted = iter(target_forces.copy())
+    engine = NumpyEngine(scheme, masses, lambda site: next(drafted))
+    off = size * masses * engine.noise_scale / scheme.step_size
+    state = State(*(rng.standard_normal((2, 5, 3)) * (masses > 0)), 0)
+    corrections = Corrections(off * rng.standard_normal((length, 5, 3)))
+    window = engine.draft(state, corrections, draws)
+    return (scheme, masses, None), (state, window, target_forces[:verified], draws)
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
@@ -257,9 +247,9 @@ def random_window(kind, seed, verified=6, size=0.3):
 def test_commit_agrees_with_the_numpy_reference(kind, verified, size):
     committed, accepted_last = set(), set()
     for seed in range(40):
-        window = random_window(kind, seed, verified, size)
-        *path, shifts, accepted = native_commit(*window)
-        *expected_path, expected_shifts, expected = commit(*window)
+        arguments, window = random_window(kind, seed, verified, size)
+        *path, shifts, accepted = NativeEngine(*arguments).commit(*window)
+        *expected_path, expected_shifts, expected = NumpyEngine(*arguments).commit(*window)
         assert accepted is expected
         for mine, theirs in zip([*path, shifts], [*expected_path, expected_shifts], strict=True):
             np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-12)
@@ -270,14 +260,19 @@ def test_commit_agrees_with_the_numpy_reference(kind, verified, size):
         assert accepted_last == {True, False}
 
 
-@pytest.mark.parametrize("wrong", range(1, 11))
+@pytest.mark.parametrize("wrong", ["positions", "velocities", "drafted", "forces", *Draws._fields])
 def test_commit_refuses_arrays_that_do_not_fit(wrong):
-    window = list(random_window(Middle, 1))
-    window[wrong] = window[wrong][:-1]
-    if wrong == 5:  # may be longer
-        window[5] = window[5][:-1]
+    arguments, (state, window, forces, draws) = random_window(Middle, 1)
+    if wrong in State._fields:
+        state = state._replace(**{wrong: getattr(state, wrong)[:-1]})
+    elif wrong == "drafted":  # may be longer, but not shorter
+        window = window._replace(velocities=window.velocities[:-1])
+    elif wrong == "forces":
+        forces = np.ascontiguousarray(forces[:, :-1])
+    else:
+        draws = draws._replace(**{wrong: getattr(draws, wrong)[:-1]})
     with pytest.raises(ValueError, match=r"particles|length"):
-        native_commit(*window)
+        NativeEngine(*arguments).commit(state, window, forces, draws)
 
 
 BATCHES = """

@@ -6,10 +6,10 @@ from law import worst, z_scores
 from test_law import MILD, Z, ensemble, mild_draft, plain
 
 from openmm_lsd import _native, jacobian, prediction
+from openmm_lsd.correctors import Following
 from openmm_lsd.jacobian import LARGEST_DISPLACEMENT, LocalJacobian
 from openmm_lsd.prediction import AHEAD, ORDER, Kernels, Prediction
 from openmm_lsd.restart import pack, unpack
-from openmm_lsd.sampler import SpeculativeSampler
 from openmm_lsd.schemes import ABOBA, Middle
 
 NATIVE = Kernels(_native.changes_in_time, _native.add_lagged, _native.predict_changes)
@@ -212,45 +212,39 @@ def eager(monkeypatch):
         monkeypatch.setattr(module, name, value)
 
 
-class Watched(SpeculativeSampler):
+class Watched(Following):
     """Counts the windows that end in predicted steps."""
 
     predicted = rounds = 0
 
-    def _round(self):
-        super()._round()
-        forces = self._corrections.forces
+    def next(self, measured, window, ahead):
+        result = super().next(measured, window, ahead)
         Watched.rounds += 1
-        Watched.predicted += not np.array_equal(forces[-1], forces[-2])
+        Watched.predicted += not np.array_equal(result.forces[-1], result.forces[-2])
+        return result
 
 
-class LearnsAhead(SpeculativeSampler):
+class LearnsAhead(Following):
     """Learns from sites that the noise of uncommitted steps has shaped."""
 
-    def _round(self):
-        lesson = self._lesson
-        if lesson is not None:
-            rows = slice(lesson.committed, len(lesson.discrepancies))
-            self._learn_last_round()
-            if rows.stop - rows.start > 1:
-                at, values = lesson.sites[rows], lesson.discrepancies[rows]
-                self._prediction.interrupt()
-                self._prediction.learn(lesson.step, at, values, self._estimate.jacobian)
-                self._corrections = self._next_corrections(
-                    lesson.sites, lesson.discrepancies, lesson.errors, lesson.committed
-                )
-        super()._round()
+    def next(self, measured, window, ahead):
+        rows = slice(measured.committed, None)
+        at, values = measured.sites[rows], measured.discrepancies[rows]
+        if len(at) > 1:
+            self._prediction.interrupt()
+            self._prediction.learn(measured.step, at, values, self._jacobian.jacobian)
+        return super().next(measured, window, ahead)
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
 def test_law_with_predictions(kind, reference, eager):
-    states, rate = ensemble(kind, MILD, draft=mild_draft, sampler_class=Watched)
+    states, rate = ensemble(kind, MILD, draft=mild_draft, correction=Watched)
     assert 0.15 < rate < 0.9 and Watched.predicted > 0.1 * Watched.rounds
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
 
 
 def test_predictions_learned_from_sites_ahead_are_caught(reference, eager):
-    states, _ = ensemble(Middle, MILD, draft=mild_draft, sampler_class=LearnsAhead)
+    states, _ = ensemble(Middle, MILD, draft=mild_draft, correction=LearnsAhead)
     name, score = worst(z_scores(states, reference[Middle]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"

@@ -18,7 +18,8 @@ from restarting import COUNT, build, digest
 from test_barostat import TRICLINIC
 
 from openmm_lsd import LSDReporter, Statistics, batched
-from openmm_lsd.sampler import TIMES_MEASURED, SpeculativeSampler
+from openmm_lsd.nativeengine import NativeEngine
+from openmm_lsd.statistics import TIMES_MEASURED
 
 STEPS = 60
 ATOMS = [0, 1, 2, 5, 9]
@@ -243,14 +244,14 @@ def table_of(text):
 
 def test_lsd_reporter(monkeypatch):
     shifts = []
-    commit = SpeculativeSampler._commit
+    commit = NativeEngine.commit
 
     def counted(self, *arguments):
         result = commit(self, *arguments)
-        shifts.append((sum(result[1]), len(result[1])))
+        shifts.append((sum(result.noise_shifts), len(result.noise_shifts)))
         return result
 
-    monkeypatch.setattr(SpeculativeSampler, "_commit", counted)
+    monkeypatch.setattr(NativeEngine, "commit", counted)
     simulation = build("learning", restarting.barostat())
     copies, text = [Statistics()], io.StringIO()
     simulation.reporters.append(LSDReporter(text, 50))

@@ -60,18 +60,18 @@ def test_same_seed_same_trajectory(water, only_cpu, platform):
     runs = [run(water, platform) for _ in range(3)]
     for positions, integrator in runs:
         assert np.array_equal(positions, runs[0][0])
-        access = integrator._binding._draft.context.access
+        access = integrator._binding.pair.draft.context.access
         assert access.get_platform() == "CPU"
         properties = access.get_properties()
         assert (properties["Threads"], properties["DeterministicForces"]) == ("1", "true")
-        for part in integrator._binding._own_target.in_contexts:
+        for part in integrator._binding.pair.target.built.in_contexts:
             assert all(layout.threads in (0, 1) for layout in part._pools)
 
 
 def test_speed_where_it_is_asked_for(water, only_cpu):
     """A tuned window depends on the clock anyway."""
     _, integrator = run(water, "Reference", window="auto")
-    assert integrator._binding._draft.context.access.get_properties()["Threads"] == "2"
+    assert integrator._binding.pair.draft.context.access.get_properties()["Threads"] == "2"
 
 
 def test_reproducible_properties():

@@ -144,7 +144,7 @@ def test_bonds_that_have_formed(tmp_path):
     file = str(tmp_path / "saved")
     simulation = build("auto")
     simulation.step(600)
-    draft = simulation.integrator._binding._draft
+    draft = simulation.integrator._binding.pair.draft
     watch, terms = draft._bonds, len(draft._terms.classes)
     bonds = np.array(sorted([*watch._graph.bonds.tolist(), [0, 4]]))
     watch._graph = MolecularGraph(watch._graph.elements, bonds)
@@ -157,7 +157,7 @@ def test_bonds_that_have_formed(tmp_path):
     other.loadCheckpoint(file)
     other.step(100)
     assert digest(other.context) == digest(simulation.context)
-    assert other.integrator._binding._draft._bonds._graph.bonds.tolist() == bonds.tolist()
+    assert other.integrator._binding.pair.draft._bonds._graph.bonds.tolist() == bonds.tolist()
 
 
 def test_no_seed_given(tmp_path):

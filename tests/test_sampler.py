@@ -1,18 +1,19 @@
 """The sampler on plain arrays: limits, bookkeeping, reproducibility, faults."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 from law import TEMPERATURE, TodaMolecule
+from law import make_sampler as make
 from particles import Cycling
 
-import openmm_lsd.sampler
-from openmm_lsd import prediction
+from openmm_lsd import TargetError, jumps, prediction
+from openmm_lsd.correctors import Following
+from openmm_lsd.jumps import JumpLimit, hold_outliers
 from openmm_lsd.noise import StepNoise
-from openmm_lsd.rollout import remove_cm_motion
-from openmm_lsd.sampler import SpeculativeSampler, TargetError, without_leaps
-from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.schemes import ABOBA, Middle, remove_cm_motion
 
 SCHEMES = [Middle, ABOBA]
 STEP_SIZE = 0.02
@@ -25,7 +26,7 @@ def make_sampler(
     kind=Middle, draft=DRAFT.forces, target=TARGET.forces, window=6, seed=1, **options
 ):
     scheme = kind(TEMPERATURE, 10.0, STEP_SIZE)
-    sampler = SpeculativeSampler(scheme, TARGET.masses, draft, target, window, seed, **options)
+    sampler = make(scheme, TARGET.masses, draft, target, window, seed, **options)
     sampler.set_state(START[0][0], START[1][0])
     return sampler
 
@@ -49,7 +50,7 @@ def plain_run(scheme, steps, seed, cm_removal=0):
 def test_draft_equal_to_target_is_the_plain_scheme(kind, cm_removal):
     sampler = make_sampler(kind, draft=TARGET.forces, cm_removal_frequency=cm_removal)
     positions, velocities = sampler.advance(60)
-    expected_positions, expected_velocities = plain_run(sampler.scheme, 60, 1, cm_removal)
+    expected_positions, expected_velocities = plain_run(sampler.engine.scheme, 60, 1, cm_removal)
     assert np.abs(positions - expected_positions).max() < 1e-10 * TARGET.length
     assert np.abs(velocities - expected_velocities).max() < 1e-8
     assert sampler.statistics.rejected == 0
@@ -60,7 +61,7 @@ def test_draft_equal_to_target_is_the_plain_scheme(kind, cm_removal):
 def test_window_of_one_is_the_plain_scheme_whatever_the_draft(kind):
     sampler = make_sampler(kind, draft=lambda positions: 1e3 * positions, window=1)
     positions, _ = sampler.advance(30)
-    assert np.abs(positions - plain_run(sampler.scheme, 30, 1)[0]).max() < 1e-12
+    assert np.abs(positions - plain_run(sampler.engine.scheme, 30, 1)[0]).max() < 1e-12
     assert sampler.statistics.steps_per_round == 1.0
 
 
@@ -105,28 +106,27 @@ def test_statistics_count():
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in multiply")  # 0 times inf
 def test_flushed_evaluations_become_the_corrections_of_their_own_steps(monkeypatch):
-    monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", np.inf)
-    monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_ERROR", np.inf)
+    monkeypatch.setattr(jumps, "MAX_JUMP", np.inf)
+    monkeypatch.setattr(jumps, "MAX_ERROR", np.inf)
     monkeypatch.setattr(prediction, "SOLVED_EVERY", np.inf)
     seen = {}
 
-    class Recorder(SpeculativeSampler):
-        def _next_corrections(self, sites, discrepancies, errors, committed):
-            result = super()._next_corrections(sites, discrepancies, errors, committed)
-            seen[self._front.step] = (sites, discrepancies, committed, result)
+    class Recorder(Following):
+        def next(self, measured, window, ahead):
+            result = super().next(measured, window, ahead)
+            seen[measured.step] = measured, result
             return result
 
-    scheme = Middle(TEMPERATURE, 10.0, STEP_SIZE)
-    sampler = Recorder(scheme, TARGET.masses, DRAFT.forces, lambda x: 1.4 * TARGET.forces(x), 6, 1)
-    sampler.set_state(START[0][0], START[1][0])
-    sampler.advance(100)
+    make_sampler(target=lambda x: 1.4 * TARGET.forces(x), correction=Recorder).advance(100)
     cut_short = 0
-    for sites, discrepancies, committed, corrections in seen.values():
+    for measured, corrections in seen.values():
+        sites, discrepancies = measured.sites, measured.discrepancies
+        committed = measured.committed
         kept = len(discrepancies) - committed
         cut_short += kept > 0
-        for own, measured in ((corrections.forces, discrepancies), (corrections.sites, sites)):
-            assert np.array_equal(own[:kept], measured[committed:])
-            assert (own[kept:] == measured[-1]).all()
+        for own, rows in ((corrections.forces, discrepancies), (corrections.sites, sites)):
+            assert np.array_equal(own[:kept], rows[committed:])
+            assert (own[kept:] == rows[-1]).all()
     assert cut_short > 5
 
 
@@ -137,22 +137,22 @@ def test_a_leap_is_replaced_by_the_row_before_it():
     expected = rows.copy()
     expected[3:, 0, 0] = 9.5
     limit, errors = np.array([[2.0], [2.0]]), np.zeros_like(rows)
-    assert np.array_equal(without_leaps(rows, errors, 3, limit, limit), expected)
+    assert np.array_equal(hold_outliers(rows, errors, 3, limit, limit), expected)
     # The leap is among committed steps: real.
-    assert without_leaps(rows, errors, 5, limit, limit) is rows
+    assert hold_outliers(rows, errors, 5, limit, limit) is rows
 
 
 def test_where_the_draft_was_led_astray_the_last_sound_row_is_held():
     rows = np.arange(36.0).reshape(6, 2, 3)
     limit, errors = np.array([[1e3], [1e3]]), np.zeros_like(rows)
     errors[1, 1, 2] = 2.1e3  # at a committed step: what comes after it is sound
-    assert without_leaps(rows, errors, 3, limit, 2 * limit) is rows
+    assert hold_outliers(rows, errors, 3, limit, 2 * limit) is rows
     errors[3, 1, 0] = -2.1e3  # measured where the step should be; not those after it
     expected = rows.copy()
     expected[4:, 1] = rows[3, 1]
-    assert np.array_equal(without_leaps(rows, errors, 3, limit, 2 * limit), expected)
+    assert np.array_equal(hold_outliers(rows, errors, 3, limit, 2 * limit), expected)
     errors[5] = 1e9  # the last: nothing comes after it
-    assert np.array_equal(without_leaps(rows, errors, 3, limit, 2 * limit), expected)
+    assert np.array_equal(hold_outliers(rows, errors, 3, limit, 2 * limit), expected)
 
 
 def bond_forces(positions, stiffness, reach):
@@ -172,10 +172,10 @@ def test_one_mishap_does_not_feed_itself(kind, heals, monkeypatch):
     Without the limit on leaps the run never recovers, which shows that this test sees it.
     """
     if not heals:
-        monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_LEAP", 1e9)
-        monkeypatch.setattr(openmm_lsd.sampler, "LARGEST_ERROR", 1e9)
-        monkeypatch.setattr(openmm_lsd.sampler, "LEAP_BEYOND_SEEN", np.inf)
-    sampler = SpeculativeSampler(
+        monkeypatch.setattr(jumps, "MAX_JUMP", 1e9)
+        monkeypatch.setattr(jumps, "MAX_ERROR", 1e9)
+        monkeypatch.setattr(jumps, "JUMP_BEYOND_SEEN", np.inf)
+    sampler = make(
         kind(TEMPERATURE, 1.0, 0.001),
         [1.0, 12.0],
         lambda positions: bond_forces(positions, 3.0e5, np.inf),
@@ -188,26 +188,28 @@ def test_one_mishap_does_not_feed_itself(kind, heals, monkeypatch):
     sampler.set_state([[0, 0, 0], [0.1, 0, 0]], speeds * rng.standard_normal((2, 3)))
     sampler.advance(500)
     assert sampler.statistics.steps_per_round > 4.0
-    wrong = sampler._corrections.forces + 1e5 * rng.standard_normal((16, 2, 3))
-    sampler._corrections = sampler._corrections._replace(forces=wrong)
+    record = sampler.snapshot()
+    record["corrections"][0] += 1e5 * rng.standard_normal((16, 2, 3))
+    sampler.restore(record)
     sampler.advance(100)
-    sampler.statistics.rounds = sampler.statistics.steps = 0
+    before = dataclasses.replace(sampler.statistics)
     sampler.advance(1000)
-    assert (sampler.statistics.steps_per_round > 4.0) == heals, sampler.statistics
+    since = sampler.statistics.since(before)
+    assert (since.steps_per_round > 4.0) == heals, since
 
 
-def test_what_committed_steps_show_limits_leaps():
-    """Heavy atoms leap far less than LARGEST_LEAP allows."""
-    sampler = make_sampler()
-    sampler.advance(50)
-    limit = sampler._largest_leap
-    sampler._leap_seen = np.inf
-    assert np.array_equal(sampler._leap_allowed(np.zeros((1, *limit.shape[:1], 3))), limit)
-    rows = np.zeros((3, len(limit), 3))
+def test_what_committed_steps_show_limits_jumps():
+    """Heavy atoms jump far less than MAX_JUMP allows."""
+    scheme = Middle(TEMPERATURE, 10.0, STEP_SIZE)
+    jump_limit = JumpLimit(scheme, TARGET.masses[:, None])
+    speeds = scheme.thermal_speed(1 / TARGET.masses[:, None])
+    limit = jumps.MAX_JUMP * TARGET.masses[:, None] * speeds / STEP_SIZE
+    np.testing.assert_allclose(jump_limit.update(np.zeros((1, 2, 3))), limit)
+    rows = np.zeros((3, 2, 3))
     rows[1] = 0.01 * limit
-    np.testing.assert_allclose(sampler._leap_allowed(rows), 0.08 * limit)
-    np.testing.assert_allclose(sampler._leap_allowed(0.5 * rows), 0.0792 * limit)
-    np.testing.assert_allclose(sampler._leap_allowed(50 * rows), limit)
+    np.testing.assert_allclose(jump_limit.update(rows), 0.08 * limit)
+    np.testing.assert_allclose(jump_limit.update(0.5 * rows), 0.0792 * limit)
+    np.testing.assert_allclose(jump_limit.update(50 * rows), limit)
 
 
 @pytest.mark.parametrize("correction", ["per-step", "constant", "none"])
@@ -223,9 +225,9 @@ def test_better_corrections_commit_more(correction):
     assert correction == "none" or rates[correction] > 1.3 * rates["none"]
 
 
-def test_watchers_see_every_round():
-    sampler, rounds = make_sampler(), []
-    sampler.watchers.append(rounds.append)
+def test_callbacks_see_every_round():
+    rounds = []
+    sampler = make_sampler(round_callbacks=[rounds.append])
     sampler.advance(200)
     statistics = sampler.statistics
     assert len(rounds) == statistics.rounds
@@ -284,12 +286,11 @@ def plain_steps(state, n):
     return state.positions + 0.01 * TARGET.length, state.velocities, n
 
 
-def advance_through_snapshots(sampler):
+def advance_through_snapshots(sampler, callbacks):
     """Ten steps at a time, each by a sampler that takes over from the last."""
     for _ in range(20):
         record = sampler.snapshot()
-        watchers, sampler = sampler.watchers, make_sampler()
-        sampler.watchers += watchers
+        sampler = make_sampler(round_callbacks=callbacks)
         sampler.restore(record)
         sampler.advance(10)
 
@@ -299,16 +300,17 @@ def advance_through_snapshots(sampler):
 )
 def test_times_measured_are_those_of_the_steps(change):
     """Counted here by the index of the step: one that was left out once begins anew."""
-    target = fails_now_and_then() if change == "failed sites" else TARGET.forces
-    sampler, rounds = make_sampler(target=target), []
-    sampler.watchers.append(rounds.append)
+    options = {
+        "failed sites": {"target": fails_now_and_then()},
+        "interventions": {"intervention": Jumps()},
+        "windows": {"tuner": Cycling()},
+        "plain steps": {"tuner": Cycling()},
+    }.get(change, {})
+    rounds = []
+    sampler = make_sampler(round_callbacks=[rounds.append], **options)
     if change == "snapshots":
-        advance_through_snapshots(sampler)
+        advance_through_snapshots(sampler, [rounds.append])
     else:
-        if change == "interventions":
-            sampler.intervention = Jumps()
-        elif change in ("windows", "plain steps"):
-            sampler.tuner = Cycling()
         sampler.advance(200, plain_steps if change == "plain steps" else None)
     occurred = {
         "failed sites": lambda: any(each.verified < each.drafted for each in rounds),
@@ -332,14 +334,14 @@ def test_times_measured_are_those_of_the_steps(change):
 def test_nothing_was_measured_before_where_nothing_is_kept():
     """Other corrections, another state."""
     for correction in ("constant", "none"):
-        sampler, rounds = make_sampler(correction=correction), []
-        sampler.watchers.append(rounds.append)
+        rounds = []
+        sampler = make_sampler(correction=correction, round_callbacks=[rounds.append])
         sampler.advance(40)
         assert not any(each.kept for each in rounds)
         assert sampler.statistics.examined[0, 0] > 0 and not sampler.statistics.examined[1:].any()
         assert sampler.statistics.noise_shifts_by_measurement[1:] == [None] * 3
-    sampler, rounds = make_sampler(), []
-    sampler.watchers.append(rounds.append)
+    rounds = []
+    sampler = make_sampler(round_callbacks=[rounds.append])
     sampler.advance(40)
     assert any(each.kept for each in rounds)
     sampler.set_state(START[0][0], START[1][0])
@@ -358,9 +360,7 @@ def test_speculative_evaluations_do_not_touch_what_was_handed_out():
 
 def test_particles_of_zero_mass_do_not_move():
     scheme = Middle(TEMPERATURE, 10.0, STEP_SIZE)
-    sampler = SpeculativeSampler(
-        scheme, [1.0, 0.0], DRAFT.forces, TARGET.forces, 5, 1, cm_removal_frequency=1
-    )
+    sampler = make(scheme, [1.0, 0.0], DRAFT.forces, TARGET.forces, 5, 1, cm_removal_frequency=1)
     sampler.set_state(START[0][0], START[1][0])
     positions, _ = sampler.advance(25)
     assert np.array_equal(positions[1], START[0][0][1])
@@ -466,7 +466,7 @@ def test_bad_states():
         sampler.set_state(np.zeros((1, 3)), np.zeros((2, 3)))
     with pytest.raises(ValueError, match="atom 1"):
         sampler.set_state(np.array([[0, 0, 0], [0, np.inf, 0]]), np.zeros((2, 3)))
-    fresh = SpeculativeSampler(sampler.scheme, TARGET.masses, DRAFT.forces, TARGET.forces, 4, 1)
+    fresh = make(sampler.engine.scheme, TARGET.masses, DRAFT.forces, TARGET.forces, 4, 1)
     with pytest.raises(RuntimeError, match="set_state"):
         fresh.advance(1)
 

@@ -3,9 +3,9 @@
 import numpy as np
 import openmm
 import pytest
+from law import make_sampler
 from openmm import unit
 
-from openmm_lsd.sampler import SpeculativeSampler
 from openmm_lsd.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
 
 SCHEMES = [Middle, ABOBA]
@@ -113,7 +113,7 @@ def test_sampler_has_the_moments_of_the_scheme(kind):
     scheme = kind(TEMPERATURE, FRICTION, STEP_SIZE)
     steps, runs = 5, []
     for seed in range(3000):
-        sampler = SpeculativeSampler(
+        sampler = make_sampler(
             scheme, [MASS], lambda x: -0.5 * STIFFNESS * x, lambda x: -STIFFNESS * x, 4, seed
         )
         sampler.set_state(START[0][None], START[1][None])

@@ -447,7 +447,7 @@ def test_npt_after_nvt(window, how):
     before, after, context = volumes(integrator, how)
     assert before == pytest.approx(8) and after < 7
     box = context.getState().getPeriodicBoxVectors(asNumpy=True)._value
-    np.testing.assert_array_equal(integrator._binding._box_of_target, box)
+    np.testing.assert_array_equal(integrator._binding.pair.box, box)
 
 
 def test_a_binding_that_stays_is_caught(monkeypatch):

@@ -4,9 +4,9 @@ import sys
 
 import numpy as np
 import pytest
+from law import make_sampler
 from openmm import unit
 
-from openmm_lsd import SpeculativeSampler
 from openmm_lsd.schemes import SCHEMES
 
 pytest.importorskip("ase")
@@ -232,7 +232,7 @@ def test_wild_sites_cut_windows_short():
         return 4e6 * np.sin(1e3 * positions + np.arange(3))
 
     def run(window):
-        sampler = SpeculativeSampler(
+        sampler = make_sampler(
             SCHEMES["middle"](1e-9, FRICTION, STEP_SIZE),
             water.get_masses(),
             draft,

@@ -18,8 +18,16 @@ from particles import (
     torch_force,
 )
 
-import openmm_lsd.sampler
-from openmm_lsd import TargetError, TargetMismatchError
+from openmm_lsd import (
+    TargetError,
+    TargetMismatchError,
+    correctors,
+    lessons,
+    nativeengine,
+    sampler,
+    verifier,
+    window,
+)
 from openmm_lsd.integrator import NOISE_STEP
 
 WINDOW = 16
@@ -326,9 +334,9 @@ def test_interrupted_anywhere_in_a_round(simulate, state_of):
     The draft is equal to the target, so that the run does not depend on where windows begin: what
     is seen is a step that is lost or done twice, or the noise of one step used for another.
     """
-    file = openmm_lsd.sampler.__file__
-    functions = ("_round", "_cm_removals", "_verify", "_commit")
-    functions += ("_next_corrections",)
+    modules = (sampler, verifier, correctors, lessons, nativeengine, window)
+    files = {module.__file__ for module in modules}
+    functions = ("_round", "_keep", "verify", "commit", "draft", "next", "close_round", "of")
     place = ""
 
     def interrupt_at(line):
@@ -345,7 +353,7 @@ def test_interrupted_anywhere_in_a_round(simulate, state_of):
 
         def trace(frame, event, _):
             code = frame.f_code
-            return in_frame if code.co_filename == file and code.co_name in functions else None
+            return in_frame if code.co_filename in files and code.co_name in functions else None
 
         return trace
 

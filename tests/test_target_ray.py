@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from law import make_sampler
 
-from openmm_lsd import SpeculativeSampler, TargetError
+from openmm_lsd import TargetError
 from openmm_lsd.clock import Times
 from openmm_lsd.schemes import SCHEMES
 from openmm_lsd.targets.base import BatchedTarget
@@ -183,7 +184,7 @@ def test_rows_box_and_memory_layout(three_workers):
 
 
 def sampler(target):
-    return SpeculativeSampler(
+    return make_sampler(
         SCHEMES["middle"](300.0, 1.0, 0.02),
         [12.0, 16.0, 1.0, 14.0, 12.0],
         lambda positions: -50.0 * positions,

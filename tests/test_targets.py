@@ -269,7 +269,7 @@ def test_error_in_a_python_function_is_named(simulate, state_of):
     with pytest.raises(TargetError, match="basement"):
         simulation.step(200)
     assert simulation.currentStep == simulation.integrator.statistics.steps - len(
-        simulation.integrator._binding._sampler._queue
+        simulation.integrator._binding.sampler._queue
     )
 
 

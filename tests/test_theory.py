@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from law import TEMPERATURE, TodaMolecule
+from law import TEMPERATURE, TodaMolecule, make_sampler
 
 from openmm_lsd import theory
-from openmm_lsd.sampler import Round, SpeculativeSampler
 from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.statistics import Round
 from openmm_lsd.transport import transport
 
 SCHEMES = [Middle, ABOBA]
@@ -28,9 +28,9 @@ TARGET = Springs(3e4, 3e6)
 DRAFT = Springs(2.9e4)
 
 
-def sampler_of(scheme, correction, window=12, seed=4):
-    sampler = SpeculativeSampler(
-        scheme, MASSES, DRAFT.forces, TARGET.forces, window, seed, correction=correction
+def sampler_of(scheme, correction, window=12, seed=4, target=TARGET.forces, **options):
+    sampler = make_sampler(
+        scheme, MASSES, DRAFT.forces, target, window, seed, correction=correction, **options
     )
     rng = np.random.default_rng(5)
     positions = 0.009 * rng.standard_normal((ATOMS, 3))
@@ -43,16 +43,13 @@ def sampler_of(scheme, correction, window=12, seed=4):
 @pytest.mark.parametrize("kind", SCHEMES)
 def test_noise_shifts_are_those_of_the_sampler(kind):
     scheme, sites, rounds = kind(300.0, 2.0, 0.0005), [], []
-    sampler = sampler_of(scheme, "none", window=9)
-    inner = sampler._target
 
     def target(positions):
         sites.append(positions.copy())
-        return inner(positions)
+        return TARGET.forces(positions)
 
-    sampler._target = target
-    sampler.watchers.append(rounds.append)
-    sampler.advance(30)
+    callbacks = [rounds.append]
+    sampler_of(scheme, "none", window=9, target=target, round_callbacks=callbacks).advance(30)
     several = 0
     for became, positions in zip(rounds, sites, strict=True):
         residuals = TARGET.forces(positions) - DRAFT.forces(positions)
@@ -155,10 +152,12 @@ def test_reach_predicts_what_is_committed():
     molecule = TodaMolecule(stiffness=0.5 / 0.02**2, coupling=0.2 / 0.02**2)
     soft = TodaMolecule(stiffness=0.45 / 0.02**2, coupling=0.2 / 0.02**2)
     scheme, rounds = Middle(TEMPERATURE, 10.0, 0.02), []
-    sampler = SpeculativeSampler(scheme, molecule.masses, soft.forces, molecule.forces, 6, 3)
+    callbacks = [rounds.append]
+    sampler = make_sampler(
+        scheme, molecule.masses, soft.forces, molecule.forces, 6, 3, round_callbacks=callbacks
+    )
     starts = molecule.starts(1, np.random.default_rng(3))
     sampler.set_state(starts[0][0], starts[1][0])
-    sampler.watchers.append(rounds.append)
     sampler.advance(6000)
     predicted = theory.expected_steps(theory.reach(rounds), 6)
     assert predicted == pytest.approx(sampler.statistics.steps_per_round, rel=0.05)

@@ -3,7 +3,7 @@
 import numpy as np
 import openmm
 import pytest
-from law import speculative_ensemble, worst, z_scores
+from law import make_sampler, speculative_ensemble, worst, z_scores
 from openmm import app
 from particles import (
     COLD,
@@ -25,7 +25,7 @@ from particles import (
 )
 from test_law import RUNS, STEPS, TARGET, Z, draft, make_scheme, plain
 
-import openmm_lsd.sampler
+import openmm_lsd.statistics
 from openmm_lsd import LSDIntegrator, SpeculativeSampler, TargetError
 from openmm_lsd.schemes import ABOBA, Middle
 from openmm_lsd.targets import BatchedTarget
@@ -211,9 +211,8 @@ class Noting(Always):
 
 
 class Retuned(SpeculativeSampler):
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.tuner = Cycling()
+    def __init__(self, *args, **options):
+        super().__init__(*args, tuner=Cycling(), **options)
 
 
 @pytest.mark.parametrize("kind", [Middle, ABOBA])
@@ -221,7 +220,7 @@ def test_law_while_windows_change(kind):
     starts = TARGET.starts(RUNS, np.random.default_rng(13))
     states, rate = speculative_ensemble(
         make_scheme(kind), TARGET.forces, draft, TARGET.masses, starts, STEPS, 13,
-        sampler_class=Retuned,
+        sampler=Retuned,
     )  # fmt: skip
     assert 0.15 < rate < 0.85
     name, score = worst(z_scores(states, plain(TARGET)[kind]))
@@ -230,20 +229,20 @@ def test_law_while_windows_change(kind):
 
 def test_a_longer_window_keeps_what_is_known():
     """Corrections of the steps there were, and the last of them for the others."""
-    sampler = SpeculativeSampler(make_scheme(Middle), TARGET.masses, draft, TARGET.forces, 4, 1)
+    sampler = make_sampler(make_scheme(Middle), TARGET.masses, draft, TARGET.forces, 4, 1)
     positions, velocities = TARGET.starts(1, np.random.default_rng(1))
     sampler.set_state(positions[0], velocities[0])
     sampler.advance(5)
-    before = sampler._corrections
+    before = sampler._outlook.corrections
     for window, rows in ((6, [0, 1, 2, 3, 3, 3]), (2, [0, 1])):
         sampler._set_window(window)
-        np.testing.assert_array_equal(sampler._corrections.forces, before.forces[rows])
-        np.testing.assert_array_equal(sampler._corrections.sites, before.sites[rows])
+        np.testing.assert_array_equal(sampler._outlook.corrections.forces, before.forces[rows])
+        np.testing.assert_array_equal(sampler._outlook.corrections.sites, before.sites[rows])
 
 
 def test_rounds_are_timed_with_what_lies_between_them(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(openmm_lsd.sampler, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(openmm_lsd.statistics, "perf_counter", lambda: now[0])
 
     def target(positions):
         now[0] += 2.0
@@ -252,9 +251,9 @@ def test_rounds_are_timed_with_what_lies_between_them(monkeypatch):
     def watch(became):
         now[0] += 5.0
 
-    sampler = SpeculativeSampler(make_scheme(Middle), TARGET.masses, draft, target, 4, 1)
-    sampler.tuner = tuner = Noting(4)
-    sampler.watchers.append(watch)
+    tuner = Noting(4)
+    options = {"tuner": tuner, "round_callbacks": [watch]}
+    sampler = make_sampler(make_scheme(Middle), TARGET.masses, draft, target, 4, 1, **options)
     positions, velocities = TARGET.starts(1, np.random.default_rng(1))
     sampler.set_state(positions[0], velocities[0])
     for _ in range(10):
@@ -361,7 +360,7 @@ class Preparing(BatchedTarget):
 
 
 def test_the_target_is_prepared_once_for_windows_that_last(simulate, monkeypatch):
-    monkeypatch.setattr("openmm_lsd.binding.SETTLED", 4)
+    monkeypatch.setattr("openmm_lsd.boundtarget.SETTLED_ROUNDS", 4)
     target = Preparing()
     integrator = lsd(draft=soft_draft(), windowLength="auto", target=target)
     simulation = simulate(system_of_three(), integrator, THREE_POSITIONS, THREE_VELOCITIES)

@@ -10,7 +10,9 @@ from openmm_lsd._native import Valence
 
 from openmm_lsd.autodraft import auto_draft
 from openmm_lsd.contexts import ForceContext
+from openmm_lsd.corrections import Corrections
 from openmm_lsd.draft import LearningDraft
+from openmm_lsd.engine import NumpyEngine
 from openmm_lsd.learning import add_normal_equations
 from openmm_lsd.molgraph import (
     MolecularGraph,
@@ -18,9 +20,10 @@ from openmm_lsd.molgraph import (
     graph_of_positions,
     graph_of_topology,
 )
-from openmm_lsd.rollout import Corrections, rollout
+from openmm_lsd.nativeengine import NativeEngine
 from openmm_lsd.schemes import ABOBA, Middle
 from openmm_lsd.valence import ANGLE, DISTANCE, OUT_OF_PLANE, TORSION, ValenceTerms
+from openmm_lsd.window import Draws, State
 
 MOLECULES = ["alanine_dipeptide", "ibuprofen"]
 TRICLINIC = np.array([[1.1, 0.0, 0.0], [0.3, 1.0, 0.0], [-0.4, 0.2, 1.2]])
@@ -207,12 +210,13 @@ def test_native_rollout_agrees_with_the_numpy_reference(kind, with_base):
 
     rng = np.random.default_rng(3)
     velocities = rng.standard_normal(positions.shape)
-    kicks = 0.05 * rng.standard_normal((16, *positions.shape))
-    corrections = Corrections(500.0 * rng.standard_normal(kicks.shape))
-    removals = np.arange(16) % 3 == 0
-    arguments = (kind(300.0, 1.0, 0.001), masses[:, None], positions, velocities)
-    arguments += (corrections, kicks, removals)
-    ours, theirs = draft.rollout(*arguments), rollout(by_hand, *arguments)
+    noise = rng.standard_normal((16, *positions.shape))
+    corrections = Corrections(500.0 * rng.standard_normal(noise.shape))
+    draws = Draws(noise, np.zeros(16), np.arange(16) % 3 == 0)
+    arguments = State(positions, velocities, 0), corrections, draws
+    scheme = kind(300.0, 1.0, 0.001)
+    ours = NativeEngine(scheme, masses, draft).draft(*arguments)
+    theirs = NumpyEngine(scheme, masses, by_hand).draft(*arguments)
     assert len(ours.sites) == 16
     for name in ours._fields:
         expected = getattr(theirs, name)

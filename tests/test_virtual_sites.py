@@ -23,7 +23,7 @@ from particles import (
 
 from openmm_lsd.contexts import without_forces
 from openmm_lsd.targets import ContextTarget, SystemTarget
-from openmm_lsd.targets.virtualsites import PlacedTarget
+from openmm_lsd.targets.virtualsites import VirtualSiteTarget
 
 MASSES = [12.0, 16.0, 14.0, 1.0, 0.0, 0.0]
 PLACES = np.array(
@@ -124,7 +124,7 @@ def test_forces_on_sites_are_handed_on():
     for kind in SITES:
         system = target(kind, "TorchForce")
         both = [
-            PlacedTarget(each, system).evaluate(states)
+            VirtualSiteTarget(each, system).evaluate(states)
             for each in (
                 SystemTarget(system, PLACES),
                 ContextTarget(target(kind, "OpenMM"), platforms={"Reference": {}}),
@@ -134,7 +134,7 @@ def test_forces_on_sites_are_handed_on():
         np.testing.assert_allclose(both[0][1][:, :4], both[1][1][:, :4], atol=1e-7)
         raw = SystemTarget(system, PLACES)
         raw._to_parents = lambda positions, forces, box: forces
-        wrong = PlacedTarget(raw, system).evaluate(states)[1]
+        wrong = VirtualSiteTarget(raw, system).evaluate(states)[1]
         assert np.abs(wrong - both[1][1])[:, :4].max() > 1.0
 
 

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import openmm
 
-from ..binding import Binding
 from ..clock import Times
 from ..contexts import fastest_context
 from ..cores import allowed_cores
 from ..integrator import LSDIntegrator
-from ..sampler import Statistics
+from ..statistics import Statistics
 from ..systems import with_target
 from ..targets import SystemTarget
 from ..targets.base import Array, BatchedTarget, Evaluation
@@ -300,10 +299,7 @@ def _is_lsd(run: Run) -> bool:
 class ConstantOffset(LSDIntegrator):
     """The published rule: one offset, the discrepancy of the last committed step."""
 
-    def _bound(self) -> Binding:
-        binding = super()._bound()
-        binding.correction = "constant"
-        return binding
+    _correction = "constant"
 
 
 class MultipleTimeSteps(Run):

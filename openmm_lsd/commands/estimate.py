@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
 
@@ -12,8 +13,8 @@ from scipy.optimize import least_squares
 
 from .. import theory
 from ..checks import masses_of
-from ..sampler import Round
 from ..schemes import SCHEMES
+from ..statistics import Round
 from .case import Array, Case, Notice, Run
 from .timing import fastest_plain, seconds_per_step, settings_of
 
@@ -144,14 +145,14 @@ def estimate(
     turns, before = _Turns(run), run.integrator.statistics
     plain_seconds: list[float] = []
     passes = 0
-    while passes < PASSES or turns.steps < steps:
-        for window in windows:
-            turns.take(window)
-        plain.step(PLAIN_STEPS)  # nothing of it is in the caches
-        plain_seconds.append(seconds_per_step(plain, PLAIN_STEPS))
-        passes += 1
-    offset_steps = _constant_offset_steps(case, run, max(windows))
-    turns.end()
+    with turns.taken():
+        while passes < PASSES or turns.steps < steps:
+            for window in windows:
+                turns.take(window)
+            plain.step(PLAIN_STEPS)  # nothing of it is in the caches
+            plain_seconds.append(seconds_per_step(plain, PLAIN_STEPS))
+            passes += 1
+        offset_steps = _constant_offset_steps(case, run, max(windows))
     plain_step = float(np.median(plain_seconds))
     measured = [turns.steps_per_round(window) for window in windows]
     return Estimate(
@@ -174,8 +175,6 @@ class _Turns:
     def __init__(self, run: Run) -> None:
         self._run = run
         run.step(1)  # binds integrator and Context
-        self._binding = run.integrator._binding
-        self._tuner = self._binding.tuner
         self.window = 0
         self.steps = 0
         self._since_change = 0
@@ -184,13 +183,17 @@ class _Turns:
         self._in_rounds = self._between_rounds = 0.0  # seconds
         self._spent = self._statistics()
         self._last: Round | None = None
-        run.integrator.watchers.append(self._watch)
-        self._binding.take_tuner(self)
 
-    def end(self) -> None:
-        """Give the window back to the tuner."""
-        self._run.integrator.watchers.remove(self._watch)
-        self._binding.take_tuner(self._tuner)
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """While this lasts the windows are those of ``take``."""
+        integrator = self._run.integrator
+        integrator.watchers.append(self._watch)
+        try:
+            with integrator.probe().tuned_by(self):
+                yield
+        finally:
+            integrator.watchers.remove(self._watch)
 
     def take(self, window: int) -> None:
         """So many rounds of this window."""
@@ -213,7 +216,7 @@ class _Turns:
             self._times.setdefault(self.window, []).append((seconds, target, draft))
 
     def _statistics(self) -> tuple[float, float]:
-        statistics = self._run.integrator._statistics
+        statistics = self._run.integrator.statistics
         return statistics.target_seconds, statistics.draft_seconds
 
     def _watch(self, became: Round) -> None:
@@ -265,13 +268,12 @@ def smoothed(windows: Sequence[int], steps: Sequence[float]) -> list[float]:
 
 def _constant_offset_steps(case: Case, run: Run, window: int) -> float:
     """Of the published rule, from the discrepancies along a piece of the run."""
-    binding = run.integrator._binding
     sites = []
     scheme = SCHEMES[case.scheme](case.temperature, case.friction, case.step_size)
     for _ in range(window + OFFSET_STEPS):
         run.step(1)
         sites.append(scheme.site(*run.state))
     positions: Array = np.stack(sites)
-    discrepancies = binding.discrepancies(positions)
+    discrepancies = run.integrator.probe().discrepancies(positions)
     structure = theory.structure_function(discrepancies, masses_of(case.target), window)
     return theory.constant_offset_steps(structure, scheme, window)

@@ -27,7 +27,7 @@ from ..molgraph import (
 )
 from ..periodicity import topology_box
 from ..reporter import SECONDS_PER_DAY, LSDReporter
-from ..sampler import Statistics
+from ..statistics import Statistics
 from .case import Array, Case, Notice, choose_platform
 
 Indices = NDArray[np.int64]

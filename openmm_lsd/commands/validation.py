@@ -11,20 +11,16 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from openmm import app
 from scipy import stats
 
-from .. import binding as binding_module
-from .. import commit as commit_module
 from ..checks import barostat_frequency, cm_removal_frequency, masses_of
-from ..rollout import reciprocal, remove_cm_motion
-from ..sampler import Round
-from ..schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme
+from ..schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme, reciprocal, remove_cm_motion
+from ..statistics import Round
 from ..theory import rejection_probability
 from .case import Array, Case, Notice, Run
 
@@ -188,7 +184,7 @@ def _short_law(
 ) -> Check:
     """Two-sample tests of many observables after each of ``steps``."""
     start = run.state
-    sampler = run.integrator._binding.sampler
+    sampler = run.integrator.probe().sampler
     states: list[list[Array]] = [[] for _ in steps]
     first = sampler.state.step
     for index in range(runs):
@@ -226,7 +222,7 @@ def _plain_ensemble(
         for step in range(steps[-1]):
             if removal and step % removal == 0:
                 velocities = np.stack([remove_cm_motion(each, masses) for each in velocities])
-            forces = run.integrator._binding.evaluate(scheme.site(positions, velocities))[1]
+            forces = run.integrator.probe().evaluate(scheme.site(positions, velocities))[1]
             kicks = scale * rng.standard_normal(positions.shape)
             positions, velocities = scheme.step(
                 positions, velocities, forces * inverse_masses, kicks
@@ -268,7 +264,7 @@ class _Observables:
             kinetic = 0.5 * (self._masses[:, None] * velocities**2).sum(axis=(1, 2))
             columns["kinetic energy" + at] = kinetic
             if time == len(ensemble) - 1:
-                energies = self._run.integrator._binding.evaluate(positions)[0]
+                energies = self._run.integrator.probe().evaluate(positions)[0]
                 if np.isfinite(energies).all():
                     columns["potential energy" + at] = energies
             for name, values in (
@@ -328,8 +324,8 @@ def _noise_of_path(case: Case, run: Run, steps: int, level: float) -> Check:
     run.step(1)  # whatever was set before is taken up
     states = [run.state]
     first = run.simulation.currentStep
-    with _recorded_shifts(run) as shift_of:
-        begin = run.integrator._binding.sampler.state.step
+    with run.integrator.probe().recorded_shifts() as shift_of:
+        begin = run.integrator.probe().sampler.state.step
         for _ in range(steps):
             run.step(1)
             states.append(run.state)
@@ -339,7 +335,7 @@ def _noise_of_path(case: Case, run: Run, steps: int, level: float) -> Check:
     ]
     sites = np.stack([scheme.site(x, v) for x, v in starts])
     forces = np.concatenate(
-        [run.integrator._binding.evaluate(sites[k : k + CHUNK])[1] for k in range(0, steps, CHUNK)]
+        [run.integrator.probe().evaluate(sites[k : k + CHUNK])[1] for k in range(0, steps, CHUNK)]
     )
     moving = masses[:, 0] > 0
     scale = scheme.noise_scale(inverse_masses)[moving]
@@ -350,7 +346,7 @@ def _noise_of_path(case: Case, run: Run, steps: int, level: float) -> Check:
     eta = np.array(noise)
     norms = (eta**2).sum(axis=(1, 2))
     along = forces[:, moving] / np.linalg.norm(forces[:, moving], axis=(1, 2), keepdims=True)
-    draft_error = run.integrator._binding.discrepancies(sites)[:, moving]
+    draft_error = run.integrator.probe().discrepancies(sites)[:, moving]
     astray = draft_error / np.linalg.norm(draft_error, axis=(1, 2), keepdims=True)
     lagged = (eta[1:] * eta[:-1]).sum(axis=(1, 2)) / np.sqrt(eta[0].size)
     shifted = [
@@ -383,38 +379,6 @@ def _noise_of_path(case: Case, run: Run, steps: int, level: float) -> Check:
         if name != "noise of consecutive steps":  # which is not normal
             results.append((float(stats.kstest(column, "norm").pvalue), f"{name}, distribution"))
     return _family(f"noise of {steps} committed steps is N(0, I)", results, level)
-
-
-@contextmanager
-def _recorded_shifts(run: Run) -> Iterator[dict[int, Array]]:
-    """While this lasts: the noise shift of every step whose noise is transported, by its index."""
-    sampler = run.integrator._binding.sampler
-    right = sampler.commit
-    found: dict[int, Array] = {}
-    recent: list[Array] = []
-
-    def commit(*window: Any) -> tuple:
-        result = right(*window)
-        scheme, masses, scale, _, velocities, drafted, target, draft, _, _, removals = window
-        inverse_masses, inverse_scale = reciprocal(masses), reciprocal(scale)
-        starts = [velocities, *result[1][:-1]]
-        for k in range(len(result[2])):
-            v = remove_cm_motion(starts[k], masses) if removals[k] else starts[k]
-            accelerations = target[k] * inverse_masses, draft[k] * inverse_masses
-            recent.append(inverse_scale * scheme.kick_shift(v, drafted[k], *accelerations))
-        return result
-
-    def watch(became: Round) -> None:
-        found.update(zip(itertools.count(became.step), recent, strict=False))
-        recent.clear()
-
-    sampler.commit = commit
-    run.integrator.watchers.append(watch)
-    try:
-        yield found
-    finally:
-        sampler.commit = right
-        run.integrator.watchers.remove(watch)
 
 
 # --- long runs ----------------------------------------------------------------------------------
@@ -610,32 +574,3 @@ def _wrapped(angles: Array) -> Array:
 
 def _scheme(case: Case) -> Scheme:
     return SCHEMES[case.scheme](case.temperature, case.friction, case.step_size)
-
-
-# --- a wrong sampler, which must be caught --------------------------------------------------------
-
-
-def _accept_all(noise: Array, shift: Array, log_uniform: float) -> tuple[Array, bool]:
-    return noise - shift, True
-
-
-def _no_reflection(noise: Array, shift: Array, log_uniform: float) -> tuple[Array, bool]:
-    accepted = log_uniform <= float(np.vdot(noise, shift)) - 0.5 * float(np.vdot(shift, shift))
-    return (noise - shift, True) if accepted else (noise, False)
-
-
-WRONG = {"accept-all": _accept_all, "no-reflection": _no_reflection}
-
-
-@contextmanager
-def wrong_sampler(name: str | None) -> Iterator[None]:
-    """While this lasts the transport of every sampler is a wrong one, to show that it is caught."""
-    if name is None:
-        yield
-        return
-    right = commit_module.transport, binding_module.commit
-    commit_module.transport, binding_module.commit = WRONG[name], commit_module.commit
-    try:
-        yield
-    finally:
-        commit_module.transport, binding_module.commit = right

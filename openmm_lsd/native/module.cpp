@@ -1,5 +1,5 @@
 // What must not pay Python's price: the state of a Context as arrays, forces of many positions in
-// one call, and the draft rollout of a window. The readable reference of the rollout is rollout.py.
+// one call, and the draft rollout of a window. The readable reference of rollout and commit is engine.NumpyEngine.
 
 #include "barostats.h"
 #include "differences.h"
@@ -146,6 +146,7 @@ bool allFinite(const double* values, size_t count) {
     return true;
 }
 
+// schemes.py, on whole arrays of positions, velocities and so on, each of ``components`` numbers.
 struct Scheme {
     bool aboba;
     double stepSize, decay;
@@ -155,23 +156,40 @@ struct Scheme {
         if (!aboba && name != "middle")
             throw std::invalid_argument("no native scheme '" + name + "'");
     }
-    double site(double x, double v) const { return aboba ? x + 0.5 * stepSize * v : x; }
-    void step(double& x, double& v, double acceleration, double kick) const {
-        if (aboba) {
-            const double q = x + 0.5 * stepSize * v;
-            v = decay * v + 0.5 * (1.0 + decay) * stepSize * acceleration + kick;
-            x = q + 0.5 * stepSize * v;
-        } else {
-            const double half = v + stepSize * acceleration;
-            v = decay * half + kick;
-            x += 0.5 * stepSize * (half + v);
-        }
+
+    void findSite(size_t components, const double* x, const double* v, double* site) const {
+        if (!aboba)
+            std::copy_n(x, components, site);
+        else
+            for (size_t i = 0; i < components; i++)
+                site[i] = x[i] + 0.5 * stepSize * v[i];
     }
-    double kickShift(double vTarget, double vDraft, double accelerationOfTarget,
-                     double accelerationOfDraft) const {
-        const double difference = stepSize * (accelerationOfTarget - accelerationOfDraft);
-        return aboba ? 0.5 * (1.0 + decay) * difference
-                     : (1.0 + decay) * (vTarget - vDraft + difference);
+
+    // Positions and velocities become those after the step.
+    void step(size_t components, double* x, double* v, const double* acceleration,
+              const double* kick) const {
+        if (aboba)
+            for (size_t i = 0; i < components; i++) {
+                const double q = x[i] + 0.5 * stepSize * v[i];
+                v[i] = decay * v[i] + 0.5 * (1.0 + decay) * stepSize * acceleration[i] + kick[i];
+                x[i] = q + 0.5 * stepSize * v[i];
+            }
+        else
+            for (size_t i = 0; i < components; i++) {
+                const double half = v[i] + stepSize * acceleration[i];
+                v[i] = decay * half + kick[i];
+                x[i] += 0.5 * stepSize * (half + v[i]);
+            }
+    }
+
+    void findKickShift(size_t components, const double* vTarget, const double* vDraft,
+                       const double* accelerationOfTarget, const double* accelerationOfDraft,
+                       double* shift) const {
+        for (size_t i = 0; i < components; i++) {
+            const double difference = stepSize * (accelerationOfTarget[i] - accelerationOfDraft[i]);
+            shift[i] = aboba ? 0.5 * (1.0 + decay) * difference
+                             : (1.0 + decay) * (vTarget[i] - vDraft[i] + difference);
+        }
     }
 };
 
@@ -250,7 +268,7 @@ LocalJacobian jacobianOf(IntMatrix neighbours, Blocks blocks, size_t particles) 
     return {particles, neighbours.shape(1), neighbours.data(), blocks.data()};
 }
 
-// Of the draft's force at each step; see rollout.Corrections.
+// Of the draft's force at each step; see corrections.Corrections.
 class Corrections {
 public:
     Corrections(VectorBatch forces, std::optional<VectorBatch> sites,
@@ -337,7 +355,7 @@ private:
 
 using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
 
-// See rollout.py for the equations, shapes and rules; returns the number of drafted steps, too.
+// See engine.py for the equations, shapes and rules; returns the number of drafted steps, too.
 // forcesAt(k, site, force) writes the draft force at the site of step k, both (N, 3).
 template <class Forces>
 RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPositions,
@@ -358,13 +376,13 @@ RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPosi
         nb::gil_scoped_release release;
         std::vector<double> x(startPositions.data(), startPositions.data() + components);
         std::vector<double> v(startVelocities.data(), startVelocities.data() + components);
+        std::vector<double> acceleration(components);
         for (size_t k = 0; k < length; k++) {
             if (cmRemovals.data()[k])
                 removeCmMotion(v, masses.data());
             double* site = sites.data.get() + k * components;
             double* force = forces.data.get() + k * components;
-            for (size_t i = 0; i < components; i++)
-                site[i] = scheme.site(x[i], v[i]);
+            scheme.findSite(components, x.data(), v.data(), site);
             if (k > 0 && !allFinite(site, components)) {
                 drafted = k;
                 break;
@@ -385,12 +403,12 @@ RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPosi
             corrections.take(k, site, correction);
             if (k + 1 == length)
                 break;
-            const double* kick = kicks.data() + k * components;
             for (size_t i = 0; i < components; i++) {
                 const double mass = masses.data()[i / 3];
-                const double acceleration = mass > 0 ? (force[i] + correction[i]) / mass : 0.0;
-                scheme.step(x[i], v[i], acceleration, kick[i]);
+                acceleration[i] = mass > 0 ? (force[i] + correction[i]) / mass : 0.0;
             }
+            scheme.step(components, x.data(), v.data(), acceleration.data(),
+                        kicks.data() + k * components);
         }
     }
     return {drafted, sites.numpy(), velocities.numpy(), forces.numpy(), added.numpy()};
@@ -398,15 +416,12 @@ RolloutResult draftWindow(const Scheme& scheme, Masses masses, Vectors startPosi
 
 using CommitResult = std::tuple<NumpyArray, NumpyArray, std::vector<double>, bool>;
 
-// See commit.py for the equations, shapes and rules.
-CommitResult commitWindow(nb::object schemeObject, Masses masses, Masses noiseScale,
+// See engine.py for the equations, shapes and rules.
+CommitResult commitWindow(const Scheme& scheme, Masses masses, Masses noiseScale,
                           Vectors startPositions, Vectors startVelocities,
                           VectorBatch draftVelocities, VectorBatch targetForces,
                           VectorBatch draftForces, VectorBatch noise, DoubleVector logUniforms,
                           Flags cmRemovals) {
-    const Scheme scheme(nb::cast<std::string>(schemeObject.attr("name")),
-                        nb::cast<double>(schemeObject.attr("step_size")),
-                        nb::cast<double>(schemeObject.attr("decay")));
     const size_t length = noise.shape(0), verified = targetForces.shape(0);
     const size_t particles = masses.shape(0), components = 3 * particles;
     for (size_t given : {noiseScale.shape(0), startPositions.shape(0), startVelocities.shape(0),
@@ -426,28 +441,33 @@ CommitResult commitWindow(nb::object schemeObject, Masses masses, Masses noiseSc
         nb::gil_scoped_release release;
         std::vector<double> x(startPositions.data(), startPositions.data() + components);
         std::vector<double> v(startVelocities.data(), startVelocities.data() + components);
-        std::vector<double> acceleration(components), shift(components), xi(components);
+        std::vector<double> acceleration(components), drafted(components), shift(components),
+            xi(components);
         while (committed < verified && accepted) {
             const size_t k = committed++, row = k * components;
             if (cmRemovals.data()[k])
                 removeCmMotion(v, masses.data());
-            std::copy_n(noise.data() + row, components, xi.begin());
-            double squared = 0.0;
             for (size_t i = 0; i < components; i++) {
-                const double mass = masses.data()[i / 3], scale = noiseScale.data()[i / 3];
+                const double mass = masses.data()[i / 3];
                 acceleration[i] = mass > 0 ? targetForces.data()[row + i] / mass : 0.0;
-                const double drafted = mass > 0 ? draftForces.data()[row + i] / mass : 0.0;
-                const double difference = scheme.kickShift(
-                    v[i], draftVelocities.data()[row + i], acceleration[i], drafted);
-                shift[i] = scale > 0 ? difference / scale : 0.0;
-                squared += shift[i] * shift[i];
+                drafted[i] = mass > 0 ? draftForces.data()[row + i] / mass : 0.0;
             }
+            std::copy_n(noise.data() + row, components, xi.begin());
             if (k + 1 < length) {
+                scheme.findKickShift(components, v.data(), draftVelocities.data() + row,
+                                     acceleration.data(), drafted.data(), shift.data());
+                double squared = 0.0;
+                for (size_t i = 0; i < components; i++) {
+                    const double scale = noiseScale.data()[i / 3];
+                    shift[i] = scale > 0 ? shift[i] / scale : 0.0;
+                    squared += shift[i] * shift[i];
+                }
                 shifts.push_back(std::sqrt(squared));
                 accepted = transport(xi.data(), shift.data(), logUniforms.data()[k], components);
             }
             for (size_t i = 0; i < components; i++)
-                scheme.step(x[i], v[i], acceleration[i], noiseScale.data()[i / 3] * xi[i]);
+                xi[i] *= noiseScale.data()[i / 3];
+            scheme.step(components, x.data(), v.data(), acceleration.data(), xi.data());
             std::copy(x.begin(), x.end(), positions.data.get() + row);
             std::copy(v.begin(), v.end(), velocities.data.get() + row);
         }
@@ -653,8 +673,7 @@ public:
         return result.numpy();
     }
 
-    RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
-                          Masses masses, Vectors positions, Vectors velocities,
+    RolloutResult rollout(const Scheme& scheme, Masses masses, Vectors positions, Vectors velocities,
                           VectorBatch corrections, std::optional<VectorBatch> sites,
                           std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks,
                           std::optional<VectorBatch> moved, std::optional<VectorBatch> changed,
@@ -662,7 +681,7 @@ public:
                           std::optional<DoubleVector> times, std::optional<LongVector> stepCounts) {
         checkParticles(masses.shape(0), numParticles());
         const Times when(times, stepCounts, corrections.shape(0));
-        return draftWindow(Scheme(schemeName, stepSize, decay), masses, positions, velocities,
+        return draftWindow(scheme, masses, positions, velocities,
                            Corrections(corrections, sites, neighbours, blocks, moved, changed, masses),
                            kicks, cmRemovals,
                            [&](size_t k, const double* site, double* force) {
@@ -863,8 +882,7 @@ public:
                                  scales.data(), gram.data(), moment.data());
     }
 
-    RolloutResult rollout(const std::string& schemeName, double stepSize, double decay,
-                          Masses masses, Vectors positions, Vectors velocities,
+    RolloutResult rollout(const Scheme& scheme, Masses masses, Vectors positions, Vectors velocities,
                           VectorBatch corrections, std::optional<VectorBatch> sites,
                           std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks,
                           std::optional<VectorBatch> moved, std::optional<VectorBatch> changed,
@@ -873,7 +891,7 @@ public:
                           std::optional<LongVector> stepCounts) {
         checkParticles(masses.shape(0), terms.particles);
         const Times when(times, stepCounts, corrections.shape(0));
-        return draftWindow(Scheme(schemeName, stepSize, decay), masses, positions, velocities,
+        return draftWindow(scheme, masses, positions, velocities,
                            Corrections(corrections, sites, neighbours, blocks, moved, changed, masses),
                            kicks, cmRemovals,
                            [&](size_t k, const double* site, double* force) {
@@ -1122,6 +1140,9 @@ NB_MODULE(_native, m) {
         "behind positions, and what to call: save(bytes before) -> bytes and "
         "load(bytes) for checkpoints, context_made(address of the System, name of the Platform) when a "
         "Context is made or reinitialised, settings() -> str for the XML of the integrator.");
+    nb::class_<Scheme>(m, "Scheme", "A scheme of schemes.py, by its name.")
+        .def(nb::init<std::string, double, double>(), nb::arg("name"), nb::arg("step_size"),
+             nb::arg("decay"));
     nb::class_<ContextAccess>(m, "ContextAccess",
                               "The Context that owns the integrator at an address, "
                               "int(integrator.this). Units nm, ps, kJ/mol.")
@@ -1176,13 +1197,12 @@ NB_MODULE(_native, m) {
              nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
              "Forces (B, N, 3) at positions (B, N, 3), one after another; the Context is left at "
              "the last.")
-        .def("rollout", &ContextAccess::rollout, nb::arg("scheme"), nb::arg("step_size"),
-             nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
+        .def("rollout", &ContextAccess::rollout, nb::arg("scheme"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("sites").none(), nb::arg("neighbours").none(),
              nb::arg("blocks").none(), nb::arg("moved").none(), nb::arg("changed").none(),
              nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
-             "Number of drafted steps, and the arrays of a rollout.Window.");
+             "Number of drafted steps, and the arrays of a window.Window.");
     nb::class_<Valence>(m, "Valence",
                         "A valence force field linear in its parameters (valence.py), by itself or, "
                         "with ``base``, on top of the forces of a Context. Parameters start as zero.")
@@ -1199,14 +1219,13 @@ NB_MODULE(_native, m) {
              nb::arg("scales"), nb::arg("gram"), nb::arg("moment"),
              "As learning.add_normal_equations with the features at positions (B, N, 3) and at those "
              "before, or None.")
-        .def("rollout", &Valence::rollout, nb::arg("scheme"), nb::arg("step_size"),
-             nb::arg("decay"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
+        .def("rollout", &Valence::rollout, nb::arg("scheme"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
              nb::arg("corrections"), nb::arg("sites").none(), nb::arg("neighbours").none(),
              nb::arg("blocks").none(), nb::arg("moved").none(), nb::arg("changed").none(),
              nb::arg("kicks"), nb::arg("cm_removals"),
              nb::arg("base").none(), nb::arg("times") = nb::none(),
              nb::arg("step_counts") = nb::none(),
-             "Number of drafted steps, and the arrays of a rollout.Window.");
+             "Number of drafted steps, and the arrays of a window.Window.");
     m.def("add_differences", &addDifferences, nb::arg("displacements"), nb::arg("changes"),
           nb::arg("neighbours"), nb::arg("counts"), nb::arg("gram"), nb::arg("moment"),
           nb::arg("estimate").none(), nb::arg("agreement"), nb::arg("memory"),
@@ -1240,7 +1259,7 @@ NB_MODULE(_native, m) {
     m.def("commit", &commitWindow, nb::arg("scheme"), nb::arg("masses"), nb::arg("noise_scale"),
           nb::arg("positions"), nb::arg("velocities"), nb::arg("draft_velocities"),
           nb::arg("target_forces"), nb::arg("draft_forces"), nb::arg("noise"),
-          nb::arg("log_uniforms"), nb::arg("cm_removals"), "As commit.commit.");
+          nb::arg("log_uniforms"), nb::arg("cm_removals"), "The fields of window.Committed.");
     m.def("keep_freed_memory", &keepFreedMemory,
           "From now on keep up to 256 MiB of freed memory per thread for the next batch, instead of "
           "giving it back; only with glibc, and unless the user has tuned its malloc by the "

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 
 from ..clock import Times
-from ..sampler import checked_forces
+from ..errors import checked_forces
 
 if TYPE_CHECKING:
     import torch

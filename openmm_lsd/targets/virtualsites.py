@@ -14,7 +14,7 @@ from ..contexts import ForceContext, without_forces
 from .base import Array, BatchedTarget, Evaluation
 
 
-class PlacedTarget(BatchedTarget):
+class VirtualSiteTarget(BatchedTarget):
     """A target at positions whose virtual sites are where their parents put them.
 
     A sampler moves the particles that have mass; it need not know of the others.

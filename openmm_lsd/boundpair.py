@@ -1,0 +1,138 @@
+"""Draft and target of a Context: built where both Systems are seen, in one environment."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ._native import ContextAccess
+from .boundtarget import BoundTarget, warn_of_missing_forces
+from .checks import check_pair, check_system, has_forces
+from .clock import Times
+from .cores import allowed_cores
+from .draft import DraftSpec
+from .errors import checked_forces
+from .interrupts import InterruptWatch
+from .molgraph import Pairs, pairs_within
+from .periodicity import is_periodic
+from .schemes import Scheme
+from .snapshot import SystemSnapshot
+from .statistics import Statistics
+from .targets import BatchedTarget
+from .targets.base import Evaluation
+from .window import Verified
+
+Array = NDArray[np.float64]
+
+
+class BoundPair:
+    """A verifier.Pair: the target of a Context beside its draft.
+
+    Parameters
+    ----------
+    access : ContextAccess
+    system : SystemSnapshot
+        What the Context holds.
+    masses : (N,) amu
+    positions : (N, 3) nm
+        Where the draft is built.
+    spec : DraftSpec
+    given : BatchedTarget or None
+        None: the target is built from the System.
+    window : int
+        Sites at once.
+    is_tuned : bool
+        Whether the window will change. If it does not, all forces are the same to the last bit
+        wherever positions are.
+    statistics : Statistics
+    interrupts : InterruptWatch
+
+    Attributes
+    ----------
+    draft : NativeDraft
+    target : BoundTarget
+    """
+
+    def __init__(
+        self,
+        access: ContextAccess,
+        system: SystemSnapshot,
+        masses: Array,
+        positions: Array,
+        spec: DraftSpec,
+        given: BatchedTarget | None,
+        window: int,
+        is_tuned: bool,
+        statistics: Statistics,
+        interrupts: InterruptWatch,
+    ) -> None:
+        check_system(system, "target")
+        if spec.system is not None:
+            check_pair(system, spec.system)
+        self._access, self._system, self._interrupts = access, system, interrupts
+        self._window, self._is_tuned = window, is_tuned
+        self._is_periodic = is_periodic(system, access.get_box(), spec.system, spec.topology)
+        if given is not None and not has_forces(system):
+            warn_of_missing_forces(system, given, self._is_periodic)
+        self.target = BoundTarget(
+            access, system, masses, given, window, not is_tuned, statistics, interrupts
+        )
+        cores = allowed_cores(access.get_properties().get("Threads"))
+        self.box = self.find_box()
+        self.draft = spec.build(positions, masses, self.box, cores, reproducible=not is_tuned)
+        self.take_environment()
+
+    def find_box(self) -> Array | None:
+        """Periodic box vectors (3, 3) in nm, of the Context; None if the target is not periodic."""
+        periodic = self._is_periodic
+        if has_forces(self._system):  # which may have been edited
+            periodic = self._system.usesPeriodicBoundaryConditions()
+        return self._access.get_box() if periodic else None
+
+    def take_environment(self) -> None:
+        """The Context's box and parameters are those of draft and target from now on."""
+        self.box = self.find_box()
+        self.draft.set_environment(self.box, self._access.get_parameters())
+
+    def set_up_target(self, force_groups: int, scheme: Scheme) -> None:
+        """See BoundTarget.set_up."""
+        self.draft.set_environment(self.find_box(), self._access.get_parameters())
+        parameters = self._access.get_parameters()
+        self.target.set_up(force_groups, scheme, self.find_box(), parameters)
+
+    @property
+    def uses_times(self) -> bool:
+        """Whether forces may depend on time or step count."""
+        return self.draft.uses_times or self.target.uses_times
+
+    def pairs_within(self, positions: Array, cutoff: float) -> tuple[Pairs, Array]:
+        """See JacobianEstimate."""
+        return pairs_within(positions, cutoff, self.box)
+
+    def compare(self, sites: Array, draft_forces: Array, times: Times | None) -> Verified:
+        """See verifier.Pair."""
+        if self._is_tuned and len(sites) != self._window:
+            self.target.prepare_settled(sites[0], len(sites), self.box)
+        try:
+            forces = self.target.evaluate(sites, self.box, times)[1]
+        except Exception as error:
+            self._interrupts.raise_interrupt(error)
+            raise
+        forces = checked_forces(forces, sites.shape)
+        with np.errstate(invalid="ignore"):  # the Verifier says which are not finite
+            return Verified(forces, forces - draft_forces)
+
+    def evaluate(self, positions: Array) -> Evaluation:
+        """Energies (B,) and forces (B, N, 3) of the target at present, after it was set up."""
+        times = Times.same(len(positions), *self._access.get_time())
+        return self.target.evaluate(positions, self.box, times)
+
+    def discrepancies(self, positions: Array) -> Array:
+        """Target force minus draft force at positions (B, N, 3), likewise."""
+        times = Times.same(1, *self._access.get_time())
+        draft_forces = np.stack([self.draft(each, times) for each in positions])
+        return self.evaluate(positions)[1] - draft_forces
+
+    def close(self) -> None:
+        """Let go of what was built here."""
+        self.target.close()

@@ -1,0 +1,189 @@
+"""What drafts a window and commits it: the protocol, and the readable reference in NumPy.
+
+``nativeengine.NativeEngine`` does the same in two C++ calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .clock import Times
+from .corrections import Corrections
+from .schemes import Scheme, reciprocal, remove_cm_motion
+from .transport import transport
+from .window import Committed, Draws, State, Window
+
+Array = NDArray[np.float64]
+
+
+@runtime_checkable
+class TrainableDraft(Protocol):
+    """A draft that can be fitted to the target."""
+
+    def start(self, step: int) -> None:
+        """A run starts at this step: what was learned from it or later ones is forgotten."""
+
+    def learn(self, step: int, sites: Array, discrepancies: Array) -> bool:
+        """Learn from committed steps, the first of this index; whether the forces have changed.
+
+        ``sites`` and ``discrepancies`` (B, N, 3) in nm and kJ/mol/nm.
+        """
+
+
+class Engine(Protocol):
+    """Drafts windows and commits them, each with arrays of its own kind.
+
+    Attributes
+    ----------
+    scheme : Scheme
+    masses : (N, 1) amu
+    trainable : TrainableDraft or None
+        The draft, if it can be fitted.
+    """
+
+    scheme: Scheme
+    masses: Array
+    trainable: TrainableDraft | None
+
+    def draft(
+        self, state: State, corrections: Corrections, draws: Draws, times: Times | None
+    ) -> Window:
+        """Draft K steps from a committed state with the force F_d(q_k) + c_k(q_k) at step k.
+
+        Draft forces that are not finite count as zero: a draft may propose anything.
+        """
+
+    def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
+        """Target steps up to the first that leaves the drafted path; at least one.
+
+        Each is the plain scheme with the target's force, driven by transported noise. Only the last
+        step of a full window, from which nothing was drafted, takes its noise untransported. A
+        window that was cut short by a failing site (V < K) is no exception to that: whether the
+        site fails depends on the noise of the step before it, so the failure must not choose how
+        that noise is used.
+
+        Parameters
+        ----------
+        state : State
+            From which the window was drafted.
+        window : Window
+        target_forces : (V, N, 3) kJ/mol/nm
+            At the leading sites, V >= 1.
+        draws : Draws
+            As they were drafted with.
+        """
+
+    def forces(self, sites: Array, times: Times | None) -> Array:
+        """Draft forces (B, N, 3) as they are now, at sites (B, N, 3)."""
+
+
+class NumpyEngine:
+    """An Engine on the host, for any draft.
+
+    Parameters
+    ----------
+    scheme : schemes.Middle or schemes.ABOBA
+    masses : (N,) amu
+        Particles of zero mass do not move.
+    draft : callable, positions (N, 3) nm -> forces (N, 3) kJ/mol/nm
+        If it has an attribute ``uses_times`` that is true, it takes the Times of the state as well.
+        It is fitted to the target if it is a TrainableDraft.
+
+    Raises
+    ------
+    ValueError
+        If a mass is negative or not finite, or the scheme's noise cannot be computed.
+    """
+
+    transport = staticmethod(transport)
+
+    def __init__(self, scheme: Scheme, masses: ArrayLike, draft: Callable[..., Array]) -> None:
+        self.scheme = scheme
+        self.masses = np.array(masses, dtype=np.float64).reshape(-1, 1)
+        if not (np.isfinite(self.masses).all() and (self.masses >= 0).all()):
+            raise ValueError("masses must be finite and not negative")
+        self._inverse_masses = reciprocal(self.masses)
+        scheme.check_noise(self._inverse_masses)
+        self.noise_scale = scheme.noise_scale(self._inverse_masses)
+        self.trainable: TrainableDraft | None = draft if isinstance(draft, TrainableDraft) else None
+        self._draft: Any = draft
+        self._uses_times = bool(getattr(draft, "uses_times", False))
+
+    def _times_of_draft(self, times: Times | None) -> Times | None:
+        return times if self._uses_times else None
+
+    def _force(self, site: Array, k: int, times: Times | None) -> Array:
+        times = self._times_of_draft(times)
+        result = (
+            self._draft(site) if times is None else self._draft(site, times.rows(slice(k, k + 1)))
+        )
+        return np.asarray(result, dtype=np.float64)
+
+    def forces(self, sites: Array, times: Times | None) -> Array:
+        """See Engine."""
+        return np.stack([self._force(site, k, times) for k, site in enumerate(sites)])
+
+    def draft(
+        self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
+    ) -> Window:
+        """See Engine."""
+        positions, velocities, _ = state
+        kicks, length = self.noise_scale * draws.noise, len(draws.noise)
+        arrays = tuple(np.empty((length, *positions.shape)) for _ in Window._fields)
+        sites, start_velocities, draft_forces, added = arrays
+        for k in range(length):
+            if draws.cm_removals[k]:
+                velocities = remove_cm_motion(velocities, self.masses)
+            site = self.scheme.site(positions, velocities)
+            if k > 0 and not np.isfinite(site).all():
+                length = k
+                break
+            try:
+                force = self._force(site, k, times)
+            except Exception:
+                if k == 0:
+                    raise
+                length = k
+                break
+            if not np.isfinite(force).all():
+                force = np.zeros_like(site)
+            sites[k], start_velocities[k], draft_forces[k] = site, velocities, force
+            added[k] = corrections.at(k, site, self.masses)
+            if k + 1 < length:
+                acceleration = (force + added[k]) * self._inverse_masses
+                positions, velocities = self.scheme.step(
+                    positions, velocities, acceleration, kicks[k]
+                )
+        return Window(*(array[:length] for array in arrays))
+
+    def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
+        """See Engine."""
+        positions, velocities, _ = state
+        verified, inverse_scale = len(target_forces), reciprocal(self.noise_scale)
+        drafted = window.draft_forces[:verified] + window.corrections[:verified]
+        draft_accelerations = drafted * self._inverse_masses
+        path: list[tuple[Array, Array]] = []
+        shifts: list[float] = []
+        accepted = True
+        for k, acceleration in enumerate(target_forces * self._inverse_masses):
+            if draws.cm_removals[k]:
+                velocities = remove_cm_motion(velocities, self.masses)
+            noise = draws.noise[k]
+            if k + 1 < len(draws.noise):
+                shift = inverse_scale * self.scheme.kick_shift(
+                    velocities, window.velocities[k], acceleration, draft_accelerations[k]
+                )
+                shifts.append(float(np.sqrt(np.vdot(shift, shift))))
+                noise, accepted = self.transport(noise, shift, draws.log_uniforms[k])
+            positions, velocities = self.scheme.step(
+                positions, velocities, acceleration, self.noise_scale * noise
+            )
+            path.append((positions, velocities))
+            if not accepted:
+                break
+        committed_positions, committed_velocities = map(np.stack, zip(*path, strict=True))
+        return Committed(committed_positions, committed_velocities, shifts, accepted)

@@ -1,0 +1,34 @@
+"""What may be wrong with a target's forces."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array = NDArray[np.float64]
+
+
+class TargetError(RuntimeError):
+    """The target's forces at a committed state cannot be had: an exception, or not finite.
+
+    The sampler stands at the last committed state, ``step``; ``atom`` is the index of the first
+    atom whose force is not finite, or None.
+    """
+
+    def __init__(self, message: str, step: int, atom: int | None = None) -> None:
+        super().__init__(message)
+        self.step = step
+        self.atom = atom
+
+
+def checked_forces(forces: ArrayLike, shape: tuple[int, ...], name: str = "the target") -> Array:
+    """What a target returned for positions of ``shape``, as an array of that shape."""
+    try:
+        array = np.asarray(forces, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} returned a {type(forces).__name__}, not an array") from None
+    if array.shape != shape:
+        raise ValueError(
+            f"{name} returned forces of shape {array.shape} for positions of shape {shape}"
+        )
+    return array

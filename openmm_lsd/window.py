@@ -1,0 +1,125 @@
+"""What a round hands on: a state, its random numbers, the drafted window, what was measured."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .clock import Times
+
+Array = NDArray[np.float64]
+
+
+class State(NamedTuple):
+    """A committed state at the start of step ``step``."""
+
+    positions: Array
+    velocities: Array
+    step: int
+
+
+class Draws(NamedTuple):
+    """What is drawn beforehand for each step of a window of length K.
+
+    ``noise`` (K, N, 3) ~ N(0, I); ``log_uniforms`` (K,), by which steps are accepted; and
+    ``cm_removals`` (K,): whether a step starts by removing the motion of the centre of mass.
+    """
+
+    noise: Array
+    log_uniforms: Array
+    cm_removals: NDArray[np.bool_]
+
+
+class Window(NamedTuple):
+    """The drafted steps of a window of length K, each array (K, N, 3).
+
+    ``velocities`` are those at the start of each step, after the motion of the centre of mass was
+    removed where that is due, and ``corrections`` what was added to the forces of the draft. If the
+    draft breaks down at step k > 0 (positions that are not finite, an exception), only the k steps
+    before it are there.
+    """
+
+    sites: Array
+    velocities: Array
+    draft_forces: Array
+    corrections: Array
+
+
+class Verified(NamedTuple):
+    """What the target says of the leading V sites of a window, each array (V, N, 3) in kJ/mol/nm.
+
+    ``discrepancies`` are target force minus draft force. Where the draft is wild the target's force
+    cannot be had back from them, so it comes with them.
+    """
+
+    target_forces: Array
+    discrepancies: Array
+
+
+class Committed(NamedTuple):
+    """The committed steps of a window: positions and velocities (C, N, 3) after each of them.
+
+    ``noise_shifts`` are the |delta| of those whose noise was transported, and ``accepted`` says
+    whether the last of them was accepted.
+    """
+
+    positions: Array
+    velocities: Array
+    noise_shifts: list[float]
+    accepted: bool
+
+
+class MeasuredRound(NamedTuple):
+    """What a round leaves to be learned from.
+
+    ``sites``, ``target_forces``, ``discrepancies`` and ``errors`` (V, N, 3) are of the sites whose
+    target forces could be had; ``errors`` are the discrepancies less the corrections that the steps
+    were drafted with.
+    """
+
+    step: int  #: index of the first
+    sites: Array
+    target_forces: Array
+    discrepancies: Array
+    errors: Array
+    committed: int  #: the leading ones, which are steps by now
+    times: Times | None = None
+
+    @classmethod
+    def of(
+        cls, step: int, window: Window, verified: Verified, committed: int, times: Times | None
+    ) -> MeasuredRound:
+        """The window was drafted from the state before ``step``."""
+        count = len(verified.target_forces)
+        errors = verified.discrepancies - window.corrections[:count]
+        return cls(step, window.sites[:count], *verified, errors, committed, times)
+
+    @property
+    def end(self) -> int:
+        """Index of the step after the committed ones."""
+        return self.step + self.committed
+
+
+class Ahead(NamedTuple):
+    """Steps that have been drafted and measured, but not committed yet; arrays (B, N, 3)."""
+
+    step: int  #: index of the first
+    sites: Array
+    discrepancies: Array
+
+
+class Lesson(NamedTuple):
+    """Steps of one round that have been handed out, to be learned from; arrays (B, N, 3)."""
+
+    step: int  #: index of the first
+    sites: Array
+    discrepancies: Array
+    earlier_sites: Array  #: of the first of them, as measured in the round before
+    earlier_discrepancies: Array
+
+    @property
+    def end(self) -> int:
+        """Index of the step after the last."""
+        return self.step + len(self.sites)
