@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import racing
+from . import autotune
 from ._native import ContextAccess
 from .barostat import BarostatMoves
 from .boundpair import BoundPair
@@ -276,7 +276,7 @@ class Binding:
             **self._spec.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
             "barostats": self._access.get_barostat_memory(),
-            "decisions": dict(racing.decisions),
+            "decisions": autotune.snapshot(),
         }
 
     def _digest_of_state(self) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from . import racing
+from . import autotune
 from ._native import ContextAccess, connect, speculative_integrator
 from .binding import Binding
 from .checks import check_system, masses_of
@@ -420,8 +420,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         decisions = record.get("decisions")
         if decisions is None:  # written before the first step
             return
-        if any(racing.decisions.get(key) != value for key, value in decisions.items()):
-            racing.decisions.update(decisions)
+        if autotune.restore(decisions):
             self._forget_binding()
         self._record = record
 

@@ -23,7 +23,7 @@ from particles import (
     torch_force,
 )
 
-from openmm_lsd import LSDIntegrator, TargetError
+from openmm_lsd import LSDIntegrator, TargetError, autotune
 from openmm_lsd.contexts import ForceContext
 from openmm_lsd.targets import (
     BatchedTarget,
@@ -35,7 +35,6 @@ from openmm_lsd.targets import (
     TorchForceTarget,
     as_target,
     batched,
-    contextpool,
     torchforce,
     validate_target,
 )
@@ -451,8 +450,8 @@ def test_slow_layouts_are_tried_once(monkeypatch):
         return run(self, layout, *arguments)
 
     monkeypatch.setattr(ContextTarget, "_run", watched)
-    monkeypatch.setattr(contextpool, "decisions", {})
-    monkeypatch.setattr(contextpool, "LONG_TRIAL", 0.0)
+    monkeypatch.setattr(autotune, "_choices", {})
+    monkeypatch.setattr(autotune, "LONG_TRIAL", 0.0)
     target = ContextTarget(
         system_of(openmm_bonds()), platforms={"Reference": {}, "CPU": {}}, cores=3
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import openmm
 
+from ..autotune import choose, recall, remember
 from ..cores import ThreadPool, allowed_cores, keep_torch_alive_in_children, torch_threads
-from ..racing import decisions, race
 from ..restart import digest_of
 from .base import (
     Array,
@@ -274,50 +275,43 @@ class TorchForceTarget(BatchedTarget):
         reference: Evaluation,
     ) -> Plan:
         """The fastest plan of the first of ``ways`` (batching, executors) that is right."""
-        threads = self._most_threads()
-        graph = str(self._module.inlined_graph)
+        graph, threads = str(self._module.inlined_graph), self._most_threads()
         key = f"plan {digest_of(graph, states.shape, self._dtype, self._device, threads)}"
-        known = Plan(*decisions[key]) if key in decisions else None
-        if known is not None and self._is_right(known, states, box, reference):
-            return known
-        chosen = self._one_by_one
-        for batching, executors in ways:
-            plan = self._fastest(batching, executors, states, box, reference, threads)
-            if plan is not None:
-                chosen = plan
-                break
-        logger.info("TorchForce: chosen for %d: %s", len(states), chosen)
-        decisions[key] = list(chosen)
-        return chosen
+        ranks = [self._plans(batching, executors, len(states)) for batching, executors in ways]
+        known = recall(key, itertools.chain(*ranks))
+        wrong = set()
 
-    def _fastest(
-        self,
-        batching: str,
-        executors: Sequence[str],
-        states: Array,
-        box: Array | None,
-        reference: Evaluation,
-        threads: int,
-    ) -> Plan | None:
-        """The fastest plan with this batching whose results are right, or None."""
+        def works(plan: Plan) -> bool:
+            form = plan.batching, plan.executor
+            if form not in wrong and not self._is_right(plan, states, box, reference):
+                wrong.add(form)
+            return form not in wrong
+
+        if known is not None and works(known):
+            return known
+        for plans in ranks:
+            chosen = choose(
+                key,
+                plans,
+                lambda plan: self._run_in_parts(plan, states, box),
+                works=works,
+                what="TorchForce",
+            )
+            if chosen is not None:
+                logger.info("TorchForce: chosen for %d: %s", len(states), chosen)
+                return chosen
+        remember(key, self._one_by_one)
+        return self._one_by_one
+
+    def _plans(self, batching: str, executors: Sequence[str], states: int) -> list[Plan]:
+        """Ways to run so many states with this batching."""
+        threads = self._most_threads()
         layouts = [(1, threads)]
         if self._device.type == "cpu" and threads > 1:
             layouts.append((1, 1))
-            if len(states) > 1:
-                layouts.append((min(threads, len(states)), 1))
-        plans = []
-        for executor in executors:
-            for layout in layouts:
-                plan = Plan(batching, executor, *layout)
-                if not self._is_right(plan, states, box, reference):
-                    break
-                plans.append(plan)
-        if not plans:
-            return None
-        seconds = race(lambda plan: self._run_in_parts(plan, states, box), plans)
-        for plan, median in seconds.items():
-            logger.info("TorchForce: %s: %.2f ms for %d", plan, 1e3 * median, len(states))
-        return min(seconds, key=seconds.__getitem__)
+            if states > 1:
+                layouts.append((min(threads, states), 1))
+        return [Plan(batching, executor, *layout) for executor in executors for layout in layouts]
 
     def _is_right(
         self, plan: Plan, states: Array, box: Array | None, reference: Evaluation
