@@ -57,7 +57,7 @@ def test_shipped_potential_is_a_gradient_and_batches(name, atoms):
     target = SystemTarget(molecule.target, positions)
     single = np.concatenate([target.evaluate(state[None])[1] for state in states])
     target.prepare(positions, 4)
-    assert target.torch_parts[0].plan(4).batching == "batch"
+    assert target.parts[0].plan(4).batching == "batch"
     scale = np.sqrt(np.mean(single**2))
     assert np.abs(target.evaluate(states)[1] - single).max() < 1e-4 * scale
 

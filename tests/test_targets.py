@@ -171,7 +171,7 @@ def test_python_force_parameters_and_groups(function):
     for target, times in ((both, 2.0), (one, 1.0)):
         target.set_parameters({"scale": 2.5, "other": 1.0})
         assert_same(target.evaluate(STATES), tuple(2.5 * times * part for part in expected))
-    assert (both.python_parts[0].batched is scaled_bonds) == (function is scaled_bonds)
+    assert (both.parts[0].batched is scaled_bonds) == (function is scaled_bonds)
 
 
 @pytest.mark.parametrize("function", [in_a_box, in_a_box_batched])
@@ -436,7 +436,7 @@ def test_a_function_that_uses_a_batched_one_is_not_taken_for_it():
         return 2 * energy, 2 * forces
 
     target = SystemTarget(system_of(python_force(twice)), POSITIONS)
-    assert target.python_parts[0].batched is None
+    assert target.parts[0].batched is None
     assert_same(target.evaluate(STATES), tuple(2 * part for part in reference(STATES)))
 
 

@@ -233,7 +233,7 @@ def test_plain_steps_take_the_threads_of_one_state():
         target = SystemTarget(system_of(torch_force(Bonds)), POSITIONS)
         target.prepare(POSITIONS, 4)
         for threads in (1, 2):
-            target.torch_parts[0].plans[1] = Plan("loop", "scripted", 1, threads)
+            target.parts[0].plans[1] = Plan("loop", "scripted", 1, threads)
             with target.single_states():
                 assert torch.get_num_threads() == threads
             assert torch.get_num_threads() == 2

@@ -7,7 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -29,6 +29,23 @@ ANGSTROM_PER_NM = (1 * unit.nanometer).value_in_unit(unit.angstrom)
 KJ_PER_MOL_PER_EV = (
     1 * unit.elementary_charge * unit.volt * unit.AVOGADRO_CONSTANT_NA
 ).value_in_unit(unit.kilojoule_per_mole)
+
+
+class ForceSettings(NamedTuple):
+    """How the Context computes a Force that a target is to stand in for.
+
+    ``positions`` (N, 3) nm are a state at which it can be computed, at ``time`` (ps) and
+    ``step_count``, in ``box`` (3, 3) nm; ``platform`` and ``properties`` are those of the Context,
+    and ``cores`` is the most that may be kept busy.
+    """
+
+    positions: Array
+    box: Array | None
+    platform: str
+    properties: Mapping[str, str]
+    cores: int
+    time: float = 0.0
+    step_count: int = 0
 
 
 class BatchedTarget(ABC):

@@ -15,7 +15,15 @@ from openmm import unit
 
 from .._native import evaluate_python_force
 from ..clock import Times
-from .base import Array, BatchedTarget, Evaluation, SubBatches, checked, is_out_of_memory
+from .base import (
+    Array,
+    BatchedTarget,
+    Evaluation,
+    ForceSettings,
+    SubBatches,
+    checked,
+    is_out_of_memory,
+)
 
 BatchFunction = Callable[..., tuple[ArrayLike, ArrayLike]]
 
@@ -120,6 +128,15 @@ class PythonForceTarget(BatchedTarget):
         # A State has them, and nobody knows whether the function asks for them.
         self.uses_times = self.batched is None or self.batched.uses_times
         self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
+
+    @classmethod
+    def of_force(cls, force: openmm.Force, settings: ForceSettings) -> PythonForceTarget | None:
+        """Of a PythonForce; None of any other."""
+        own = as_python_force(force)
+        if own is None:
+            return None
+        positions, box, *_ = settings
+        return cls(own, positions, box, time=settings.time, step_count=settings.step_count)
 
     def _find_batched(self, positions: Array, box: Array | None, times: Times) -> Batched | None:
         """The function behind the force, if it is one of ours: it says so when it is called."""

@@ -28,6 +28,7 @@ from .base import (
     Array,
     BatchedTarget,
     Evaluation,
+    ForceSettings,
     Held,
     SubBatches,
     for_size,
@@ -203,6 +204,15 @@ class TorchForceTarget(BatchedTarget):
         self._cores = allowed_cores() if cores is None else cores
         self._one_by_one = Plan("loop", "scripted", 1, self._most_threads())
         keep_torch_alive_in_children()
+
+    @classmethod
+    def of_force(cls, force: openmm.Force, settings: ForceSettings) -> TorchForceTarget | None:
+        """Of a TorchForce, with the device and precision of the Context; None of any other."""
+        own = as_torch_force(force)
+        if own is None:
+            return None
+        device, dtype = _device_and_dtype(settings.platform, settings.properties)
+        return cls(own, device, dtype, cores=settings.cores)
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
@@ -464,3 +474,16 @@ class TorchForceTarget(BatchedTarget):
 def _last_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _device_and_dtype(
+    platform: str, properties: Mapping[str, str]
+) -> tuple[torch.device, torch.dtype]:
+    """What the TorchForce of a Context on this platform computes with."""
+    import torch
+
+    if platform not in ("CUDA", "HIP"):
+        return torch.device("cpu"), torch.float64
+    index = properties.get("DeviceIndex", "0").split(",")[0]
+    double = properties.get("Precision") == "double"
+    return torch.device("cuda", int(index)), torch.float64 if double else torch.float32
