@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from .interrupts import counted_interrupts
+from .contexts.interrupts import counted_interrupts
 
 SHORTHAND = "systems/NAME of the repository, in place of topology, coordinates, draft and target"
 RUN_FILE = "run.json"

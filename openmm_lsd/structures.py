@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from .molgraph import graph_of_positions, molecules_of
-from .periodicity import topology_box
+from .contexts.periodicity import topology_box
+from .drafts.molgraph import graph_of_positions, molecules_of
 from .targets.ase import INSTALL, PARTLY_PERIODIC
 
 if TYPE_CHECKING:

@@ -16,10 +16,10 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from .checks import masses_of, virtual_sites
-from .clock import Times
-from .contexts import is_empty, without_forces
-from .periodicity import box_in_words, box_of, topology_box
+from .contexts.checks import masses_of, virtual_sites
+from .contexts.forcecontext import is_empty, without_forces
+from .contexts.periodicity import box_in_words, box_of, topology_box
+from .core.clock import Times
 from .structures import Structure, element_masses, read_structure, structure_of_atoms
 from .targets import ASETarget, BatchedTarget, as_target, batched
 from .targets.base import Array, Evaluation

@@ -22,11 +22,11 @@ import openmm
 from openmm import app, unit
 
 from openmm_lsd import SpeculativeSampler
-from openmm_lsd.checks import masses_of
-from openmm_lsd.contexts import fastest_context
-from openmm_lsd.draft import Draft
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.contexts.checks import masses_of
+from openmm_lsd.contexts.forcecontext import fastest_context
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.drafts.draft import Draft
+from openmm_lsd.drafts.nativeengine import NativeEngine
 from openmm_lsd.targets import BatchedTarget, ContextTarget
 
 STEM = Path(__file__).resolve().parent.parent / "systems/alanine_dipeptide/alanine_dipeptide"

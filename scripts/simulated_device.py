@@ -31,7 +31,7 @@ from water_boxes import perturbed
 from openmm_lsd import systems
 from openmm_lsd.commands import Case
 from openmm_lsd.commands.benchmark import machine, measured
-from openmm_lsd.contexts import ForceContext
+from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import BatchedTarget
 from openmm_lsd.targets.function import FunctionTarget
 

@@ -2,15 +2,15 @@
 
 import pytest
 
-import openmm_lsd.autotune
-from openmm_lsd.autotune import choose, recall, restore, snapshot, time_candidates
+import openmm_lsd.contexts.autotune
+from openmm_lsd.contexts.autotune import choose, recall, restore, snapshot, time_candidates
 
 
 @pytest.fixture
 def clock(monkeypatch):
     """The time in seconds, as a list of one number."""
     now = [0.0]
-    monkeypatch.setattr(openmm_lsd.autotune, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(openmm_lsd.contexts.autotune, "perf_counter", lambda: now[0])
     return now
 
 
@@ -57,7 +57,7 @@ def test_a_slow_function_is_tried_once(clock):
 
 @pytest.fixture
 def nothing_chosen(monkeypatch):
-    monkeypatch.setattr(openmm_lsd.autotune, "_choices", {})
+    monkeypatch.setattr(openmm_lsd.contexts.autotune, "_choices", {})
 
 
 def test_the_choice_is_made_once_and_travels(clock, nothing_chosen):

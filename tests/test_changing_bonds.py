@@ -14,11 +14,11 @@ from test_auto_draft import (
 )
 from test_learning import Known
 
-from openmm_lsd import learning
-from openmm_lsd.autodraft import auto_draft
-from openmm_lsd.bondwatch import BETWEEN_LOOKS, BondWatch
-from openmm_lsd.draft import LearningDraft
-from openmm_lsd.molgraph import (
+from openmm_lsd.drafts import learning
+from openmm_lsd.drafts.autodraft import auto_draft
+from openmm_lsd.drafts.bonds import BETWEEN_LOOKS, BondWatch
+from openmm_lsd.drafts.draft import LearningDraft
+from openmm_lsd.drafts.molgraph import (
     MolecularGraph,
     graph_of_positions,
     with_contacts,

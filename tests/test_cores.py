@@ -21,8 +21,8 @@ from particles import (
     torch_force,
 )
 
-from openmm_lsd.contexts import ForceContext
-from openmm_lsd.cores import ThreadPool, allowed_cores
+from openmm_lsd.contexts.cores import ThreadPool, allowed_cores
+from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import ContextTarget, SystemTarget, TorchForceTarget
 
 # The number of cores

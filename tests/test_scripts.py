@@ -11,7 +11,7 @@ import torch
 from openmm import app, unit
 
 from openmm_lsd import LSDIntegrator, systems
-from openmm_lsd.contexts import is_empty
+from openmm_lsd.contexts.forcecontext import is_empty
 from openmm_lsd.targets import ContextTarget, SystemTarget
 
 ROOT = Path(__file__).resolve().parent.parent

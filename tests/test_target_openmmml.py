@@ -13,7 +13,8 @@ import pytest
 import torch
 from openmm import app, unit
 
-from openmm_lsd import LSDIntegrator, targetcheck
+from openmm_lsd import LSDIntegrator
+from openmm_lsd.integrator import targetcheck
 from openmm_lsd.targets import neighbours as module
 from openmm_lsd.targets.models import ANITarget, MACETarget
 from openmm_lsd.targets.neighbours import find_pairs

@@ -15,8 +15,8 @@ import pytest
 from law import make_sampler
 
 from openmm_lsd import TargetError
-from openmm_lsd.clock import Times
-from openmm_lsd.schemes import SCHEMES
+from openmm_lsd.core.clock import Times
+from openmm_lsd.core.schemes import SCHEMES
 from openmm_lsd.targets.base import BatchedTarget
 from openmm_lsd.targets.ray import RayTarget, WorkerError, _even_shares, _release
 from openmm_lsd.targets.raygraph import CompiledCalls

@@ -23,8 +23,9 @@ from particles import (
     torch_force,
 )
 
-from openmm_lsd import LSDIntegrator, TargetError, autotune
-from openmm_lsd.contexts import ForceContext
+from openmm_lsd import LSDIntegrator, TargetError
+from openmm_lsd.contexts import autotune
+from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import (
     BatchedTarget,
     ContextTarget,

@@ -23,8 +23,9 @@ from particles import (
     torch_force,
 )
 
-from openmm_lsd import TargetMismatchError, autotune
-from openmm_lsd.contexts import ForceContext
+from openmm_lsd import TargetMismatchError
+from openmm_lsd.contexts import autotune
+from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import SystemTarget
 from openmm_lsd.targets.torchforce import Plan, TorchForceTarget
 
@@ -274,7 +275,7 @@ def test_every_simulation_of_a_process_can_use_the_plan(simulate, state_of, monk
     """Whichever executor wins for the first."""
     monkeypatch.setattr(autotune, "_choices", {})
     monkeypatch.setattr(
-        "openmm_lsd.autotune.time_candidates",
+        "openmm_lsd.contexts.autotune.time_candidates",
         lambda run, plans, **_: {plan: float(plan.executor != executor) for plan in plans},
     )
     states = []

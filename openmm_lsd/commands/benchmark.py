@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import openmm
 
-from ..clock import Times
-from ..contexts import fastest_context
-from ..cores import allowed_cores
-from ..integrator import LSDIntegrator
-from ..statistics import Statistics
+from ..contexts.cores import allowed_cores
+from ..contexts.forcecontext import fastest_context
+from ..core.clock import Times
+from ..core.statistics import Statistics
+from ..integrator.integrator import LSDIntegrator
 from ..systems import with_target
 from ..targets import SystemTarget
 from ..targets.base import Array, BatchedTarget, Evaluation

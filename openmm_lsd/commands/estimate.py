@@ -12,9 +12,9 @@ import numpy as np
 from scipy.optimize import least_squares
 
 from .. import theory
-from ..checks import masses_of
-from ..schemes import SCHEMES
-from ..statistics import Round
+from ..contexts.checks import masses_of
+from ..core.schemes import SCHEMES
+from ..core.statistics import Round
 from .case import Array, Case, Notice, Run
 from .timing import fastest_plain, seconds_per_step, settings_of
 

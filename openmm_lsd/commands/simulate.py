@@ -16,8 +16,9 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..integrator import LSDIntegrator
-from ..molgraph import (
+from ..contexts.periodicity import topology_box
+from ..core.statistics import Statistics
+from ..drafts.molgraph import (
     MolecularGraph,
     differences,
     graph_of_topology,
@@ -25,9 +26,8 @@ from ..molgraph import (
     with_contacts,
     with_missing_bonds,
 )
-from ..periodicity import topology_box
-from ..reporter import SECONDS_PER_DAY, LSDReporter
-from ..statistics import Statistics
+from ..integrator.integrator import LSDIntegrator
+from ..integrator.reporter import SECONDS_PER_DAY, LSDReporter
 from .case import Array, Case, Notice, choose_platform
 
 Indices = NDArray[np.int64]

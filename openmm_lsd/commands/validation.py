@@ -18,9 +18,9 @@ import numpy as np
 from openmm import app
 from scipy import stats
 
-from ..checks import barostat_frequency, cm_removal_frequency, masses_of
-from ..schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme, reciprocal, remove_cm_motion
-from ..statistics import Round
+from ..contexts.checks import barostat_frequency, cm_removal_frequency, masses_of
+from ..core.schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme, reciprocal, remove_cm_motion
+from ..core.statistics import Round
 from ..theory import rejection_probability
 from .case import Array, Case, Notice, Run
 

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 
-from ..clock import Times
-from ..errors import checked_forces
+from ..core.clock import Times
+from ..core.errors import checked_forces
 
 if TYPE_CHECKING:
     import torch

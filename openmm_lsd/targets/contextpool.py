@@ -9,11 +9,17 @@ from typing import NamedTuple
 import numpy as np
 import openmm
 
-from ..autotune import choose
-from ..clock import Times
-from ..contexts import ALL_GROUPS, ForceContext, holds_python, loaded_platforms, no_platform
-from ..cores import ThreadPool, allowed_cores
-from ..restart import digest_of
+from ..contexts.autotune import choose
+from ..contexts.cores import ThreadPool, allowed_cores
+from ..contexts.digests import digest_of
+from ..contexts.forcecontext import (
+    ALL_GROUPS,
+    ForceContext,
+    holds_python,
+    loaded_platforms,
+    no_platform,
+)
+from ..core.clock import Times
 from .base import Array, BatchedTarget, Evaluation, for_size, perturbed
 
 logger = logging.getLogger(__name__)

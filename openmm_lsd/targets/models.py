@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from openmm import unit
 
-from ..cores import keep_torch_alive_in_children
+from ..contexts.cores import keep_torch_alive_in_children
 from .base import (
     ANGSTROM_PER_NM,
     KJ_PER_MOL_PER_EV,

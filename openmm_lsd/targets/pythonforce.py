@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 from openmm import unit
 
 from .._native import evaluate_python_force
-from ..clock import Times
+from ..core.clock import Times
 from .base import (
     Array,
     BatchedTarget,

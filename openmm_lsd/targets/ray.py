@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._native import keep_freed_memory
-from ..clock import Times
+from ..core.clock import Times
 from .base import Array, BatchedTarget, Evaluation, checked
 from .raygraph import CompiledCalls
 

@@ -10,9 +10,9 @@ from contextlib import ExitStack, contextmanager
 import numpy as np
 import openmm
 
-from ..checks import changes_state, default_box
-from ..clock import Times
-from ..contexts import (
+from ..contexts.checks import changes_state, default_box
+from ..contexts.cores import allowed_cores
+from ..contexts.forcecontext import (
     ALL_GROUPS,
     groups_of,
     holds_python,
@@ -20,8 +20,8 @@ from ..contexts import (
     reproducible_properties,
     without_forces,
 )
-from ..cores import allowed_cores
-from . import openmmml
+from ..core.clock import Times
+from ..targets import openmmml
 from .base import Array, BatchedTarget, Evaluation, ForceSettings
 from .contextpool import ContextTarget
 from .pythonforce import PythonForceTarget

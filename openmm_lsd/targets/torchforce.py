@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import openmm
 
-from ..autotune import choose, recall, remember
-from ..cores import ThreadPool, allowed_cores, keep_torch_alive_in_children, torch_threads
-from ..restart import digest_of
+from ..contexts.autotune import choose, recall, remember
+from ..contexts.cores import ThreadPool, allowed_cores, keep_torch_alive_in_children, torch_threads
+from ..contexts.digests import digest_of
 from .base import (
     Array,
     BatchedTarget,

@@ -10,11 +10,11 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from ._native import ContextAccess, calls_python, copy_virtual_sites
+from .._native import ContextAccess, calls_python, copy_virtual_sites
+from ..core.clock import Times
 from .autotune import choose
-from .clock import Times
 from .cores import allowed_cores
-from .restart import digest_of
+from .digests import digest_of
 
 Array = NDArray[np.float64]
 

@@ -18,27 +18,21 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from . import autotune
-from ._native import ContextAccess, connect, speculative_integrator
+from .._native import ContextAccess, connect, speculative_integrator
+from ..contexts import autotune
+from ..contexts.checks import check_system, masses_of
+from ..contexts.digests import digest_of
+from ..core.engine import Engine
+from ..core.schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from ..core.statistics import Round, Statistics, Stopwatch
+from ..drafts.draft import DraftSpec
+from ..drafts.nativeengine import NativeEngine
+from ..targets import BatchedTarget, as_target
+from ..targets.torchforce import check_torch_forces, load_plugin
 from .binding import Binding
-from .checks import check_system, masses_of
-from .draft import DraftSpec
-from .engine import Engine
-from .nativeengine import NativeEngine
 from .probe import Probe
-from .restart import (
-    Record,
-    RestartError,
-    digest_of,
-    examine_before_loading,
-    from_checkpoint,
-    to_checkpoint,
-)
-from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from .restart import Record, RestartError, examine_before_loading, from_checkpoint, to_checkpoint
 from .snapshot import SystemSnapshot, existing
-from .statistics import Round, Statistics, Stopwatch
-from .targets import BatchedTarget, as_target
-from .targets.torchforce import check_torch_forces, load_plugin
 
 # Names of the program's variables, which must not be those of parameters of the Context.
 TEMPERATURE, FRICTION, NOISE_STEP = "lsd_temperature", "lsd_friction", "lsd_noise_step"

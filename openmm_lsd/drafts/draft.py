@@ -13,19 +13,14 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app
 
-from ._native import Valence
+from .._native import Valence
+from ..contexts.digests import digest_of
+from ..contexts.forcecontext import ForceContext, describe_system, fastest_context, loaded_platforms
+from ..core.clock import Times
 from .autodraft import AutoDraft, auto_draft
-from .bondwatch import BondWatch
-from .clock import Times
-from .contexts import ForceContext, describe_system, fastest_context, loaded_platforms
+from .bonds import BondWatch
 from .learning import WEIGHT_OF_DIFFERENCES, Learner
-from .molgraph import (
-    elements_of_masses,
-    graph_of_positions,
-    graph_of_topology,
-    with_missing_bonds,
-)
-from .restart import digest_of
+from .molgraph import elements_of_masses, graph_of_positions, graph_of_topology, with_missing_bonds
 from .valence import ValenceTerms
 
 Array = NDArray[np.float64]
