@@ -3,8 +3,7 @@
 import openmm as _openmm
 
 from . import _native
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 _built, _found = (
     tuple(version.split(".")[:2])

@@ -150,7 +150,7 @@ def test_steps_before_an_interruption_are_not_neighbours():
     add = Recorded()
     learner = Learner(np.zeros(1), np.ones(1), (), add)
     steps_for(learner, 0, 2)
-    learner.interrupt()
+    learner.break_sequence()
     steps_for(learner, 100, 2)
     learner.add_equations()
     assert add.states == [0, 100] and add.differences == []

@@ -158,9 +158,18 @@ class SubBatches:
         self.largest: int | None = None  # states that fit, once too many have been tried
 
     def __call__(
-        self, positions: Array, box: Array | None = None, times: Times | None = None
+        self,
+        positions: Array,
+        box: Array | None = None,
+        times: Times | None = None,
+        *,
+        evaluate: Callable[..., Evaluation] | None = None,
     ) -> Evaluation:
-        """Energies and forces of all states; the part is halved until it fits."""
+        """Energies and forces of all states; the part is halved until it fits.
+
+        ``evaluate`` may take the place of the one that was given to the constructor.
+        """
+        evaluate = evaluate or self._evaluate
         results: list[Evaluation] = []
         done = 0
         while done < len(positions):
@@ -168,9 +177,9 @@ class SubBatches:
             part = positions[rows]
             try:
                 if times is None:
-                    results.append(self._evaluate(part, box))
+                    results.append(evaluate(part, box))
                 else:
-                    results.append(self._evaluate(part, box, times.rows(rows)))
+                    results.append(evaluate(part, box, times.rows(rows)))
             except Exception as error:
                 if not self._is_out_of_memory(error) or len(part) == 1:
                     raise

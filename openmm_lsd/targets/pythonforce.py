@@ -33,8 +33,8 @@ _called = threading.local()
 class Batched:
     """A computation for openmm.PythonForce that takes any number of states; see ``batched``."""
 
-    def __init__(self, function: BatchFunction) -> None:
-        self.function = function
+    def __init__(self, function: BatchFunction, keeps_cores_busy: bool = False) -> None:
+        self.function, self.keeps_cores_busy = function, keeps_cores_busy
         self.__module__, self.__doc__ = function.__module__, function.__doc__
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__
         names = inspect.signature(function).parameters
@@ -125,6 +125,7 @@ class PythonForceTarget(BatchedTarget):
         self._particles = np.array(force.getParticles(), dtype=int)
         self._parameters = dict(force.getGlobalParameters())
         self.batched = self._find_batched(positions, box, Times.same(1, time, step_count))
+        self.keeps_cores_busy = self.batched is not None and self.batched.keeps_cores_busy
         # A State has them, and nobody knows whether the function asks for them.
         self.uses_times = self.batched is None or self.batched.uses_times
         self._in_parts = SubBatches(self._evaluate, is_out_of_memory)

@@ -190,11 +190,11 @@ class TorchForceTarget(BatchedTarget):
             force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
             for i in range(force.getNumGlobalParameters())
         }
-        self._module = force.getModule().to(self._device)
-        self._executors: dict[str, Any] = {"scripted": self._module, "interpreted": self._module}
+        module = force.getModule().to(self._device)
+        self._executors: dict[str, Any] = {"scripted": module, "interpreted": module}
         properties = dict(force.getProperties())
         if not on_cpu and properties.get("useCUDAGraphs") == "true":
-            self._executors["graphed"] = self._module
+            self._executors["graphed"] = module
         self._warmup = int(properties.get("CUDAGraphWarmupSteps", 10))
         self._graphed: dict[str, CUDAGraphed] = {}
         self._pools: dict[tuple[int, int], ThreadPool] = {}
@@ -202,7 +202,6 @@ class TorchForceTarget(BatchedTarget):
         self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
         self.plans: dict[int, Plan] = {}  # by the size of the batch
         self._cores = allowed_cores() if cores is None else cores
-        self._one_by_one = Plan("loop", "scripted", 1, self._most_threads())
         keep_torch_alive_in_children()
 
     @classmethod
@@ -222,6 +221,11 @@ class TorchForceTarget(BatchedTarget):
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
         return self._in_parts(positions, box)
+
+    @property
+    def _one_by_one(self) -> Plan:
+        """As a Context would run it."""
+        return Plan("loop", "scripted", 1, self._most_threads())
 
     def plan(self, batch: int) -> Plan:
         """How so many states are run."""
@@ -285,7 +289,7 @@ class TorchForceTarget(BatchedTarget):
         reference: Evaluation,
     ) -> Plan:
         """The fastest plan of the first of ``ways`` (batching, executors) that is right."""
-        graph, threads = str(self._module.inlined_graph), self._most_threads()
+        graph, threads = str(self._executors["scripted"].inlined_graph), self._most_threads()
         key = f"plan {digest_of(graph, states.shape, self._dtype, self._device, threads)}"
         ranks = [self._plans(batching, executors, len(states)) for batching, executors in ways]
         known = recall(key, itertools.chain(*ranks))
@@ -345,20 +349,16 @@ class TorchForceTarget(BatchedTarget):
         return True
 
     def _add_frozen(self) -> None:
-        if self._module.training:
+        if self._executors["scripted"].training:
             return
         try:
-            self._executors["frozen"] = self._torch.jit.freeze(self._module)
+            self._executors["frozen"] = self._torch.jit.freeze(self._executors["scripted"])
         except Exception as error:
             logger.info("TorchForce: cannot be frozen (%s)", _last_line(error))
 
     def _run_in_parts(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
         """As ``_run``; what does not fit into memory is no fault of the plan."""
-        parts = SubBatches(functools.partial(self._run, plan), is_out_of_memory)
-        parts.largest = self._in_parts.largest
-        result = parts(positions, box)
-        self._in_parts.largest = parts.largest
-        return result
+        return self._in_parts(positions, box, evaluate=functools.partial(self._run, plan))
 
     def _run(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
         arguments = self._arguments(box)
