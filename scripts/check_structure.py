@@ -153,10 +153,22 @@ def check_lengths(files):
 
 
 def check_complexity():
-    command = ["ruff", "check", "--isolated", "--select", "C901", "--output-format", "concise"]
+    command = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--select",
+        "C901",
+        "--output-format",
+        "concise",
+    ]
     command += ["--config", f"lint.mccabe.max-complexity={COMPLEXITY}", str(PACKAGE)]
-    output = subprocess.run(command, capture_output=True, text=True).stdout
-    yield from (line for line in output.splitlines() if "C901" in line)
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode > 1 or "No module" in result.stderr:
+        raise RuntimeError(result.stderr)
+    yield from (line for line in result.stdout.splitlines() if "C901" in line)
 
 
 def problems():

@@ -98,8 +98,7 @@ def run(target, window, steps, seed=1):
         cm_removal_frequency=1,
         engine=NativeEngine,
     )
-    for _ in range(12):  # after ten batches a RayTarget compiles its calls
-        target.evaluate(positions[None])
+    target.evaluate(positions[None])  # the first batch is the slowest
     scale = np.sqrt(MOLAR_GAS_CONSTANT * 300.0 / masses)[:, None]
     velocities = scale * np.random.default_rng(seed).standard_normal(positions.shape)
     sampler.set_state(positions, velocities)
