@@ -2,7 +2,9 @@
 
 import argparse
 import ast
+import importlib
 import logging
+import re
 import runpy
 import subprocess
 import sys
@@ -107,3 +109,41 @@ def test_wrong_commands_are_found(parse):
 def test_the_reference_is_complete(module):
     text = (ROOT / "docs" / "api.rst").read_text()
     assert [n for n in module.__all__ if f".{n}\n" not in text and f"``{n}``" not in text] == []
+
+
+def modules():
+    for file in sorted((ROOT / "openmm_lsd").rglob("*.py")):
+        yield importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+
+
+def is_there(name):
+    """Whether a name stands for an object of a module, or an attribute of one of its classes."""
+    *path, last = name.split(".")
+    for module in modules():
+        owners = [module, *(each for each in vars(module).values() if isinstance(each, type))]
+        if path:
+            is_path = module.__name__ == ".".join(["openmm_lsd", *path])
+            named = getattr(module, path[0], None) if len(path) == 1 else None
+            owners = [module] * is_path + [named] * (named is not None)
+        if any(hasattr(owner, last) for owner in owners):
+            return True
+    return False
+
+
+def names_of_architecture():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    return sorted(set(re.findall(r"`([\w./*]+)`", text)))
+
+
+@pytest.mark.parametrize("name", names_of_architecture())
+def test_names_of_the_architecture_page_exist(name):
+    """Modules and files, tests, and objects."""
+    package, tests = ROOT / "openmm_lsd", ROOT / "tests"
+    files = [ROOT / name, package / name, package / f"{name}.py"]
+    files += [*package.glob(f"*/{name}.py"), *tests.glob(f"{name}.py")]
+    assert any(file.exists() for file in files) or is_there(name)
+
+
+def test_a_name_that_is_nowhere_is_found():
+    assert is_there("roll_out") and is_there("targets.system.FORMS")
+    assert not is_there("roll_over") and not is_there("targets.system.FORM")
