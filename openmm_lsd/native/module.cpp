@@ -1,12 +1,13 @@
 // What must not pay Python's price: the state of a Context as arrays, forces of many positions in
 // one call, and the draft rollout of a window. The readable reference of rollout and commit is engine.NumpyEngine.
 
-#include "barostats.h"
-#include "differences.h"
-#include "local_jacobian.h"
-#include "prediction.h"
-#include "speculative_integrator.h"
-#include "valence.h"
+#include "core/differences.h"
+#include "core/local_jacobian.h"
+#include "core/prediction.h"
+#include "core/valence.h"
+#include "openmm/barostats.h"
+#include "openmm/serialization_proxies.h"
+#include "openmm/speculative_integrator.h"
 
 #include <OpenMM.h>
 #include <openmm/internal/ContextImpl.h>
@@ -1115,10 +1116,10 @@ NB_MODULE(_native, m) {
             PyErr_SetString(type.ptr(), exception.what());
         }
     });
-    registerSpeculativeIntegrator();
-    m.attr("speculative_integrator") = Maker::name;
+    registerProxies();
+    m.attr("speculative_integrator") = SpeculativeIntegratorProxy::name;
     m.attr("largest_device_force") = lastOfFixedPoint;
-    m.attr("existing_system") = ExistingSystem::name;
+    m.attr("existing_system") = ExistingSystemProxy::name;
     m.def(
         "connect",
         [](uintptr_t address, const std::string& scheme, double velocityOffset, nb::object save, nb::object load,

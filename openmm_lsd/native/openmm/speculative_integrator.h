@@ -8,8 +8,6 @@
 #include <OpenMM.h>
 #include <openmm/internal/ContextImpl.h>
 #include <openmm/kernels.h>
-#include <openmm/serialization/SerializationNode.h>
-#include <openmm/serialization/SerializationProxy.h>
 
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
@@ -189,68 +187,3 @@ private:
         return nanobind::cast<nanobind::str>(object).c_str();
     }
 };
-
-// As XML it is the CustomIntegrator that it is derived from, plus a property that only LSDIntegrator
-// reads.
-class AsCustomIntegrator : public OpenMM::SerializationProxy {
-public:
-    explicit AsCustomIntegrator(const OpenMM::SerializationProxy& original)
-        : SerializationProxy(original.getTypeName()), original(original) {}
-
-    void serialize(const void* object, OpenMM::SerializationNode& node) const override {
-        const auto* integrator = static_cast<const SpeculativeIntegrator*>(
-            static_cast<const OpenMM::Integrator*>(object));
-        original.serialize(object, node);
-        node.setStringProperty(SpeculativeIntegrator::property, integrator->settingsText());
-    }
-
-    void* deserialize(const OpenMM::SerializationNode& node) const override {
-        return original.deserialize(node);
-    }
-
-private:
-    const OpenMM::SerializationProxy& original;
-};
-
-// OpenMM's Python layer wraps what its XmlSerializer has made: the way for a class of ours to become
-// an openmm.CustomIntegrator there.
-class Maker : public OpenMM::SerializationProxy {
-public:
-    static constexpr const char* name = "openmm_lsd.SpeculativeIntegrator";
-    Maker() : SerializationProxy(name) {}
-
-    void serialize(const void*, OpenMM::SerializationNode&) const override {
-        throw OpenMM::OpenMMException("Only the integrator that was made can be serialized");
-    }
-
-    void* deserialize(const OpenMM::SerializationNode& node) const override {
-        OpenMM::Integrator* made = new SpeculativeIntegrator(node.getDoubleProperty("stepSize"));
-        return made;
-    }
-};
-
-// OpenMM's Python layer wraps what its XmlSerializer has made: the way to a Python object for a System
-// that exists already. The object must be disowned at once.
-class ExistingSystem : public OpenMM::SerializationProxy {
-public:
-    static constexpr const char* name = "openmm_lsd.ExistingSystem";
-    ExistingSystem() : SerializationProxy(name) {}
-
-    void serialize(const void*, OpenMM::SerializationNode&) const override {
-        throw OpenMM::OpenMMException("A System is serialized as such");
-    }
-
-    void* deserialize(const OpenMM::SerializationNode& node) const override {
-        return reinterpret_cast<void*>(std::stoull(node.getStringProperty("address")));
-    }
-};
-
-inline void registerSpeculativeIntegrator() {
-    using OpenMM::SerializationProxy;
-    const SerializationProxy& custom =
-        SerializationProxy::getProxy(typeid(OpenMM::CustomIntegrator));
-    SerializationProxy::registerProxy(typeid(SpeculativeIntegrator), new AsCustomIntegrator(custom));
-    SerializationProxy::registerProxy(typeid(OpenMM::CustomIntegrator), &custom);
-    SerializationProxy::registerProxy(typeid(Maker), new Maker);
-    SerializationProxy::registerProxy(typeid(ExistingSystem), new ExistingSystem);
-}
