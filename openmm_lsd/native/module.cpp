@@ -1,6 +1,7 @@
-// What must not pay Python's price: the state of a Context as arrays, forces of many positions in one
-// call, the two halves of a round, and the sums that estimates are made of. In ``core`` is what knows
-// neither OpenMM nor Python, in ``openmm`` what does not know Python, in ``bindings`` the rest.
+// What must not pay Python's price: the state of a Context as arrays, forces of many positions in
+// one call, the two halves of a round, and the sums that estimates are made of. In ``core`` is what
+// knows neither OpenMM nor Python, in ``openmm`` what does not know Python, in ``bindings`` the
+// rest.
 
 #include "bindings/bindings.h"
 #include "core/keep_freed_memory.h"
@@ -12,8 +13,8 @@
 namespace nb = nanobind;
 
 NB_MODULE(_native, m) {
-    // After an exception in a PythonForce OpenMM keeps its traceback, and with it objects of ours, to
-    // the end of the process; nanobind would call that a fault of this module.
+    // After an exception in a PythonForce OpenMM keeps its traceback, and with it objects of ours,
+    // to the end of the process; nanobind would call that a fault of this module.
     nb::set_leak_warnings(false);
     nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
         try {

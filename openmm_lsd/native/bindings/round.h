@@ -29,8 +29,8 @@ struct RolloutArguments {
 
 RolloutResult rollOut(const RolloutArguments& arguments, const DraftForce& draftForce);
 
-// Defines the method, whose last arguments are those of ``begin`` and annotated last: it is told the
-// numbers of particles and steps, raises if they do not fit, and returns what drafts.
+// Defines the method, whose last arguments are those of ``begin`` and annotated last: it is told
+// the numbers of particles and steps, raises if they do not fit, and returns what drafts.
 template <class Owner, class... More, class... Annotations>
 void defineRollout(nb::class_<Owner>& type,
                    DraftForce (*begin)(Owner& owner, size_t particles, size_t length, More...),

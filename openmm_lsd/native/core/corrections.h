@@ -1,5 +1,5 @@
-// What is added to the draft's force at each step of a window; corrections.Corrections is the readable
-// reference.
+// What is added to the draft's force at each step of a window; corrections.Corrections is the
+// readable reference.
 
 #pragma once
 
@@ -26,8 +26,8 @@ public:
         displacements.resize(4 * particles);
     }
 
-    // Along ``moved`` (K, N, 3) the forces change by ``changed`` (K, N, 3), whatever the derivative,
-    // which must be there, says; masses (N,).
+    // Along ``moved`` (K, N, 3) the forces change by ``changed`` (K, N, 3), whatever the
+    // derivative, which must be there, says; masses (N,).
     void setSecants(const double* displacementsOfSecants, const double* changesOfSecants,
                     const double* massesOfParticles) {
         moved = displacementsOfSecants;

@@ -6,9 +6,9 @@
 typedef double Quad
     __attribute__((vector_size(4 * sizeof(double)), aligned(sizeof(double)), may_alias));
 
-// To the forces (N, 3) is added what the columns (N, 3 M, 4) of J make of displacements (N, 4), each
-// component held between ``-largest`` and ``largest``; ``secant`` (N, 4) times the atom's own share
-// is first taken from them, unless it is null. ``near`` has room for 3 M + 1 numbers.
+// To the forces (N, 3) is added what the columns (N, 3 M, 4) of J make of displacements (N, 4),
+// each component held between ``-largest`` and ``largest``; ``secant`` (N, 4) times the atom's own
+// share is first taken from them, unless it is null. ``near`` has room for 3 M + 1 numbers.
 OPENMM_LSD_CLONES
 static void addChanges(size_t particles, size_t most, const int32_t* neighbours,
                        const double* columns, double largest, const double* displacements,

@@ -10,8 +10,8 @@
 #include <functional>
 #include <vector>
 
-// What both are told: the scheme, N masses, where K steps start (N, 3), and whether each removes the
-// motion of the centre of mass first (K,).
+// What both are told: the scheme, N masses, where K steps start (N, 3), and whether each removes
+// the motion of the centre of mass first (K,).
 struct Round {
     const Scheme& scheme;
     size_t particles, length;

@@ -1,5 +1,5 @@
-// The Context that owns an integrator: its state and forces as plain arrays, and what has changed in
-// it. Units nm, ps, kJ/mol.
+// The Context that owns an integrator: its state and forces as plain arrays, and what has changed
+// in it. Units nm, ps, kJ/mol.
 
 #pragma once
 
@@ -40,15 +40,15 @@ public:
     std::vector<OpenMM::Vec3> box() const;
     void setBox(const double* vectors);
 
-    // Temperature, friction, step size, seed and force groups of a CustomIntegrator with these global
-    // variables.
+    // Temperature, friction, step size, seed and force groups of a CustomIntegrator with these
+    // global variables.
     std::tuple<double, double, double, int, uint32_t> getSettings() const;
 
     int updates() const;
     void renewPlainNoise();
 
-    // Whether the Context may have been changed since acknowledge(). Not all that moves atoms tells the
-    // integrator: OpenMM's minimiser does not where it runs on a device.
+    // Whether the Context may have been changed since acknowledge(). Not all that moves atoms tells
+    // the integrator: OpenMM's minimiser does not where it runs on a device.
     bool touched() const;
 
     // Whether positions, velocities or box have changed since acknowledge().

@@ -22,7 +22,8 @@ inline bool isInDoublePrecision(const OpenMM::Context& context) {
     return false;
 }
 
-// On a device forces are sums of integers: one that is NaN, or too large, arrives as the last of them.
+// On a device forces are sums of integers: one that is NaN, or too large, arrives as the last of
+// them.
 constexpr double lastOfFixedPoint = 2147483000.0; // kJ/mol/nm
 
 inline void markFailures(double* forces, size_t count) {

@@ -10,8 +10,8 @@
 #include <map>
 #include <string>
 
-// Energies (B,) and forces (B, n, 3) at positions (B, n, 3), one after another. ``box``: 9 numbers, or
-// null.
+// Energies (B,) and forces (B, n, 3) at positions (B, n, 3), one after another. ``box``: 9 numbers,
+// or null.
 void evaluatePythonForce(const OpenMM::PythonForce& force, size_t batch, size_t particles,
                          const double* positions, const double* box,
                          const std::map<std::string, double>& parameters, const Times& times,

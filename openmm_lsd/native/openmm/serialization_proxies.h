@@ -11,8 +11,8 @@
 #include <string>
 #include <typeinfo>
 
-// As XML it is the CustomIntegrator that it is derived from, plus a property that only LSDIntegrator
-// reads.
+// As XML it is the CustomIntegrator that it is derived from, plus a property that only
+// LSDIntegrator reads.
 class CustomIntegratorProxy : public OpenMM::SerializationProxy {
 public:
     explicit CustomIntegratorProxy(const OpenMM::SerializationProxy& original)
@@ -22,7 +22,8 @@ public:
         const auto* integrator = static_cast<const SpeculativeIntegrator*>(
             static_cast<const OpenMM::Integrator*>(object));
         original.serialize(object, node);
-        node.setStringProperty(SpeculativeIntegrator::property, integrator->settingsText());
+        node.setStringProperty(SpeculativeIntegrator::property,
+                               integrator->settings ? integrator->settings() : "");
     }
 
     void* deserialize(const OpenMM::SerializationNode& node) const override {
@@ -33,8 +34,8 @@ private:
     const OpenMM::SerializationProxy& original;
 };
 
-// OpenMM's Python layer wraps what its XmlSerializer has made: the way for a class of ours to become
-// an openmm.CustomIntegrator there.
+// OpenMM's Python layer wraps what its XmlSerializer has made: the way for a class of ours to
+// become an openmm.CustomIntegrator there.
 class SpeculativeIntegratorProxy : public OpenMM::SerializationProxy {
 public:
     static constexpr const char* name = "openmm_lsd.SpeculativeIntegrator";
@@ -50,8 +51,8 @@ public:
     }
 };
 
-// OpenMM's Python layer wraps what its XmlSerializer has made: the way to a Python object for a System
-// that exists already. The object must be disowned at once.
+// OpenMM's Python layer wraps what its XmlSerializer has made: the way to a Python object for a
+// System that exists already. The object must be disowned at once.
 class ExistingSystemProxy : public OpenMM::SerializationProxy {
 public:
     static constexpr const char* name = "openmm_lsd.ExistingSystem";
