@@ -1,6 +1,7 @@
 """What may import what, and what happens where a package is missing. Each in a fresh process."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_the_pure_core_knows_neither_openmm_nor_torch(name):
     allowed |= {"scipy.linalg.lapack", "threadpoolctl"}  # solvers, and the threads of theirs
     foreign = {name for name in imported - allowed if name not in sys.stdlib_module_names}
     assert {name.split(".")[0] for name in foreign} <= sys.stdlib_module_names, foreign
+
+
+@pytest.mark.parametrize(
+    ("folder", "foreign"),
+    [
+        ("core", r"OpenMM\.h|Python\.h|openmm/.*|nanobind/.*|\.\./.*"),
+        ("openmm", r"Python\.h|nanobind/.*|\.\./bindings/.*"),
+    ],
+)
+def test_the_native_core_knows_no_openmm_and_what_is_on_openmm_no_python(folder, foreign):
+    files = list((ROOT / "openmm_lsd" / "native" / folder).iterdir())
+    included = [
+        (file.name, name)
+        for file in files
+        for name in re.findall(r'#include [<"](.+)[>"]', file.read_text())
+    ]
+    assert len(included) > len(files) > 0
+    assert not [each for each in included if re.fullmatch(foreign, each[1])]
 
 
 def test_import_does_not_load_torch():
