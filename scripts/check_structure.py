@@ -145,7 +145,7 @@ def check_assignments(files):
 
 
 def check_lengths(files):
-    native = [*PACKAGE.glob("native/*.cpp"), *PACKAGE.glob("native/*.h")]
+    native = [*PACKAGE.glob("native/**/*.cpp"), *PACKAGE.glob("native/**/*.h")]
     for file in [*files, *native]:
         lines = len(file.read_text().splitlines())
         if lines > MOST_LINES and file.name not in LONG_FILES:

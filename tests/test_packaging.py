@@ -1,5 +1,6 @@
 """What may import what, and what happens where a package is missing. Each in a fresh process."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -52,6 +53,24 @@ def test_what_breaks_a_rule_is_found(file, tmp_path, monkeypatch):
     with (package / file).open("a") as stream:
         stream.write(f"\n{line}\n")
     assert any(words in problem for problem in check_structure.problems())
+
+
+@pytest.mark.parametrize(
+    ("folder", "foreign"),
+    [
+        ("core", r"OpenMM\.h|Python\.h|openmm/.*|nanobind/.*|\.\./.*"),
+        ("openmm", r"Python\.h|nanobind/.*|\.\./bindings/.*"),
+    ],
+)
+def test_the_native_core_knows_no_openmm_and_what_is_on_openmm_no_python(folder, foreign):
+    files = list((ROOT / "openmm_lsd" / "native" / folder).iterdir())
+    included = [
+        (file.name, name)
+        for file in files
+        for name in re.findall(r'#include [<"](.+)[>"]', file.read_text())
+    ]
+    assert len(included) > len(files) > 0
+    assert not [each for each in included if re.fullmatch(foreign, each[1])]
 
 
 def test_import_does_not_load_torch():

@@ -10,7 +10,8 @@ reference value, in nm and rad; or the cosine of a torsion, or how far a centre 
 of three neighbours. Far from the reference (``limits``) u is held constant in the slope, so that
 the forces of a bad fit stay bounded.
 
-This file is the readable reference; ``native/valence.h`` does the same, per step and per window.
+This file is the readable reference; ``native/core/valence.h`` does the same, per step and per
+window.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "normal_equations.h"
+#include "clones.h"
 
 #include <algorithm>
 #include <cmath>

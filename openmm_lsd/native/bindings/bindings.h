@@ -1,0 +1,12 @@
+// Each adds to the module what its file is about.
+
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+void bindIntegrator(nanobind::module_& m);
+void bindRound(nanobind::module_& m); // before what has rollouts
+void bindContextAccess(nanobind::module_& m);
+void bindValence(nanobind::module_& m);
+void bindEstimates(nanobind::module_& m);
+void bindOpenMM(nanobind::module_& m);

@@ -1,0 +1,115 @@
+#include "round.h"
+
+#include "../core/checks.h"
+#include "bindings.h"
+#include "jacobian.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace {
+
+Corrections correctionsOf(const RolloutArguments& given) {
+    const size_t length = given.corrections.shape(0), particles = given.corrections.shape(1);
+    if (given.sites.has_value() != given.neighbours.has_value() ||
+        given.sites.has_value() != given.blocks.has_value())
+        throw std::invalid_argument("sites, neighbours and blocks must be given together");
+    if (given.moved.has_value() != given.changed.has_value() || (given.moved && !given.sites))
+        throw std::invalid_argument("secants must be given with sites, both arrays of them");
+    checkParticles(given.masses.shape(0), particles);
+    for (const auto* each : {&given.moved, &given.changed, &given.sites})
+        if (*each && ((*each)->shape(0) != length || (*each)->shape(1) != particles))
+            throw std::invalid_argument("the arrays of corrections do not fit together");
+    Corrections result(particles, given.corrections.data());
+    if (given.sites)
+        result.setJacobian(given.sites->data(),
+                           jacobianOf(*given.neighbours, *given.blocks, particles));
+    if (given.moved)
+        result.setSecants(given.moved->data(), given.changed->data(), given.masses.data());
+    return result;
+}
+
+using CommitResult = std::tuple<NumpyArray, NumpyArray, std::vector<double>, bool>;
+
+CommitResult commit(const Scheme& scheme, Masses masses, Masses noiseScale, Vectors startPositions,
+                    Vectors startVelocities, VectorBatch draftVelocities, VectorBatch targetForces,
+                    VectorBatch draftForces, VectorBatch noise, DoubleVector logUniforms,
+                    Flags cmRemovals) {
+    const size_t length = noise.shape(0), verified = targetForces.shape(0);
+    const size_t particles = masses.shape(0);
+    for (size_t given : {noiseScale.shape(0), startPositions.shape(0), startVelocities.shape(0),
+                         draftVelocities.shape(1), targetForces.shape(1), draftForces.shape(1),
+                         noise.shape(1)})
+        checkParticles(given, particles);
+    if (logUniforms.shape(0) != length || cmRemovals.shape(0) != length || verified < 1 ||
+        verified > length || draftVelocities.shape(0) < verified ||
+        draftForces.shape(0) != verified)
+        throw std::invalid_argument("the arrays of a window differ in length");
+
+    const Round round{scheme,
+                      particles,
+                      length,
+                      masses.data(),
+                      startPositions.data(),
+                      startVelocities.data(),
+                      cmRemovals.data()};
+    const Verified window{verified,
+                          draftVelocities.data(),
+                          targetForces.data(),
+                          draftForces.data(),
+                          noiseScale.data(),
+                          noise.data(),
+                          logUniforms.data()};
+    Buffer positions({verified, particles, 3}), velocities(positions.shape);
+    Committed committed;
+    {
+        nb::gil_scoped_release release;
+        committed = commitWindow(round, window, positions.data.get(), velocities.data.get());
+    }
+    positions.shape[0] = velocities.shape[0] = committed.length;
+    return {positions.numpy(), velocities.numpy(), committed.shifts, committed.accepted};
+}
+
+} // namespace
+
+RolloutResult rollOut(const RolloutArguments& given, const DraftForce& draftForce) {
+    const size_t length = given.corrections.shape(0), particles = given.masses.shape(0);
+    Corrections corrections = correctionsOf(given);
+    for (size_t each :
+         {given.positions.shape(0), given.velocities.shape(0), given.kicks.shape(1)})
+        checkParticles(each, particles);
+    if (given.kicks.shape(0) != length || given.cmRemovals.shape(0) != length)
+        throw std::invalid_argument("corrections, kicks and removals differ in length");
+
+    const Round round{given.scheme,
+                      particles,
+                      length,
+                      given.masses.data(),
+                      given.positions.data(),
+                      given.velocities.data(),
+                      given.cmRemovals.data()};
+    Buffer sites({length, particles, 3}), velocities(sites.shape), forces(sites.shape),
+        added(sites.shape);
+    size_t drafted;
+    {
+        nb::gil_scoped_release release;
+        drafted = draftWindow(
+            round, corrections, given.kicks.data(), draftForce,
+            {sites.data.get(), velocities.data.get(), forces.data.get(), added.data.get()});
+    }
+    return {drafted, sites.numpy(), velocities.numpy(), forces.numpy(), added.numpy()};
+}
+
+void bindRound(nb::module_& m) {
+    nb::class_<Scheme>(m, "Scheme", "A scheme of schemes.py, by its name.")
+        .def(nb::init<std::string, double, double>(), nb::arg("name"), nb::arg("step_size"),
+             nb::arg("decay"));
+    m.def("commit", &commit, nb::arg("scheme"), nb::arg("masses"), nb::arg("noise_scale"),
+          nb::arg("positions"), nb::arg("velocities"), nb::arg("draft_velocities"),
+          nb::arg("target_forces"), nb::arg("draft_forces"), nb::arg("noise"),
+          nb::arg("log_uniforms"), nb::arg("cm_removals"), "The fields of window.Committed.");
+}

@@ -1,0 +1,56 @@
+// Rollouts, of whatever drafts, as methods that take and return NumPy arrays.
+
+#pragma once
+
+#include "../core/round.h"
+#include "arrays.h"
+
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/tuple.h>
+
+#include <cstddef>
+#include <optional>
+#include <tuple>
+
+using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
+
+struct RolloutArguments {
+    const Scheme& scheme;
+    Masses masses;
+    Vectors positions, velocities;
+    VectorBatch corrections;
+    std::optional<VectorBatch> sites;
+    std::optional<IntMatrix> neighbours;
+    std::optional<Blocks> blocks;
+    std::optional<VectorBatch> moved, changed;
+    VectorBatch kicks;
+    Flags cmRemovals;
+};
+
+RolloutResult rollOut(const RolloutArguments& arguments, const DraftForce& draftForce);
+
+// Defines the method, whose last arguments are those of ``begin`` and annotated last: it is told
+// the numbers of particles and steps, raises if they do not fit, and returns what drafts.
+template <class Owner, class... More, class... Annotations>
+void defineRollout(nb::class_<Owner>& type,
+                   DraftForce (*begin)(Owner& owner, size_t particles, size_t length, More...),
+                   const Annotations&... annotations) {
+    type.def(
+        "rollout",
+        [begin](Owner& owner, const Scheme& scheme, Masses masses, Vectors positions,
+                Vectors velocities, VectorBatch corrections, std::optional<VectorBatch> sites,
+                std::optional<IntMatrix> neighbours, std::optional<Blocks> blocks,
+                std::optional<VectorBatch> moved, std::optional<VectorBatch> changed,
+                VectorBatch kicks, Flags cmRemovals, More... more) {
+            const DraftForce draftForce =
+                begin(owner, masses.shape(0), corrections.shape(0), more...);
+            return rollOut({scheme, masses, positions, velocities, corrections, sites, neighbours,
+                            blocks, moved, changed, kicks, cmRemovals},
+                           draftForce);
+        },
+        nb::arg("scheme"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
+        nb::arg("corrections"), nb::arg("sites").none(), nb::arg("neighbours").none(),
+        nb::arg("blocks").none(), nb::arg("moved").none(), nb::arg("changed").none(),
+        nb::arg("kicks"), nb::arg("cm_removals"), annotations...,
+        "Number of drafted steps, and the arrays of a window.Window.");
+}

@@ -1,0 +1,69 @@
+// schemes.py, on whole arrays of positions, velocities and so on.
+
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <stdexcept>
+#include <string>
+
+// Arrays are of ``components`` numbers.
+struct Scheme {
+    bool aboba;
+    double stepSize, decay;
+
+    Scheme(const std::string& name, double stepSize, double decay)
+        : aboba(name == "aboba"), stepSize(stepSize), decay(decay) {
+        if (!aboba && name != "middle")
+            throw std::invalid_argument("no native scheme '" + name + "'");
+    }
+
+    void findSite(size_t components, const double* x, const double* v, double* site) const {
+        if (!aboba)
+            std::copy_n(x, components, site);
+        else
+            for (size_t i = 0; i < components; i++)
+                site[i] = x[i] + 0.5 * stepSize * v[i];
+    }
+
+    // Positions and velocities become those after the step.
+    void step(size_t components, double* x, double* v, const double* acceleration,
+              const double* kick) const {
+        if (aboba)
+            for (size_t i = 0; i < components; i++) {
+                const double q = x[i] + 0.5 * stepSize * v[i];
+                v[i] = decay * v[i] + 0.5 * (1.0 + decay) * stepSize * acceleration[i] + kick[i];
+                x[i] = q + 0.5 * stepSize * v[i];
+            }
+        else
+            for (size_t i = 0; i < components; i++) {
+                const double half = v[i] + stepSize * acceleration[i];
+                v[i] = decay * half + kick[i];
+                x[i] += 0.5 * stepSize * (half + v[i]);
+            }
+    }
+
+    void findKickShift(size_t components, const double* vTarget, const double* vDraft,
+                       const double* accelerationOfTarget, const double* accelerationOfDraft,
+                       double* shift) const {
+        for (size_t i = 0; i < components; i++) {
+            const double difference = stepSize * (accelerationOfTarget[i] - accelerationOfDraft[i]);
+            shift[i] = aboba ? 0.5 * (1.0 + decay) * difference
+                             : (1.0 + decay) * (vTarget[i] - vDraft[i] + difference);
+        }
+    }
+};
+
+// Of velocities (N, 3).
+inline void removeCmMotion(size_t particles, double* v, const double* masses) {
+    double momentum[3] = {0.0, 0.0, 0.0}, total = 0.0;
+    for (size_t i = 0; i < particles; i++) {
+        total += masses[i];
+        for (int j = 0; j < 3; j++)
+            momentum[j] += masses[i] * v[3 * i + j];
+    }
+    for (size_t i = 0; i < particles; i++)
+        if (masses[i] > 0)
+            for (int j = 0; j < 3; j++)
+                v[3 * i + j] -= momentum[j] / total;
+}

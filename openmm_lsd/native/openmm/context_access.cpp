@@ -1,0 +1,271 @@
+#include "context_access.h"
+
+#include "../core/checks.h"
+#include "barostats.h"
+#include "devices.h"
+#include "force_classes.h"
+#include "speculative_integrator.h"
+#include "vectors.h"
+
+#include <openmm/internal/ContextImpl.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <stdexcept>
+
+using OpenMM::Vec3;
+
+namespace {
+
+// Protected members, reachable from a derived class.
+struct IntegratorAccess : OpenMM::Integrator {
+    static OpenMM::ContextImpl& implOf(OpenMM::Integrator& integrator) {
+        return *(integrator.*(&IntegratorAccess::context));
+    }
+    static OpenMM::Context* contextOf(OpenMM::Integrator& integrator) {
+        const bool bound = integrator.*(&IntegratorAccess::context) != nullptr;
+        return bound ? integrator.*(&IntegratorAccess::owner) : nullptr;
+    }
+};
+
+// What acknowledge() remembers.
+constexpr int watched =
+    OpenMM::State::Positions | OpenMM::State::Velocities | OpenMM::State::Parameters;
+
+std::vector<Vec3> boxOf(const OpenMM::State& state) {
+    std::vector<Vec3> result(3);
+    state.getPeriodicBoxVectors(result[0], result[1], result[2]);
+    return result;
+}
+
+} // namespace
+
+ContextAccess::ContextAccess(uintptr_t integratorAddress)
+    : integrator(reinterpret_cast<OpenMM::Integrator*>(integratorAddress)) {
+    const OpenMM::System& system = context().getSystem();
+    for (int i = 0; i < system.getNumParticles(); i++)
+        hasVirtualSites = hasVirtualSites || system.isVirtualSite(i);
+    onDevice = isOnDevice(context().getPlatform());
+    wraps = onDevice && !isInDoublePrecision(context()) && hasPeriodicCutoff(system);
+}
+
+OpenMM::Context& ContextAccess::context() const {
+    OpenMM::Context* owner = IntegratorAccess::contextOf(*integrator);
+    if (owner == nullptr)
+        throw OpenMM::OpenMMException("This Integrator is not bound to a context!");
+    return *owner;
+}
+
+OpenMM::ContextImpl& ContextAccess::implementation() const {
+    context();
+    return IntegratorAccess::implOf(*integrator);
+}
+
+SpeculativeIntegrator& ContextAccess::speculative() const {
+    context();
+    auto* result = dynamic_cast<SpeculativeIntegrator*>(integrator);
+    if (result == nullptr)
+        throw std::invalid_argument("only a SpeculativeIntegrator tells of changes");
+    return *result;
+}
+
+OpenMM::State ContextAccess::getState() const {
+    // No forces, no group: raises if the positions have never been set.
+    implementation().calcForcesAndEnergy(false, false, 0);
+    return context().getState(OpenMM::State::Positions | OpenMM::State::Velocities);
+}
+
+void ContextAccess::takeVectors(const double* from, size_t particles) {
+    checkParticles(particles, numParticles());
+    vectors.resize(particles);
+    copyIn(from, vectors);
+}
+
+void ContextAccess::setVectorsAsPositions() {
+    context().setPositions(vectors);
+    if (hasVirtualSites)
+        context().computeVirtualSites();
+}
+
+void ContextAccess::setPositions(const double* positions, size_t particles) {
+    takeVectors(positions, particles);
+    setVectorsAsPositions();
+}
+
+void ContextAccess::setVelocities(const double* velocities, size_t particles) {
+    takeVectors(velocities, particles);
+    context().setVelocities(vectors);
+}
+
+std::vector<Vec3> ContextAccess::box() const { return boxOf(context().getState(0)); }
+
+void ContextAccess::setBox(const double* boxVectors) {
+    std::vector<Vec3> v(3);
+    copyIn(boxVectors, v);
+    context().setPeriodicBoxVectors(v[0], v[1], v[2]);
+}
+
+std::tuple<double, double, double, int, uint32_t> ContextAccess::getSettings() const {
+    SpeculativeIntegrator& own = speculative();
+    return {own.getGlobalVariableByName("lsd_temperature"),
+            own.getGlobalVariableByName("lsd_friction"), own.getStepSize(),
+            own.getRandomNumberSeed(), static_cast<uint32_t>(own.getIntegrationForceGroups())};
+}
+
+int ContextAccess::updates() const { return speculative().updates; }
+
+void ContextAccess::renewPlainNoise() { speculative().renewPlainNoise(); }
+
+bool ContextAccess::touched() const {
+    return !everAcknowledged || speculative().touched || box() != boxOf(acknowledged) || moved();
+}
+
+// Whether atoms are elsewhere than at acknowledge(). A device may wrap molecules at any time, which
+// changes positions by their rounding to single precision.
+bool ContextAccess::moved() const {
+    const OpenMM::State now = context().getState(OpenMM::State::Positions);
+    const std::vector<Vec3>& before = acknowledged.getPositions();
+    const std::vector<Vec3>& after = now.getPositions();
+    if (after == before)
+        return false;
+    if (!isOnDevice(context().getPlatform()))
+        return true;
+    constexpr double rounding = 4 * std::numeric_limits<float>::epsilon();
+    for (size_t i = 0; i < after.size(); i++)
+        for (int j = 0; j < 3; j++) {
+            const double scale = std::max(1.0, std::abs(before[i][j]));
+            if (!(std::abs(after[i][j] - before[i][j]) <= rounding * scale))
+                return true;
+        }
+    return false;
+}
+
+bool ContextAccess::stateChanged() const {
+    if (!everAcknowledged)
+        return true;
+    const OpenMM::State now = context().getState(watched);
+    return now.getPositions() != acknowledged.getPositions() ||
+           now.getVelocities() != acknowledged.getVelocities() ||
+           boxOf(now) != boxOf(acknowledged);
+}
+
+std::vector<std::string> ContextAccess::changedParameters() const {
+    std::vector<std::string> names;
+    for (const auto& [name, value] : context().getParameters()) {
+        const auto& before = acknowledged.getParameters();
+        const auto found = before.find(name);
+        if (found == before.end() || found->second != value)
+            names.push_back(name);
+    }
+    return names;
+}
+
+void ContextAccess::acknowledge() {
+    acknowledged = context().getState(watched);
+    everAcknowledged = true;
+    speculative().touched = false;
+}
+
+std::map<std::string, std::string> ContextAccess::getProperties() const {
+    std::map<std::string, std::string> properties;
+    OpenMM::Platform& platform = context().getPlatform();
+    for (const std::string& name : platform.getPropertyNames())
+        properties[name] = platform.getPropertyValue(context(), name);
+    return properties;
+}
+
+std::optional<long long> ContextAccess::stepsBeforeMove() const {
+    const long long steps = barostats::stepsBeforeMove(implementation());
+    return steps == barostats::never ? std::nullopt : std::optional(steps);
+}
+
+void ContextAccess::countSteps(int steps) { barostats::countSteps(implementation(), steps); }
+
+void ContextAccess::beginStep() { barostats::beginStep(implementation()); }
+
+std::vector<double> ContextAccess::barostatMemory() const {
+    return barostats::remembered(implementation());
+}
+
+void ContextAccess::setBarostatMemory(const double* values, size_t count) {
+    barostats::remember(implementation(), values, count);
+}
+
+void ContextAccess::placeVirtualSites(size_t batch, size_t particles, const double* positions,
+                                      double* result) {
+    for (size_t b = 0; b < batch; b++) {
+        setPositions(positions + b * particles * 3, particles);
+        copyOut(context().getState(OpenMM::State::Positions).getPositions(),
+                result + b * particles * 3);
+    }
+}
+
+void ContextAccess::evaluate(size_t batch, size_t particles, const double* positions, int groups,
+                             const Times& times, double* energies, double* forces) {
+    for (size_t b = 0; b < batch; b++) {
+        setTime(times, b);
+        double* force = forces + b * particles * 3;
+        setSite(positions + b * particles * 3, particles);
+        const OpenMM::State state = context().getState(
+            OpenMM::State::Energy | OpenMM::State::Forces, false, groups);
+        energies[b] = state.getPotentialEnergy();
+        copyForces(state, force);
+        if (std::isnan(energies[b]) && allFinite(force, 3 * particles))
+            std::fill(force, force + 3 * particles, std::numeric_limits<double>::quiet_NaN());
+    }
+}
+
+void ContextAccess::forces(size_t batch, size_t particles, const double* positions, int groups,
+                           const Times& times, double* result) {
+    for (size_t b = 0; b < batch; b++) {
+        setTime(times, b);
+        setSite(positions + b * particles * 3, particles);
+        copyForces(context().getState(OpenMM::State::Forces, false, groups),
+                   result + b * particles * 3);
+    }
+}
+
+void ContextAccess::forcesAt(const double* positions, const Times& times, size_t row,
+                             double* result) {
+    setTime(times, row);
+    setSite(positions, numParticles());
+    copyForces(context().getState(OpenMM::State::Forces), result);
+}
+
+void ContextAccess::setTime(const Times& times, size_t row) {
+    if (!times.areGiven())
+        return;
+    context().setTime(times.time(row));
+    context().setStepCount(times.stepCount(row));
+}
+
+// Positions at which forces are asked for, which may be those of any image of the molecules.
+void ContextAccess::setSite(const double* positions, size_t particles) {
+    takeVectors(positions, particles);
+    if (wraps)
+        wrapMolecules();
+    setVectorsAsPositions();
+}
+
+// By whole molecules, in double precision, as a device wraps them.
+void ContextAccess::wrapMolecules() {
+    Vec3 a, b, c;
+    implementation().getPeriodicBoxVectors(a, b, c);
+    for (const auto& molecule : implementation().getMolecules()) {
+        Vec3 centre;
+        for (int atom : molecule)
+            centre += vectors[atom] / (double)molecule.size();
+        Vec3 shift = c * std::floor(centre[2] / c[2]);
+        shift += b * std::floor((centre - shift)[1] / b[1]);
+        shift += a * std::floor((centre - shift)[0] / a[0]);
+        for (int atom : molecule)
+            vectors[atom] -= shift;
+    }
+}
+
+void ContextAccess::copyForces(const OpenMM::State& state, double* forces) const {
+    copyOut(state.getForces(), forces);
+    if (onDevice)
+        markFailures(forces, 3 * state.getForces().size());
+}

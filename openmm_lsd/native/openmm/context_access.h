@@ -1,0 +1,100 @@
+// The Context that owns an integrator: its state and forces as plain arrays, and what has changed
+// in it. Units nm, ps, kJ/mol.
+
+#pragma once
+
+#include "../core/times.h"
+
+#include <OpenMM.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+class SpeculativeIntegrator;
+
+class ContextAccess {
+public:
+    explicit ContextAccess(uintptr_t integratorAddress);
+
+    // Looked up at every use: the Context may have been deleted.
+    OpenMM::Context& context() const;
+
+    size_t numParticles() const { return context().getSystem().getNumParticles(); }
+
+    // Whether the platform is another than Reference and CPU.
+    bool isOnItsDevice() const { return onDevice; }
+
+    // With positions and velocities; raises if the positions have never been set.
+    OpenMM::State getState() const;
+
+    // Arrays (N, 3) for so many particles, which are checked; virtual sites are put in place.
+    void setPositions(const double* positions, size_t particles);
+    void setVelocities(const double* velocities, size_t particles);
+
+    // Three vectors.
+    std::vector<OpenMM::Vec3> box() const;
+    void setBox(const double* vectors);
+
+    // Temperature, friction, step size, seed and force groups of a CustomIntegrator with these
+    // global variables.
+    std::tuple<double, double, double, int, uint32_t> getSettings() const;
+
+    int updates() const;
+    void renewPlainNoise();
+
+    // Whether the Context may have been changed since acknowledge(). Not all that moves atoms tells
+    // the integrator: OpenMM's minimiser does not where it runs on a device.
+    bool touched() const;
+
+    // Whether positions, velocities or box have changed since acknowledge().
+    bool stateChanged() const;
+
+    // Names of the parameters that have changed since acknowledge().
+    std::vector<std::string> changedParameters() const;
+
+    void acknowledge();
+
+    std::map<std::string, std::string> getProperties() const;
+
+    // See barostats.h.
+    std::optional<long long> stepsBeforeMove() const;
+    void countSteps(int steps);
+    void beginStep();
+    std::vector<double> barostatMemory() const;
+    void setBarostatMemory(const double* values, size_t count);
+
+    // Of a batch (B, N, 3), one after another; the Context is left at the last.
+    void placeVirtualSites(size_t batch, size_t particles, const double* positions, double* result);
+    void evaluate(size_t batch, size_t particles, const double* positions, int groups,
+                  const Times& times, double* energies, double* forces);
+    void forces(size_t batch, size_t particles, const double* positions, int groups,
+                const Times& times, double* result);
+
+    // Forces (N, 3) of the integrator's groups, at a state's own time if times are given.
+    void forcesAt(const double* positions, const Times& times, size_t row, double* result);
+
+private:
+    OpenMM::Integrator* integrator;
+    std::vector<OpenMM::Vec3> vectors; // scratch
+    OpenMM::State acknowledged;
+    bool everAcknowledged = false;
+    bool hasVirtualSites = false;
+    bool onDevice = false;
+    bool wraps = false; // molecules at sites, for the sake of single precision
+
+    OpenMM::ContextImpl& implementation() const;
+    SpeculativeIntegrator& speculative() const;
+    bool moved() const;
+
+    void setTime(const Times& times, size_t row);
+    void setSite(const double* positions, size_t particles);
+    void wrapMolecules();
+    void setVectorsAsPositions();
+    void takeVectors(const double* from, size_t particles);
+    void copyForces(const OpenMM::State& state, double* forces) const;
+};
