@@ -19,11 +19,14 @@ import pytest
 from openmm import app
 from scipy import stats
 
-from openmm_lsd import Statistics, cli, systems
+from openmm_lsd import LSDIntegrator, Statistics, cli, systems
 from openmm_lsd.commands import Case, benchmark, estimate, validate, validation
+from openmm_lsd.commands import case as case_module
 from openmm_lsd.commands.estimate import smoothed
 from openmm_lsd.commands.simulate import progress_line
-from openmm_lsd.commands.validation import dihedral_angles, dihedral_quadruples, wrong_sampler
+from openmm_lsd.commands.validation import dihedral_angles, dihedral_quadruples
+from openmm_lsd.engine import NumpyEngine
+from openmm_lsd.nativeengine import NativeEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 STEM = ROOT / "systems/alanine_dipeptide/alanine_dipeptide"
@@ -463,11 +466,48 @@ def test_right_sampler_is_validated(case, scheme):
     assert "The law is right" in str(result)
 
 
-@pytest.mark.parametrize("wrong", ["accept-all", "no-reflection"])
+class InNumpy(NativeEngine):
+    """A right one, whose ``commit`` asks ``transport``, which is planted in those below."""
+
+    commit = NumpyEngine.commit
+
+
+class AcceptsAll(InNumpy):
+    """Every drafted step becomes a step of the target, with the noise that leads there."""
+
+    @staticmethod
+    def transport(noise, shift, log_uniform):
+        return noise - shift, True
+
+
+class NeverReflects(InNumpy):
+    """Rejected steps keep their noise."""
+
+    @staticmethod
+    def transport(noise, shift, log_uniform):
+        accepted = log_uniform <= float(np.vdot(noise, shift)) - 0.5 * float(np.vdot(shift, shift))
+        return (noise - shift, True) if accepted else (noise, False)
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """Function: every LSDIntegrator of the commands has this engine from now on."""
+
+    def with_engine(engine):
+        kind = type("Planted", (LSDIntegrator,), {"_engine": engine})
+        monkeypatch.setattr(case_module, "LSDIntegrator", kind)
+
+    return with_engine
+
+
 @pytest.mark.parametrize("scheme", ["middle", "aboba"])
-def test_wrong_samplers_are_caught(case, wrong, scheme):
-    with wrong_sampler(wrong):
-        result = validate(dataclasses.replace(case, scheme=scheme), **SMALL)
+@pytest.mark.parametrize("engine", [InNumpy, AcceptsAll, NeverReflects])
+def test_wrong_samplers_are_caught(case, plant, engine, scheme):
+    plant(engine)
+    result = validate(dataclasses.replace(case, scheme=scheme), **SMALL)
+    if engine is InNumpy:  # what is caught is the transport, not that it was planted
+        assert result.passed, str(result)
+        return
     assert not result.passed
     assert "THE LAW IS WRONG" in str(result)
     assert result.lsd is None
@@ -583,7 +623,7 @@ def test_signs_have_the_chance_they_promise():
     assert validation._by_signs(np.array([1.0, -1.0])) == 1.0
 
 
-def test_validate_from_the_command_line(tmp_path, potential, capsys):
+def test_validate_from_the_command_line(tmp_path, potential, plant, capsys):
     report, json_file = tmp_path / "report.html", tmp_path / "v.json"
     options = ("--draft", f"{STEM}.prmtop", "--platform", "Reference", "--seed", 2)
     small = ("--runs", 100, "--path-steps", 100, "--long-steps", 1600, "--equilibration", 2000)
@@ -593,8 +633,8 @@ def test_validate_from_the_command_line(tmp_path, potential, capsys):
     page = report.read_text()
     assert page.count("data:image/png;base64") == 6 and "Ramachandran" in page
     assert json.loads(json_file.read_text())["validation"]["passed"] is True
-    wrong = ("--wrong-sampler", "accept-all")
-    assert command("validate", *FILES, *potential, *options, *small, *results, *wrong) == 1
+    plant(AcceptsAll)
+    assert command("validate", *FILES, *potential, *options, *small, *results) == 1
     assert "THE LAW IS WRONG" in report.read_text()
 
 

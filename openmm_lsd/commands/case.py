@@ -88,10 +88,10 @@ class Case:
         self,
         window: int | str = "auto",
         draft: openmm.System | str | None = None,
-        kind: type[LSDIntegrator] = LSDIntegrator,
+        kind: type[LSDIntegrator] | None = None,
     ) -> LSDIntegrator:
-        """A new LSDIntegrator under these conditions."""
-        return kind(
+        """A new LSDIntegrator, or one of a kind derived from it, under these conditions."""
+        return (kind or LSDIntegrator)(
             self.temperature,
             self.friction,
             self.step_size,
