@@ -20,11 +20,12 @@ from openmm import app
 from scipy import stats
 
 from openmm_lsd import LSDIntegrator, Statistics, cli, systems
-from openmm_lsd.commands import Case, benchmark, estimate, validate, validation
+from openmm_lsd.commands import Case, benchmark, estimate, validate
 from openmm_lsd.commands import case as case_module
 from openmm_lsd.commands.estimate import smoothed
 from openmm_lsd.commands.simulate import progress_line
-from openmm_lsd.commands.validation import dihedral_angles, dihedral_quadruples
+from openmm_lsd.commands.validation import geometry, longruns
+from openmm_lsd.commands.validation.geometry import dihedral_quadruples
 from openmm_lsd.engine import NumpyEngine
 from openmm_lsd.nativeengine import NativeEngine
 
@@ -533,7 +534,7 @@ def long_runs(case, other, steps):
     quadruples, _ = dihedral_quadruples(case.topology)
     run = other.plain()
     run.equilibrate(other, 2000)
-    return validation._long_runs(case, run, case.plain(), steps, quadruples, 1)
+    return longruns.run_in_pairs(case, run, case.plain(), steps, quadruples, 1)
 
 
 def test_wrong_temperature_is_caught_by_the_kinetic_energy(case):
@@ -544,8 +545,8 @@ def test_wrong_temperature_is_caught_by_the_kinetic_energy(case):
     case = dataclasses.replace(case, friction=10.0)
     right = dataclasses.replace(case, seed=4)
     cold = dataclasses.replace(right, temperature=230.0)
-    assert validation._kinetic_energy(case, *long_runs(case, right, 16_000), 1e-3).passed
-    assert validation._kinetic_energy(case, *long_runs(case, cold, 16_000), 1e-3).passed is False
+    assert longruns.kinetic_energy_check(case, *long_runs(case, right, 16_000), 1e-3).passed
+    assert longruns.kinetic_energy_check(case, *long_runs(case, cold, 16_000), 1e-3).passed is False
 
 
 def test_wrong_temperature_is_caught_by_the_noise(case, monkeypatch):
@@ -559,7 +560,7 @@ def test_wrong_temperature_is_caught_by_the_noise(case, monkeypatch):
 
 def test_blocks_of_a_pair_can_be_exchanged(case, monkeypatch):
     """They begin alike, and the next pair goes on from either."""
-    block, runs = validation._block, []
+    block, runs = longruns.run_block, []
 
     def recorded(case, run, *rest):
         begin = run.state
@@ -567,10 +568,10 @@ def test_blocks_of_a_pair_can_be_exchanged(case, monkeypatch):
         runs.append((begin, run.state[0]))
         return result
 
-    monkeypatch.setattr(validation, "_block", recorded)
+    monkeypatch.setattr(longruns, "run_block", recorded)
     long_runs(case, dataclasses.replace(case, seed=4), 48)
     pairs = list(zip(runs[::2], runs[1::2], strict=True))
-    assert len(pairs) == validation.BLOCKS
+    assert len(pairs) == longruns.BLOCKS
     chosen = set()
     for (ours, _), (theirs, _) in pairs:
         assert np.array_equal(ours, theirs)
@@ -586,7 +587,7 @@ def energies_in_pairs(case, random, pairs=12, frames=50):
     Two runs of a pair begin with the same energy and forget half of it; the next pair goes on from
     either. All follow the Gamma law in equilibrium, by way of normal variables.
     """
-    law = validation._kinetic_law(case)
+    law = longruns.kinetic_law(case)
     decay = 0.5 ** (1.0 / frames)
     slow = random.standard_normal()
     blocks = []
@@ -597,16 +598,14 @@ def energies_in_pairs(case, random, pairs=12, frames=50):
             path.append(np.sqrt(0.5) * (now + random.standard_normal(2)))
         slow = random.choice(now)
         blocks.append(law.ppf(stats.norm.cdf(path)))
-    return [
-        validation.LongRun(np.empty(0), np.empty(0), each) for each in np.moveaxis(blocks, 2, 0)
-    ]
+    return [longruns.LongRun(np.empty(0), np.empty(0), each) for each in np.moveaxis(blocks, 2, 0)]
 
 
 def test_false_alarms_of_the_kinetic_energy(case):
     """Of 300 right samplers 5 % may fail at a level of 5 %, by chance 27 at most."""
     random = np.random.default_rng(1)
     alarms = sum(
-        not validation._kinetic_energy(case, *energies_in_pairs(case, random), 0.05).passed
+        not longruns.kinetic_energy_check(case, *energies_in_pairs(case, random), 0.05).passed
         for _ in range(300)
     )
     assert alarms <= 27
@@ -617,10 +616,10 @@ def test_signs_have_the_chance_they_promise():
     random = np.random.default_rng(2)
     choices = np.array(list(itertools.product((-1.0, 1.0), repeat=8)))
     for sizes in (random.exponential(size=8), np.ones(8), np.arange(8) // 4, np.zeros(8)):
-        p = np.array([validation._by_signs(signs * sizes) for signs in choices])
+        p = np.array([longruns.p_by_signs(signs * sizes) for signs in choices])
         assert all((p <= level).mean() <= level for level in np.unique(p))
-    assert validation._by_signs(np.ones(8)) == 2 / 2**8
-    assert validation._by_signs(np.array([1.0, -1.0])) == 1.0
+    assert longruns.p_by_signs(np.ones(8)) == 2 / 2**8
+    assert longruns.p_by_signs(np.array([1.0, -1.0])) == 1.0
 
 
 def test_validate_from_the_command_line(tmp_path, potential, plant, capsys):
@@ -644,15 +643,42 @@ def test_validation_refuses_a_barostat(case):
         validate(case, **SMALL)
 
 
-def test_dihedrals_are_those_of_mdtraj():
-    trajectory = mdtraj.load(f"{STEM}.pdb")
-    molecule = systems.load(STEM.parent)
-    quadruples, names = dihedral_quadruples(molecule.topology)
+def angle(a, b):
+    """Between vectors (T, n, 3), in radians."""
+    return np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(axis=-1))
+
+
+def test_internal_coordinates():
+    """Values, signs and units by the definitions, of a molecule and far from any; also of none."""
+    random = np.random.default_rng(3)
+    topology = systems.load(STEM.parent).topology
+    quadruples, names = dihedral_quadruples(topology)
     assert "C-CA-N-C" in names and "N-C-CA-N" in names, names
-    expected = mdtraj.compute_dihedrals(trajectory, quadruples)
-    assert dihedral_angles(trajectory.xyz.astype(float), quadruples) == pytest.approx(
-        expected, abs=1e-4
+    pairs = geometry.bond_pairs(topology)
+    triples = geometry.angle_triples(pairs)
+    assert (len(pairs), len(triples), len(quadruples)) == (21, 36, 7)
+    molecule = np.array(app.PDBFile(f"{STEM}.pdb").positions._value)
+    positions = np.stack([molecule, molecule + 1000.0, random.normal(size=(22, 3))])
+    bonds = positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]]
+    assert geometry.bond_lengths(positions, pairs) == pytest.approx(
+        np.linalg.norm(bonds, axis=-1), abs=1e-6
     )
+    i, j, k = (positions[:, triples[:, corner]] for corner in range(3))
+    assert geometry.bond_angles(positions, triples) == pytest.approx(angle(i - j, k - j), abs=1e-5)
+    i, j, k, m = (positions[:, quadruples[:, corner]] for corner in range(4))
+    normals = np.cross(j - i, k - j), np.cross(k - j, m - k)
+    signs = np.sign((normals[0] * (m - k)).sum(axis=-1))
+    expected = signs * angle(*normals)
+    assert (expected[2] > 0).any() and (expected[2] < 0).any()
+    found = geometry.dihedral_angles(positions, quadruples)
+    assert found.dtype == np.float64 and (abs(found) <= np.pi).all()
+    assert np.abs(geometry.wrapped(found - expected)).max() < 1e-5
+    for values, corners in (
+        (geometry.bond_lengths, 2),
+        (geometry.bond_angles, 3),
+        (geometry.dihedral_angles, 4),
+    ):
+        assert values(positions, np.empty((0, corners), dtype=int)).shape == (3, 0)
 
 
 def test_progress_line():

@@ -21,7 +21,7 @@ from ..checks import (
 )
 from ..integrator import LSDIntegrator
 from ..periodicity import box_in_words
-from ..schemes import MOLAR_GAS_CONSTANT
+from ..schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme
 from ..structures import formula
 from ..systems import MolecularSystem
 from ..targets.torchforce import check_torch_forces
@@ -112,6 +112,10 @@ class Case:
             plain = openmm.XmlSerializer.deserialize(xml)
         return Run(self, plain, platform or self.platform)
 
+    def build_scheme(self) -> Scheme:
+        """Of both, in NumPy."""
+        return SCHEMES[self.scheme](self.temperature, self.friction, self.step_size)
+
     def temperature_of(self, velocities: Array) -> float:
         """Kinetic temperature in kelvin of velocities (N, 3) in nm/ps, as they are stored."""
         masses = masses_of(self.target)
@@ -142,7 +146,9 @@ class Case:
         masses = masses_of(self.target)
         virtual = virtual_sites(self.target)
         known = [
-            masses[atom.index] if atom.element is None else atom.element.mass._value
+            masses[atom.index]
+            if atom.element is None
+            else atom.element.mass.value_in_unit(unit.dalton)
             for atom in self.topology.atoms()
         ]
         fixed = set(np.flatnonzero(masses == 0).tolist()) - virtual

@@ -9,11 +9,9 @@ from time import perf_counter
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from .. import theory
 from ..checks import masses_of
-from ..schemes import SCHEMES
 from ..statistics import Round
 from .case import Array, Case, Notice, Run
 from .timing import fastest_plain, seconds_per_step, settings_of
@@ -252,6 +250,8 @@ def smoothed(windows: Sequence[int], steps: Sequence[float]) -> list[float]:
     """
     if len(windows) < 3:
         return list(steps)
+    from scipy.optimize import least_squares  # its import takes as long as that of all the rest
+
     beyond, measured = np.array(windows) - 1.0, np.array(steps)
 
     def curve(parameters: Array) -> Array:
@@ -269,7 +269,7 @@ def smoothed(windows: Sequence[int], steps: Sequence[float]) -> list[float]:
 def _constant_offset_steps(case: Case, run: Run, window: int) -> float:
     """Of the published rule, from the discrepancies along a piece of the run."""
     sites = []
-    scheme = SCHEMES[case.scheme](case.temperature, case.friction, case.step_size)
+    scheme = case.build_scheme()
     for _ in range(window + OFFSET_STEPS):
         run.step(1)
         sites.append(scheme.site(*run.state))

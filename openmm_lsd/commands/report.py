@@ -12,7 +12,8 @@ import numpy as np
 
 from .. import plots
 from .benchmark import machine
-from .validation import BLOCKS, Array, LongRun, Validation
+from .case import Array
+from .validation import BLOCKS, LongRun, Validation
 
 STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"

@@ -1,0 +1,128 @@
+"""All three ways in turn, and the verdict on all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ...checks import barostat_frequency
+from ...statistics import Round
+from ..case import Array, Case, Notice
+from .geometry import dihedral_quadruples
+from .longruns import (
+    BLOCKS,
+    EVERY,
+    LAGS,
+    LongRun,
+    kinetic_energy_check,
+    long_law_check,
+    run_in_pairs,
+)
+from .pathnoise import noise_check
+from .shortruns import PLAIN_PER_RUN, few_step_check
+from .verdict import Check
+
+FAMILY_WISE = 1e-3  # chance that a right sampler fails anywhere
+FAMILIES = 4
+SHORT_STEPS = (1, 3, 8)
+
+
+@dataclasses.dataclass
+class Validation:
+    """What ``validate`` found, and what its pictures are made of."""
+
+    case: Case
+    checks: list[Check]
+    rounds: list[Round]
+    dihedral_names: list[str]
+    lsd: LongRun | None  # None: left out, since the law was wrong already
+    plain: LongRun | None
+    times: Array  # of the autocorrelation, ps
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing failed."""
+        return all(check.passed is not False for check in self.checks)
+
+    def verdict(self) -> str:
+        """In one sentence."""
+        if not self.passed:
+            return "THE LAW IS WRONG on this system: do not use these trajectories."
+        judged = sum(check.tests for check in self.checks)
+        return (
+            f"The law is right as far as {judged} tests can tell (chance of a false alarm in all "
+            f"of them: {FAMILY_WISE:g})."
+        )
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.checks), "", self.verdict()])
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "passed": self.passed,
+            "checks": [
+                {**dataclasses.asdict(check), "passed": check.passed} for check in self.checks
+            ],
+        }
+
+
+def validate(
+    case: Case,
+    *,
+    window: int = 8,
+    runs: int = 1000,
+    short_steps: Sequence[int] = SHORT_STEPS,
+    path_steps: int = 1000,
+    long_steps: int = 20_000,
+    equilibration: int = 5000,
+    notice: Notice = lambda line: None,
+) -> Validation:
+    """Test the law of LSD on a case.
+
+    Parameters
+    ----------
+    case : Case
+    window : int
+    runs : int
+        Short LSD runs from one state; twice as many plain ones.
+    short_steps : sequence of int
+        After which their states are compared.
+    path_steps : int
+        Steps whose noise is worked out.
+    long_steps : int
+        Of LSD and of plain dynamics, in all blocks together.
+    equilibration : int
+        Steps of LSD before.
+    notice : callable, optional
+    """
+    if barostat_frequency(case.target) is not None:
+        raise ValueError("validation needs a System without a barostat; leave it out here")
+    seed = case.seed or 1
+    level = FAMILY_WISE / FAMILIES
+    run = case.lsd(window)
+    notice(f"minimising, and {equilibration} steps of LSD")
+    run.equilibrate(case, max(1, equilibration))
+    notice(f"{runs} short LSD runs and {PLAIN_PER_RUN * runs} plain ones from one state")
+    short = few_step_check(case, run, runs, tuple(short_steps), seed, level)
+    notice(f"the noise of {path_steps} steps")
+    noise = noise_check(case, run, path_steps, level)
+    quadruples, names = dihedral_quadruples(case.topology)
+    times = EVERY * case.step_size * np.arange(LAGS, dtype=np.float64)
+    if not (short.passed and noise.passed):
+        return Validation(case, [short, noise], [], names, None, None, times)
+    rounds: list[Round] = []
+    run.integrator.watchers.append(rounds.append)
+    notice(f"{long_steps} steps of LSD and as many plain ones, in {BLOCKS} pairs")
+    lsd, plain = run_in_pairs(case, run, case.plain(), long_steps, quadruples, seed)
+    run.integrator.watchers.remove(rounds.append)
+    checks = [
+        short,
+        noise,
+        kinetic_energy_check(case, lsd, plain, level),
+        long_law_check(lsd, plain, names, level),
+    ]
+    return Validation(case, checks, rounds, names, lsd, plain, times)
