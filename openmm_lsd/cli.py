@@ -394,10 +394,11 @@ def _benchmark(args: argparse.Namespace, given: set[str]) -> int:
 
 
 def _draw_curve(file: Path, result: Any) -> None:
+    from .commands.rows import Kind
     from .plots import speed_up
 
     measured, ratios, ranges, steps = result.curve()
-    predicted = {each.window: each for each in result.estimates["LSD"].windows}
+    predicted = {each.window: each for each in result.estimates[Kind.LSD].windows}
     figure = speed_up(
         measured,
         ratios,
@@ -436,7 +437,7 @@ def _validate(args: argparse.Namespace, given: set[str]) -> int:
 def _write_json(file: Path | None, case: Any, **results: Any) -> None:
     if file is None:
         return
-    from .commands.benchmark import machine
+    from .commands.machine import machine
 
     document = {"machine": machine(), "system": case.name, "conditions": case.conditions()}
     file.write_text(json.dumps({**document, **results}, indent=2) + "\n")

@@ -102,7 +102,7 @@ class Case:
             topology=self.topology,
         )
 
-    def plain(self, platform: str | None = None) -> Run:
+    def plain(self, platform: str | None = None, threads: int | None = None) -> Run:
         """LangevinMiddleIntegrator; with ABOBA the CustomIntegrator of the same scheme."""
         if self.scheme == "middle":
             plain = openmm.LangevinMiddleIntegrator(self.temperature, self.friction, self.step_size)
@@ -110,7 +110,7 @@ class Case:
         else:
             xml = openmm.XmlSerializer.serialize(self.integrator(1))
             plain = openmm.XmlSerializer.deserialize(xml)
-        return Run(self, plain, platform or self.platform)
+        return Run(self, plain, platform or self.platform, threads)
 
     def build_scheme(self) -> Scheme:
         """Of both, in NumPy."""
@@ -198,18 +198,22 @@ def choose_platform(system: openmm.System, name: str | None) -> tuple[openmm.Pla
 
 
 class Run:
-    """A Simulation, stepped with a number of torch threads of its own."""
+    """A Simulation, stepped with a number of torch threads of its own; None: as torch does it."""
 
     blew_up = False
 
     def __init__(
-        self, case: Case, integrator: openmm.Integrator, platform: str | None = None
+        self,
+        case: Case,
+        integrator: openmm.Integrator,
+        platform: str | None = None,
+        threads: int | None = None,
     ) -> None:
         chosen = choose_platform(case.target, platform)
         self.simulation = app.Simulation(case.topology, case.target, integrator, *chosen)
         self.simulation.context.setPositions(case.positions)
         self.integrator: Any = integrator
-        self.threads: int | None = None
+        self.threads = threads
 
     @property
     def platform(self) -> str:

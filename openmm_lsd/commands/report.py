@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from .. import plots
-from .benchmark import machine
 from .case import Array
+from .machine import machine
 from .validation import BLOCKS, LongRun, Validation
 
 STYLE = (

@@ -43,12 +43,7 @@ def fastest_plain(case: Case, state: tuple[Array, Array], steps: int, notice: No
     platforms = [case.platform] if case.platform else _platforms()
     uses_torch = any(as_torch_force(force) is not None for force in case.target.getForces())
     threads = sorted({1, _cores()}) if uses_torch else [None]
-    candidates = []
-    for platform in platforms:
-        for count in threads:
-            run = case.plain(platform)
-            run.threads = count
-            candidates.append(run)
+    candidates = [case.plain(platform, count) for platform in platforms for count in threads]
     notice("plain dynamics, the fastest of:")
     return fastest(candidates, state, steps, notice)
 
