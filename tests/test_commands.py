@@ -22,8 +22,10 @@ from scipy import stats
 from openmm_lsd import LSDIntegrator, Statistics, cli, systems
 from openmm_lsd.commands import Case, benchmark, estimate, validate
 from openmm_lsd.commands import case as case_module
+from openmm_lsd.commands import output as output_module
+from openmm_lsd.commands import simulate as simulate_module
 from openmm_lsd.commands.estimate import smoothed
-from openmm_lsd.commands.simulate import progress_line
+from openmm_lsd.commands.progress import progress_line
 from openmm_lsd.commands.validation import geometry, longruns
 from openmm_lsd.commands.validation.geometry import dihedral_quadruples
 from openmm_lsd.engine import NumpyEngine
@@ -192,14 +194,14 @@ def test_stopped_between_a_step_and_its_report(tmp_path, potential, monkeypatch)
 def test_ctrl_c_in_python_that_openmm_has_called(monkeypatch, capsys, interrupted):
     """OpenMM turns every exception of such Python into its own."""
 
-    def run(args, given):
+    def run(args):
         if interrupted:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         raise openmm.OpenMMException("")
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(simulate_module, "main", run)
     assert cli.main(["run", *FILES, "--steps", "10"]) == (130 if interrupted else 2)
     said = "stopped" if interrupted else "error: OpenMMException"
     assert said in capsys.readouterr().err
@@ -337,7 +339,7 @@ def test_truncated_files_are_not_resumed(tmp_path, potential, capsys):
 
 
 def test_a_missing_picture_library_is_said_before_the_run(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(output_module, "find_spec", lambda name: None)
     assert command("estimate", "--system", STEM.parent, "--figure", "x.png") == 2
     assert 'pip install "openmm-lsd[plots]"' in capsys.readouterr().err
 
@@ -704,9 +706,9 @@ class Terminal(io.StringIO):
 
 
 def test_progress_on_a_terminal_rewrites_its_line(case, tmp_path):
-    from openmm_lsd.commands.simulate import Plan, simulate
-
     terminal = Terminal()
-    simulate(case, Plan(60, equilibration=0), tmp_path, window=6, stream=terminal)
+    simulate_module.simulate(
+        case, simulate_module.Plan(60, equilibration=0), tmp_path, window=6, stream=terminal
+    )
     written = terminal.getvalue()
     assert "\r[" in written and written.count("\n") == 1 and written.endswith("\n")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
@@ -11,10 +13,14 @@ import numpy as np
 import openmm
 
 from ..integrator import LSDIntegrator
+from ..plots import speed_up, time_breakdown
 from .case import Array, Case, Notice, Run
+from .caseoptions import case_of
 from .estimate import Estimate, estimate
 from .machine import machine
 from .multipletimesteps import MultipleTimeSteps
+from .options import Options, positive_integer, positive_number, window_length
+from .output import add_output_options, check_output, say, say_what, write_json
 from .rows import Benchmark, Kind, Row, Spent
 from .timing import fastest_plain, seconds_per_step, settings_of
 
@@ -227,3 +233,72 @@ class _Timing:
             temperature=None if blew_up else float(np.mean(self._temperatures)),
             spent=spent,
         )
+
+
+def add_options(options: Options) -> None:
+    """Of ``openmm-lsd benchmark``."""
+    add = options.group("benchmark")
+    add("--seconds", type=positive_number, default=60.0, help="of measurement; default 60")
+    add("--block", type=positive_integer, help="steps per block; default: those of half a second")
+    add("--warm-up", type=positive_integer, default=1000, help="steps; default 1000")
+    add(
+        "--windows",
+        type=window_length,
+        nargs="+",
+        default=["auto"],
+        help="fixed K, a row each; default auto",
+    )
+    add("--also-auto", action="store_true", help="and a row with draft auto")
+    add("--estimate", action="store_true", help="predict first, and compare with what is measured")
+    add(
+        "--curve",
+        type=Path,
+        metavar="FILE",
+        help="picture of speed-up against --windows; needs --estimate",
+    )
+    add_output_options(add)
+
+
+def main(args: argparse.Namespace) -> int:
+    """``openmm-lsd benchmark``; returns the exit status."""
+    windows = [] if args.windows == ["auto"] else args.windows
+    if "auto" in windows:
+        raise ValueError("--windows takes numbers, or auto alone")
+    windows = sorted(set(windows))
+    if args.curve is not None and not (windows and args.estimate):
+        raise ValueError("--curve needs --windows and --estimate")
+    check_output(args)
+    case = case_of(args)
+    say(", ".join(f"{key} {value}" for key, value in machine().items()))
+    say_what(case)
+    result = benchmark(
+        case,
+        seconds=args.seconds,
+        block=args.block,
+        warm_up=args.warm_up,
+        windows=windows,
+        also_auto=args.also_auto,
+        predict=args.estimate,
+        notice=say,
+    )
+    say(f"\n{result}")
+    write_json(args.outfile, case, benchmark=result.as_dict())
+    if args.figure is not None:
+        time_breakdown(result.time_breakdown()).savefig(args.figure, dpi=150)
+    if args.curve is not None:
+        _draw_curve(args.curve, result)
+    return 0
+
+
+def _draw_curve(file: Path, result: Benchmark) -> None:
+    measured, ratios, ranges, steps = result.curve()
+    predicted = {each.window: each for each in result.estimates[Kind.LSD].windows}
+    figure = speed_up(
+        measured,
+        ratios,
+        ranges,
+        [predicted[window].speed_up for window in measured],
+        steps,
+        [predicted[window].steps_per_round for window in measured],
+    )
+    figure.savefig(file, dpi=150)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,9 @@ import numpy as np
 from ...checks import barostat_frequency
 from ...statistics import Round
 from ..case import Array, Case, Notice
+from ..caseoptions import case_of
+from ..options import Options, positive_integer, whole_number
+from ..output import check_output, say, say_what, write_json
 from .geometry import dihedral_quadruples
 from .longruns import (
     BLOCKS,
@@ -126,3 +131,49 @@ def validate(
         long_law_check(lsd, plain, names, level),
     ]
     return Validation(case, checks, rounds, names, lsd, plain, times)
+
+
+def add_options(options: Options) -> None:
+    """Of ``openmm-lsd validate``."""
+    add = options.group("validate")
+    add("--window", type=positive_integer, default=8, metavar="K", help="default 8")
+    add("--runs", type=positive_integer, default=1000, help="short LSD runs; default 1000")
+    add(
+        "--path-steps",
+        type=positive_integer,
+        default=1000,
+        help="whose noise is checked; default 1000",
+    )
+    add(
+        "--long-steps",
+        type=positive_integer,
+        default=20_000,
+        help="of either long run; default 20000",
+    )
+    add("--equilibration", type=whole_number, default=5000, help="steps before; default 5000")
+    add("--report", type=Path, metavar="FILE", help=".html, with pictures")
+    add("--outfile", type=Path, metavar="FILE", help="results as JSON")
+
+
+def main(args: argparse.Namespace) -> int:
+    """``openmm-lsd validate``; returns the exit status."""
+    check_output(args)
+    case = case_of(args)
+    say_what(case)
+    result = validate(
+        case,
+        window=args.window,
+        runs=args.runs,
+        path_steps=args.path_steps,
+        long_steps=args.long_steps,
+        equilibration=args.equilibration,
+        notice=say,
+    )
+    say(f"\n{result}")
+    write_json(args.outfile, case, validation=result.as_dict())
+    if args.report is not None:
+        from ..report import write_report  # which reads what is above
+
+        write_report(args.report, result)
+        say(f"wrote {args.report}")
+    return 0 if result.passed else 1
