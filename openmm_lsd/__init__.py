@@ -3,8 +3,7 @@
 import openmm as _openmm
 
 from . import _native
-
-__version__ = "0.1.0"
+from .version import __version__ as __version__
 
 _built, _found = (
     tuple(version.split(".")[:2])
@@ -18,12 +17,12 @@ if _built != _found:
         "--no-deps openmm-lsd"
     )
 
-from .checks import trust_force  # noqa: E402
-from .errors import TargetError  # noqa: E402
-from .integrator import LSDIntegrator  # noqa: E402
-from .reporter import LSDReporter  # noqa: E402
-from .sampler import SpeculativeSampler  # noqa: E402
-from .statistics import Round, Statistics  # noqa: E402
+from .contexts.checks import trust_force  # noqa: E402
+from .core.errors import TargetError  # noqa: E402
+from .core.sampler import SpeculativeSampler  # noqa: E402
+from .core.statistics import Round, Statistics  # noqa: E402
+from .integrator.integrator import LSDIntegrator  # noqa: E402
+from .integrator.reporter import LSDReporter  # noqa: E402
 from .targets import BatchedTarget, TargetMismatchError, batched, validate_target  # noqa: E402
 
 __all__ = [

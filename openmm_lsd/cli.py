@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import Any, NoReturn
 
-from . import __version__
 from .commands.caseoptions import add_case_options
 from .commands.options import Options
-from .interrupts import counted_interrupts
+from .contexts.interrupts import counted_interrupts
+from .version import __version__
 
 PROGRAM = "openmm-lsd"
 # Of each the module in commands/, which has ``add_options`` and ``main``, and what it is for.

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .schemes import MOLAR_GAS_CONSTANT
-from .statistics import Round
+from .core.schemes import MOLAR_GAS_CONSTANT
+from .core.statistics import Round
 from .theory import rejection_probability
 
 if TYPE_CHECKING:

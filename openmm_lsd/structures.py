@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from .molgraph import graph_of_positions, molecules_of
-from .periodicity import topology_box
+from .contexts.periodicity import topology_box
+from .drafts.molgraph import graph_of_positions, molecules_of
 from .targets.ase import INSTALL, PARTLY_PERIODIC
 
 if TYPE_CHECKING:
@@ -407,16 +407,7 @@ def structure_of_atoms(atoms: ase.Atoms, source: str = "the Atoms") -> Structure
         box, turn = _reduced_box(np.array(atoms.cell.array) / units.nm)
     positions = atoms.get_positions() @ turn / units.nm
     topology = _topology_of(atoms.numbers, positions, box)
-    masses = None
-    if "masses" in atoms.arrays or atoms.constraints:
-        masses = np.array(atoms.get_masses(), dtype=np.float64)
-        for each in atoms.constraints:
-            masses[each.index] = 0.0
-    velocities = None
-    if np.any(atoms.get_momenta()):
-        nm_per_ps = units.nm / (1000.0 * units.fs)
-        speeds = atoms.get_velocities() @ turn / nm_per_ps
-        velocities = unit.Quantity(speeds, unit.nanometer / unit.picosecond)
+    masses, velocities = _masses_of(atoms), _velocities_of(atoms, turn)
     said = {"masses": masses is not None, "velocities": velocities is not None, "positions": True}
     return Structure(
         topology,
@@ -425,6 +416,26 @@ def structure_of_atoms(atoms: ase.Atoms, source: str = "the Atoms") -> Structure
         masses,
         _sources(source, topology, **said),
     )
+
+
+def _masses_of(atoms: ase.Atoms) -> Array | None:
+    """In amu, zero of those that are fixed; None if they are those of the elements."""
+    if "masses" not in atoms.arrays and not atoms.constraints:
+        return None
+    masses = np.array(atoms.get_masses(), dtype=np.float64)
+    for each in atoms.constraints:
+        masses[each.index] = 0.0
+    return masses
+
+
+def _velocities_of(atoms: ase.Atoms, turn: Array) -> unit.Quantity | None:
+    """After the rotation; None if the atoms are at rest."""
+    from ase import units
+
+    if not np.any(atoms.get_momenta()):
+        return None
+    speeds = atoms.get_velocities() @ turn / (units.nm / (1000.0 * units.fs))
+    return unit.Quantity(speeds, unit.nanometer / unit.picosecond)
 
 
 def _reduced_box(cell: Array) -> tuple[Array, Array]:

@@ -16,13 +16,14 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from .checks import masses_of, virtual_sites
-from .clock import Times
-from .contexts import is_empty, without_forces
-from .periodicity import box_in_words, box_of, topology_box
+from .contexts.checks import masses_of, virtual_sites
+from .contexts.forcecontext import is_empty, without_forces
+from .contexts.periodicity import box_in_words, box_of, topology_box
+from .core.clock import Times
 from .structures import Structure, element_masses, read_structure, structure_of_atoms
-from .targets import ASETarget, BatchedTarget, as_target, batched
+from .targets import ASETarget, BatchedTarget, as_target
 from .targets.base import Array, Evaluation
+from .targets.pythonforce import Batched
 from .targets.torchforce import import_openmmtorch
 
 if TYPE_CHECKING:
@@ -315,7 +316,8 @@ def with_target(particles: Particles, target: BatchedTarget) -> openmm.System:
         return target.evaluate_at(positions, box, Times(times, step_counts))
 
     system, box = _particles_of(particles)
-    force = openmm.PythonForce(batched(evaluate_at if target.uses_times else evaluate))
+    function = evaluate_at if target.uses_times else evaluate
+    force = openmm.PythonForce(Batched(function, target.keeps_cores_busy))
     if box is not None and not target.takes_box:
         _warn_of_box(box, f"the target, a {type(target).__name__},")
     force.setUsesPeriodicBoundaryConditions(box is not None and target.takes_box)

@@ -31,8 +31,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import erf
 
-from .schemes import MOLAR_GAS_CONSTANT, Middle, Scheme, reciprocal
-from .statistics import Round
+from .core.schemes import MOLAR_GAS_CONSTANT, Middle, Scheme, reciprocal
+from .core.statistics import Round
 
 Array = NDArray[np.float64]
 

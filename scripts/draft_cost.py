@@ -13,14 +13,14 @@ import openmm
 from openmm import unit
 
 from openmm_lsd import systems
-from openmm_lsd.checks import masses_of
-from openmm_lsd.corrections import Corrections
-from openmm_lsd.draft import DraftSpec
-from openmm_lsd.jacobian import MOST_NEIGHBOURS, LocalJacobian, Secant
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import Middle
-from openmm_lsd.valence import ANGLE, ATOMS_OF_KIND, DISTANCE, OUT_OF_PLANE, TORSION
-from openmm_lsd.window import Draws, State
+from openmm_lsd.contexts.checks import masses_of
+from openmm_lsd.core.corrections import Corrections
+from openmm_lsd.core.jacobian import MOST_NEIGHBOURS, LocalJacobian, Secant
+from openmm_lsd.core.schemes import Middle
+from openmm_lsd.core.window import Draws, State
+from openmm_lsd.drafts.draft import DraftSpec
+from openmm_lsd.drafts.nativeengine import NativeEngine
+from openmm_lsd.drafts.valence import ANGLE, ATOMS_OF_KIND, DISTANCE, OUT_OF_PLANE, TORSION
 
 # Of vectors to the first, third and fourth atom from the second.
 TRIPLE_PRODUCT = " + ".join(

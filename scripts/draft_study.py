@@ -20,16 +20,16 @@ from openmm import app, unit
 from steps_per_round import gfn2_target, system_target
 
 from openmm_lsd import SpeculativeSampler, systems
-from openmm_lsd.autodraft import STAGES, auto_draft
-from openmm_lsd.checks import masses_of
-from openmm_lsd.contexts import fastest_context
-from openmm_lsd.correctors import Following, make_corrector
-from openmm_lsd.draft import LearningDraft
-from openmm_lsd.estimates import native_estimates
-from openmm_lsd.learning import WEIGHT_OF_DIFFERENCES
-from openmm_lsd.molgraph import graph_of_topology, pairs_within, with_missing_bonds
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from openmm_lsd.contexts.checks import masses_of
+from openmm_lsd.contexts.forcecontext import fastest_context
+from openmm_lsd.core.correctors import Following, make_corrector
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from openmm_lsd.drafts.autodraft import STAGES, auto_draft
+from openmm_lsd.drafts.draft import LearningDraft
+from openmm_lsd.drafts.estimates import native_estimates
+from openmm_lsd.drafts.learning import WEIGHT_OF_DIFFERENCES
+from openmm_lsd.drafts.molgraph import graph_of_topology, pairs_within, with_missing_bonds
+from openmm_lsd.drafts.nativeengine import NativeEngine
 
 VARIANTS = {  # stages of terms, weight of differences, correction
     "forces": (STAGES[:1], 0.0, "per-step"),

@@ -45,10 +45,10 @@ import torch
 from openmm import unit
 
 from openmm_lsd import LSDIntegrator, systems
-from openmm_lsd.checks import default_box
 from openmm_lsd.commands.benchmark import machine, measured
 from openmm_lsd.commands.case import Case, Run
 from openmm_lsd.commands.timing import seconds_per_step
+from openmm_lsd.contexts.checks import default_box
 from openmm_lsd.targets import ContextTarget, ModuleTarget, TorchForceTarget
 from openmm_lsd.targets.base import perturbed
 from openmm_lsd.targets.torchforce import import_openmmtorch

@@ -18,13 +18,13 @@ from openmm import unit
 from steps_per_round import gfn2_target, system_target
 
 from openmm_lsd import SpeculativeSampler, systems
-from openmm_lsd.autodraft import STAGES, auto_draft, torsions_of
-from openmm_lsd.checks import masses_of
-from openmm_lsd.draft import LearningDraft
-from openmm_lsd.molgraph import graph_of_topology, with_missing_bonds
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, Middle
-from openmm_lsd.valence import ANGLE, DISTANCE, TORSION
+from openmm_lsd.contexts.checks import masses_of
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.drafts.autodraft import STAGES, auto_draft, torsions_of
+from openmm_lsd.drafts.draft import LearningDraft
+from openmm_lsd.drafts.molgraph import graph_of_topology, with_missing_bonds
+from openmm_lsd.drafts.nativeengine import NativeEngine
+from openmm_lsd.drafts.valence import ANGLE, DISTANCE, TORSION
 
 TESTED = 1000  # steps at the end, among which the Hessians are
 HESSIANS = 8

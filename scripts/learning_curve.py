@@ -20,11 +20,11 @@ import numpy as np
 from openmm import unit
 
 from openmm_lsd import SpeculativeSampler, systems
-from openmm_lsd.checks import masses_of
-from openmm_lsd.draft import DraftSpec
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, SCHEMES
-from openmm_lsd.statistics import TIMES_MEASURED
+from openmm_lsd.contexts.checks import masses_of
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from openmm_lsd.core.statistics import TIMES_MEASURED
+from openmm_lsd.drafts.draft import DraftSpec
+from openmm_lsd.drafts.nativeengine import NativeEngine
 
 DRAFTS = {"auto": (False, True), "system": (True, False), "learning": (True, True)}
 

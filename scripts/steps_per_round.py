@@ -13,10 +13,10 @@ import numpy as np
 from openmm import unit
 
 from openmm_lsd import SpeculativeSampler, systems
-from openmm_lsd.checks import masses_of
-from openmm_lsd.contexts import fastest_context
-from openmm_lsd.draft import Draft
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from openmm_lsd.contexts.checks import masses_of
+from openmm_lsd.contexts.forcecontext import fastest_context
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from openmm_lsd.drafts.draft import Draft
 from openmm_lsd.targets import SystemTarget
 
 

@@ -14,11 +14,11 @@ import numpy as np
 from openmm import unit
 
 from openmm_lsd import SpeculativeSampler, systems, theory
-from openmm_lsd.checks import cm_removal_frequency, masses_of
 from openmm_lsd.commands.benchmark import machine
-from openmm_lsd.contexts import fastest_context
-from openmm_lsd.draft import Draft
-from openmm_lsd.schemes import SCHEMES
+from openmm_lsd.contexts.checks import cm_removal_frequency, masses_of
+from openmm_lsd.contexts.forcecontext import fastest_context
+from openmm_lsd.core.schemes import SCHEMES
+from openmm_lsd.drafts.draft import Draft
 from openmm_lsd.targets import SystemTarget
 
 FINEST = 0.125  # fs, of the trajectory on which the discrepancy is followed

@@ -136,7 +136,7 @@ def label(task):
 
 def explore(args, data_file, file, replicas=64, steps=3000, stride=5, ordinary=1500):
     """Langevin dynamics of the network from frames of the data set; label what it visits."""
-    from openmm_lsd.schemes import Middle
+    from openmm_lsd.core.schemes import Middle
 
     data = np.load(data_file)
     rng = np.random.default_rng([args.seed, int(file.stem.removeprefix("explored"))])

@@ -17,11 +17,11 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 
 from openmm_lsd import SpeculativeSampler
-from openmm_lsd.autodraft import auto_draft
-from openmm_lsd.bondwatch import BondWatch
-from openmm_lsd.draft import LearningDraft
-from openmm_lsd.molgraph import graph_of_positions
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.drafts.autodraft import auto_draft
+from openmm_lsd.drafts.bonds import BondWatch
+from openmm_lsd.drafts.draft import LearningDraft
+from openmm_lsd.drafts.molgraph import graph_of_positions
 from openmm_lsd.targets import ASETarget
 
 

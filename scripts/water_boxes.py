@@ -21,14 +21,14 @@ import openmm
 from openmm import app, unit
 
 from openmm_lsd import LSDIntegrator, SpeculativeSampler
-from openmm_lsd.checks import cm_removal_frequency, masses_of
-from openmm_lsd.contexts import fastest_context
-from openmm_lsd.correctors import Following
-from openmm_lsd.draft import Draft, DraftSpec
-from openmm_lsd.estimates import native_estimates
-from openmm_lsd.molgraph import pairs_within
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import SCHEMES
+from openmm_lsd.contexts.checks import cm_removal_frequency, masses_of
+from openmm_lsd.contexts.forcecontext import fastest_context
+from openmm_lsd.core.correctors import Following
+from openmm_lsd.core.schemes import SCHEMES
+from openmm_lsd.drafts.draft import Draft, DraftSpec
+from openmm_lsd.drafts.estimates import native_estimates
+from openmm_lsd.drafts.molgraph import pairs_within
+from openmm_lsd.drafts.nativeengine import NativeEngine
 from openmm_lsd.targets import SystemTarget
 
 TEMPERATURE, FRICTION, STEP_SIZE = 300.0, 1.0, 0.001

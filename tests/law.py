@@ -4,8 +4,8 @@ import itertools
 
 import numpy as np
 
-from openmm_lsd.sampler import SpeculativeSampler
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT
+from openmm_lsd.core.sampler import SpeculativeSampler
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT
 
 TEMPERATURE = 300.0
 KT = MOLAR_GAS_CONSTANT * TEMPERATURE

@@ -16,7 +16,7 @@ from particles import (
     system_of_three,
 )
 
-import openmm_lsd.checks
+import openmm_lsd.contexts.checks
 from openmm_lsd import LSDIntegrator
 
 
@@ -152,8 +152,8 @@ def test_virtual_site_in_one_system_only(build_three, refused):
 
 def test_unknown_force(build, refused, monkeypatch):
     """TorchForce as if it were a plugin that nobody has heard of."""
-    monkeypatch.setattr(openmm_lsd.checks, "KNOWN_PLUGINS", ())
-    monkeypatch.setattr(openmm_lsd.checks, "_trusted", set())
+    monkeypatch.setattr(openmm_lsd.contexts.checks, "KNOWN_PLUGINS", ())
+    monkeypatch.setattr(openmm_lsd.contexts.checks, "_trusted", set())
     simulation = build()
     words = ("the target System has a TorchForce", "openmm_lsd.trust_force('TorchForce')")
     refused(simulation, ValueError, *words)

@@ -12,7 +12,7 @@ import pytest
 from openmm import unit
 from particles import COLD, ROUNDING, SEED, Cycling, always, lsd
 
-from openmm_lsd.barostat import BarostatMoves
+from openmm_lsd.integrator.barostat import BarostatMoves
 
 EDGE = 2.0  # nm
 COUNT = 27

@@ -29,11 +29,11 @@ from particles import (
 )
 
 from openmm_lsd import batched, systems
-from openmm_lsd.barostat import BarostatMoves
-from openmm_lsd.clock import Clock, Times
-from openmm_lsd.contexts import ForceContext
-from openmm_lsd.draft import Draft
-from openmm_lsd.schemes import SCHEMES
+from openmm_lsd.contexts.forcecontext import ForceContext
+from openmm_lsd.core.clock import Clock, Times
+from openmm_lsd.core.schemes import SCHEMES
+from openmm_lsd.drafts.draft import Draft
+from openmm_lsd.integrator.barostat import BarostatMoves
 from openmm_lsd.targets import ContextTarget, PythonForceTarget, SystemTarget
 
 STEP = 0.001  # ps

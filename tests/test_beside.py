@@ -8,8 +8,8 @@ import openmm
 import pytest
 
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.beside import Beside
-from openmm_lsd.jacobian import JacobianEstimate
+from openmm_lsd.core.beside import Beside
+from openmm_lsd.core.jacobian import JacobianEstimate
 from openmm_lsd.targets import ContextTarget, FunctionTarget
 from openmm_lsd.targets.system import SystemTarget
 
@@ -86,7 +86,7 @@ def test_an_integrator_learns_beside_a_target_that_waits(platform, monkeypatch):
         return learn(self, *lesson)
 
     monkeypatch.setattr(JacobianEstimate, "learn", watched)
-    monkeypatch.setattr("openmm_lsd.lessons.LEARNED_AT_ONCE", 0)
+    monkeypatch.setattr("openmm_lsd.core.lessons.LEARNED_AT_ONCE", 0)
     system = oscillator()
     target = FunctionTarget(lambda positions: -1000.0 * positions)
     options = {} if platform == "Reference" else {"target": target}

@@ -35,10 +35,10 @@ from particles import (
 )
 
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.contexts import ForceContext
-from openmm_lsd.draft import Draft
-from openmm_lsd.integrator import NOISE_STEP
-from openmm_lsd.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.contexts.forcecontext import ForceContext
+from openmm_lsd.core.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.drafts.draft import Draft
+from openmm_lsd.integrator.integrator import NOISE_STEP
 
 # What is changed in between
 

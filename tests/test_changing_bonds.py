@@ -14,11 +14,11 @@ from test_auto_draft import (
 )
 from test_learning import Known
 
-from openmm_lsd import learning
-from openmm_lsd.autodraft import auto_draft
-from openmm_lsd.bondwatch import BETWEEN_LOOKS, BondWatch
-from openmm_lsd.draft import LearningDraft
-from openmm_lsd.molgraph import (
+from openmm_lsd.drafts import learning
+from openmm_lsd.drafts.autodraft import auto_draft
+from openmm_lsd.drafts.bonds import BETWEEN_LOOKS, BondWatch
+from openmm_lsd.drafts.draft import LearningDraft
+from openmm_lsd.drafts.molgraph import (
     MolecularGraph,
     graph_of_positions,
     with_contacts,
@@ -227,9 +227,9 @@ def test_a_draft_that_becomes_bad_begins_again(monkeypatch, noticed):
 def test_a_sound_draft_is_left_alone(monkeypatch):
     known = Known()
     begun = []
-    begin_again = learning.Learner.begin_again
+    forget_data = learning.Learner.forget_data
     monkeypatch.setattr(
-        learning.Learner, "begin_again", lambda self: begun.append(self) or begin_again(self)
+        learning.Learner, "forget_data", lambda self: begun.append(self) or forget_data(self)
     )
     sampler = known.sampler(known.draft())
     sampler.advance(3000)
@@ -244,7 +244,7 @@ def test_steps_that_were_not_seen_are_no_roughness(monkeypatch):
     sites = np.repeat(known.positions[None], 8, axis=0)
     for step, level in ((0, 1.0), (8, 1.0), (50, 7.0)):
         draft.learn(step, sites, np.full(sites.shape, level))
-    assert (draft._learner._roughness, draft._learner._watched) == (0.0, 3 * 8 - 2)
+    assert (draft._learner._roughness._sum, draft._learner._roughness._steps) == (0.0, 3 * 8 - 2)
 
 
 def test_what_was_made_anew_is_forgotten_with_its_steps():

@@ -13,9 +13,9 @@ from test_periodicity import Anywhere, InBox
 from test_structures import STEM, inpcrd_with, prmtop_with
 
 from openmm_lsd import cli, systems
-from openmm_lsd.checks import default_box, masses_of
 from openmm_lsd.commands import caseoptions
 from openmm_lsd.commands.wholemolecules import WholeMolecules
+from openmm_lsd.contexts.checks import default_box, masses_of
 from openmm_lsd.structures import read_structure
 
 ROOT = STEM.parent.parent.parent

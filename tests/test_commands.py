@@ -28,8 +28,8 @@ from openmm_lsd.commands.estimate import smoothed
 from openmm_lsd.commands.progress import progress_line
 from openmm_lsd.commands.validation import geometry, longruns
 from openmm_lsd.commands.validation.geometry import dihedral_quadruples
-from openmm_lsd.engine import NumpyEngine
-from openmm_lsd.nativeengine import NativeEngine
+from openmm_lsd.core.engine import NumpyEngine
+from openmm_lsd.drafts.nativeengine import NativeEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 STEM = ROOT / "systems/alanine_dipeptide/alanine_dipeptide"

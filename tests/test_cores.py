@@ -21,8 +21,8 @@ from particles import (
     torch_force,
 )
 
-from openmm_lsd.contexts import ForceContext
-from openmm_lsd.cores import ThreadPool, allowed_cores
+from openmm_lsd.contexts.cores import ThreadPool, allowed_cores
+from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import ContextTarget, SystemTarget, TorchForceTarget
 
 # The number of cores
@@ -84,7 +84,7 @@ def test_threads_property_of_a_context_bounds_target_and_draft(eight_cores):
     properties = {"Threads": "2"}
     system = system_of(harmonic_bonds(), torch_force(Bonds))
     target = SystemTarget(system, POSITIONS, platform="CPU", properties=properties)
-    assert all(part._cores == 2 for part in (*target.in_contexts, *target.torch_parts))
+    assert all(part._cores == 2 for part in target.parts)
     for layout in target.in_contexts[0]._layouts(16):
         assert layout.contexts * max(1, layout.threads) <= 2
 

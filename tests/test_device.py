@@ -25,9 +25,9 @@ from particles import (
 )
 
 from openmm_lsd import LSDIntegrator, TargetError
-from openmm_lsd.checks import default_box
 from openmm_lsd.commands.case import choose_platform
-from openmm_lsd.contexts import ForceContext
+from openmm_lsd.contexts.checks import default_box
+from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import ContextTarget
 from openmm_lsd.targets.torchforce import check_torch_forces
 

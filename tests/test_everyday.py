@@ -22,7 +22,7 @@ from particles import (
 )
 from restarting import barostat, build, digest
 
-from openmm_lsd.errors import TargetError
+from openmm_lsd.core.errors import TargetError
 from openmm_lsd.targets.torchforce import TorchForceTarget
 
 

@@ -33,9 +33,9 @@ from openmm import app, unit
 from particles import REFERENCE, THREE_MASSES, THREE_POSITIONS, THREE_VELOCITIES, system_of
 
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.errors import TargetError
-from openmm_lsd.restart import RestartError
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT
+from openmm_lsd.core.errors import TargetError
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT
+from openmm_lsd.integrator.restart import RestartError
 from openmm_lsd.targets import batched
 
 LONG = os.environ.get("HYPOTHESIS_PROFILE") == "long"

@@ -34,11 +34,11 @@ from particles import (
 )
 
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.contexts import ForceContext
-from openmm_lsd.draft import Draft
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.noise import StepNoise
-from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.contexts.forcecontext import ForceContext
+from openmm_lsd.core.noise import StepNoise
+from openmm_lsd.core.schemes import ABOBA, Middle
+from openmm_lsd.drafts.draft import Draft
+from openmm_lsd.drafts.nativeengine import NativeEngine
 
 ALANINE = Path(__file__).parents[1] / "systems" / "alanine_dipeptide"
 

@@ -6,17 +6,17 @@ from law import make_sampler, worst, z_scores
 from openmm_lsd._native import add_differences, solve_ridge
 from test_law import MILD, Z, ensemble, mild_draft, plain
 
-from openmm_lsd import jacobian
-from openmm_lsd.correctors import Following
-from openmm_lsd.jacobian import (
+from openmm_lsd.core import jacobian
+from openmm_lsd.core.correctors import Following
+from openmm_lsd.core.jacobian import (
     LARGEST_DISPLACEMENT,
     SECANT_RIDGE,
     JacobianEstimate,
     LocalJacobian,
     Secant,
 )
-from openmm_lsd.restart import pack, unpack
-from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.core.schemes import ABOBA, Middle
+from openmm_lsd.integrator.restart import pack, unpack
 
 # Native code
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from law import TEMPERATURE, TodaMolecule, plain_ensemble, speculative_ensemble, worst, z_scores
 
-from openmm_lsd import correctors, jumps
-from openmm_lsd.correctors import Following
-from openmm_lsd.engine import NumpyEngine
-from openmm_lsd.jumps import hold_outliers
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.core import correctors, jumps
+from openmm_lsd.core.correctors import Following
+from openmm_lsd.core.engine import NumpyEngine
+from openmm_lsd.core.jumps import hold_outliers
+from openmm_lsd.core.schemes import ABOBA, Middle
+from openmm_lsd.drafts.nativeengine import NativeEngine
 
 RUNS, REFERENCE_RUNS = 5_000, 60_000
 STEPS = (3, 6)

@@ -20,9 +20,9 @@ from particles import PLATFORM
 from test_law import SOFT, STEP_SIZE, STEPS, TARGET
 
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.barostat import BarostatMoves
-from openmm_lsd.integrator import NOISE_STEP
-from openmm_lsd.sampler import SpeculativeSampler
+from openmm_lsd.core.sampler import SpeculativeSampler
+from openmm_lsd.integrator.barostat import BarostatMoves
+from openmm_lsd.integrator.integrator import NOISE_STEP
 from openmm_lsd.targets.virtualsites import VirtualSiteTarget
 
 RUNS, REFERENCE_RUNS = 2_500, 20_000
@@ -257,7 +257,7 @@ def test_noise_that_comes_back_is_caught():
 
 
 def test_motion_of_the_centre_that_stays_is_caught(monkeypatch):
-    monkeypatch.setattr("openmm_lsd.samplerspec.cm_removal_frequency", lambda system: 0)
+    monkeypatch.setattr("openmm_lsd.integrator.samplerspec.cm_removal_frequency", lambda system: 0)
     _, z, message = score("CMMotionRemover")
     assert abs(z) > Z, message
 
@@ -286,6 +286,8 @@ def test_virtual_sites_that_stay_behind_are_caught(monkeypatch):
         "evaluate_at",
         lambda self, x, box=None, times=None: self._target.evaluate_at(x, box, times),
     )
-    monkeypatch.setattr("openmm_lsd.targetcheck.validate_target", lambda *args, **keywords: None)
+    monkeypatch.setattr(
+        "openmm_lsd.integrator.targetcheck.validate_target", lambda *args, **keywords: None
+    )
     _, z, message = score("virtual site")
     assert abs(z) > Z, message

@@ -9,7 +9,7 @@ import torch
 from law import worst, z_scores
 from test_law import TARGET, Z, ensemble, plain
 
-from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.core.schemes import ABOBA, Middle
 from openmm_lsd.targets import ContextTarget, ModuleTarget
 
 

@@ -12,15 +12,16 @@ from law import make_sampler, worst, z_scores
 from openmm import app, unit
 from test_law import TARGET, Z, ensemble, plain
 
-import openmm_lsd.learning as learning
-from openmm_lsd import SpeculativeSampler, jacobian, lessons, prediction
-from openmm_lsd.autodraft import auto_draft
-from openmm_lsd.draft import LearningDraft
-from openmm_lsd.engine import NumpyEngine
-from openmm_lsd.learning import Learner, RidgeRegression
-from openmm_lsd.molgraph import graph_of_topology
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
+import openmm_lsd.drafts.learning as learning
+from openmm_lsd import SpeculativeSampler
+from openmm_lsd.core import jacobian, lessons, prediction
+from openmm_lsd.core.engine import NumpyEngine
+from openmm_lsd.core.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.drafts.autodraft import auto_draft
+from openmm_lsd.drafts.draft import LearningDraft
+from openmm_lsd.drafts.learning import Learner, RidgeRegression
+from openmm_lsd.drafts.molgraph import graph_of_topology
+from openmm_lsd.drafts.nativeengine import NativeEngine
 
 STEM = "systems/alanine_dipeptide/alanine_dipeptide"
 
@@ -149,7 +150,7 @@ def test_steps_before_an_interruption_are_not_neighbours():
     add = Recorded()
     learner = Learner(np.zeros(1), np.ones(1), (), add)
     steps_for(learner, 0, 2)
-    learner.interrupt()
+    learner.break_sequence()
     steps_for(learner, 100, 2)
     learner.add_equations()
     assert add.states == [0, 100] and add.differences == []
@@ -167,7 +168,7 @@ def test_steps_in_two_boxes_are_not_neighbours(known, monkeypatch):
 
             super().__init__(prior, masses, stages, watched, *rest)
 
-    monkeypatch.setattr("openmm_lsd.draft.Learner", Watched)
+    monkeypatch.setattr("openmm_lsd.drafts.draft.Learner", Watched)
     draft = known.draft()
     sites = np.repeat(known.positions[None], 3, axis=0)
     for turn, edge in enumerate((3.0, 3.0, 3.1, 3.2)):
@@ -402,7 +403,7 @@ def test_an_interrupted_lesson_changes_nothing_but_speed(known):
 
 def test_on_top_of_a_force_field(known):
     """amber's forces lack nothing but what the target has more: that is what is fitted."""
-    from openmm_lsd.contexts import ForceContext
+    from openmm_lsd.contexts.forcecontext import ForceContext
 
     base = ForceContext(known.system, openmm.Platform.getPlatform("Reference"))
     target = known.draft(base)

@@ -12,14 +12,14 @@ import pytest
 from openmm import app, unit
 from openmm_lsd._native import ContextAccess, speculative_integrator
 
-from openmm_lsd.contexts import ForceContext, fastest_context, is_empty
-from openmm_lsd.corrections import Corrections
-from openmm_lsd.draft import Draft
-from openmm_lsd.engine import NumpyEngine
-from openmm_lsd.jacobian import LARGEST_DISPLACEMENT, LocalJacobian, Secant
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import ABOBA, Middle
-from openmm_lsd.window import Draws, State
+from openmm_lsd.contexts.forcecontext import ForceContext, fastest_context, is_empty
+from openmm_lsd.core.corrections import Corrections
+from openmm_lsd.core.engine import NumpyEngine
+from openmm_lsd.core.jacobian import LARGEST_DISPLACEMENT, LocalJacobian, Secant
+from openmm_lsd.core.schemes import ABOBA, Middle
+from openmm_lsd.core.window import Draws, State
+from openmm_lsd.drafts.draft import Draft
+from openmm_lsd.drafts.nativeengine import NativeEngine
 
 REFERENCE = openmm.Platform.getPlatform("Reference")
 STEM = "systems/alanine_dipeptide/alanine_dipeptide"

@@ -9,7 +9,8 @@ import torch
 from openmm import app, unit
 from particles import COLD, REFERENCE, assert_close
 
-from openmm_lsd import LSDIntegrator, periodicity, systems
+from openmm_lsd import LSDIntegrator, systems
+from openmm_lsd.contexts import periodicity
 from openmm_lsd.targets import BatchedTarget, FunctionTarget, ModuleTarget
 
 EDGE = 0.75  # nm, of 27 atoms

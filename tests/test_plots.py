@@ -9,8 +9,8 @@ from scipy.integrate import trapezoid
 pytest.importorskip("matplotlib")
 
 from openmm_lsd import plots
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT
-from openmm_lsd.statistics import Round
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT
+from openmm_lsd.core.statistics import Round
 
 # drafted 4 each; rejected at the third; all committed; the target failed at the third site;
 # rejected at the first, and shortened.

@@ -18,8 +18,8 @@ from restarting import COUNT, build, digest
 from test_barostat import TRICLINIC
 
 from openmm_lsd import LSDReporter, Statistics, batched
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.statistics import TIMES_MEASURED
+from openmm_lsd.core.statistics import TIMES_MEASURED
+from openmm_lsd.drafts.nativeengine import NativeEngine
 
 STEPS = 60
 ATOMS = [0, 1, 2, 5, 9]

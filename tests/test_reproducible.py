@@ -5,9 +5,9 @@ import openmm
 import pytest
 from openmm import app
 
-import openmm_lsd.draft
+import openmm_lsd.drafts.draft
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.contexts import loaded_platforms, reproducible_properties
+from openmm_lsd.contexts.forcecontext import loaded_platforms, reproducible_properties
 
 PLATFORMS = ["CPU", "Reference"]
 
@@ -36,7 +36,7 @@ def only_cpu(monkeypatch):
     def platforms(cores, reproducible):
         return {"CPU": loaded_platforms(2, reproducible)["CPU"]}
 
-    monkeypatch.setattr(openmm_lsd.draft, "loaded_platforms", platforms)
+    monkeypatch.setattr(openmm_lsd.drafts.draft, "loaded_platforms", platforms)
 
 
 def run(water, platform, window=8):

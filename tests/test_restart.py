@@ -18,11 +18,11 @@ from openmm import app, unit
 from particles import PLATFORM, needs_bits
 from restarting import COUNT, DRAFTS, barostat, build, digest
 
-import openmm_lsd.restart
+import openmm_lsd.integrator.restart
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.integrator import NOISE_STEP
-from openmm_lsd.molgraph import MolecularGraph
-from openmm_lsd.restart import MARK, VERSION, RestartError, from_checkpoint, pack, unpack
+from openmm_lsd.drafts.molgraph import MolecularGraph
+from openmm_lsd.integrator.integrator import NOISE_STEP
+from openmm_lsd.integrator.restart import MARK, VERSION, RestartError, from_checkpoint, pack, unpack
 
 SAVED = ["Checkpoint", "State"]
 
@@ -512,7 +512,9 @@ def test_without_the_digest_damage_is_not_seen(saved, tmp_path, monkeypatch):
     (tmp_path / "damaged").write_bytes(data)
     simulation = build("force field")
     monkeypatch.setattr(
-        openmm_lsd.restart, "from_checkpoint", lambda data, lengths: from_checkpoint(data)
+        openmm_lsd.integrator.restart,
+        "from_checkpoint",
+        lambda data, lengths: from_checkpoint(data),
     )
     with pytest.raises(pytest.fail.Exception):
         refused(simulation, tmp_path / "damaged", "was not loaded")

@@ -9,11 +9,12 @@ from law import TEMPERATURE, TodaMolecule
 from law import make_sampler as make
 from particles import Cycling
 
-from openmm_lsd import TargetError, jumps, prediction
-from openmm_lsd.correctors import Following
-from openmm_lsd.jumps import JumpLimit, hold_outliers
-from openmm_lsd.noise import StepNoise
-from openmm_lsd.schemes import ABOBA, Middle, remove_cm_motion
+from openmm_lsd import TargetError
+from openmm_lsd.core import jumps, prediction
+from openmm_lsd.core.correctors import Following
+from openmm_lsd.core.jumps import JumpLimit, hold_outliers
+from openmm_lsd.core.noise import StepNoise
+from openmm_lsd.core.schemes import ABOBA, Middle, remove_cm_motion
 
 SCHEMES = [Middle, ABOBA]
 STEP_SIZE = 0.02

@@ -6,7 +6,7 @@ import pytest
 from law import make_sampler
 from openmm import unit
 
-from openmm_lsd.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.core.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
 
 SCHEMES = [Middle, ABOBA]
 TEMPERATURE, FRICTION, STEP_SIZE = 300.0, 10.0, 0.02

@@ -11,7 +11,7 @@ import torch
 from openmm import app, unit
 
 from openmm_lsd import LSDIntegrator, systems
-from openmm_lsd.contexts import is_empty
+from openmm_lsd.contexts.forcecontext import is_empty
 from openmm_lsd.targets import ContextTarget, SystemTarget
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -57,7 +57,7 @@ def test_shipped_potential_is_a_gradient_and_batches(name, atoms):
     target = SystemTarget(molecule.target, positions)
     single = np.concatenate([target.evaluate(state[None])[1] for state in states])
     target.prepare(positions, 4)
-    assert target.torch_parts[0].plan(4).batching == "batch"
+    assert target.parts[0].plan(4).batching == "batch"
     scale = np.sqrt(np.mean(single**2))
     assert np.abs(target.evaluate(states)[1] - single).max() < 1e-4 * scale
 

@@ -29,7 +29,7 @@ from particles import (
 )
 
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.snapshot import SystemSnapshot
+from openmm_lsd.integrator.snapshot import SystemSnapshot
 
 WINDOWS = [8, "auto"]
 
@@ -215,7 +215,9 @@ def test_edits_act_as_in_plain_dynamics(name, when):
 
 def test_edits_that_leak_are_seen(monkeypatch):
     """The fault that was: the target was built from the System as it is by then."""
-    monkeypatch.setattr("openmm_lsd.integrator.SystemSnapshot", lambda system: LiveSystem(system))
+    monkeypatch.setattr(
+        "openmm_lsd.integrator.integrator.SystemSnapshot", lambda system: LiveSystem(system)
+    )
     expected = edited(plain_integrator(), soften, "before the first step")
     with pytest.raises(ValueError, match="forces of the target and of the Context"):
         edited(cold(), soften, "before the first step")
@@ -459,7 +461,7 @@ def test_a_binding_that_stays_is_caught(monkeypatch):
             take(self, system, platform)
 
     monkeypatch.setattr(LSDIntegrator, "_take_system", once)
-    monkeypatch.setattr("openmm_lsd.barostat.BarostatMoves.next_step", None)
+    monkeypatch.setattr("openmm_lsd.integrator.barostat.BarostatMoves.next_step", None)
     _, after, _ = volumes(lsd(draft=gas()), "a barostat is added")
     assert after == pytest.approx(8)
 

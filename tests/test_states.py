@@ -17,8 +17,8 @@ from particles import PLATFORM, external_force, lsd, needs_fork, system_of
 from restarting import build, digest
 
 from openmm_lsd import BatchedTarget
-from openmm_lsd.integrator import NOISE_STEP
-from openmm_lsd.schemes import MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, Middle
+from openmm_lsd.integrator.integrator import NOISE_STEP
 
 MASSES = [12.0] * 8
 KT = MOLAR_GAS_CONSTANT * 300.0

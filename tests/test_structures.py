@@ -10,8 +10,8 @@ from openmm import app, unit
 from particles import REFERENCE
 
 from openmm_lsd import LSDIntegrator, structures, systems
-from openmm_lsd.checks import cm_removal_frequency, masses_of
-from openmm_lsd.molgraph import graph_of_positions
+from openmm_lsd.contexts.checks import cm_removal_frequency, masses_of
+from openmm_lsd.drafts.molgraph import graph_of_positions
 from openmm_lsd.structures import read_structure
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,7 +7,7 @@ import pytest
 from law import make_sampler
 from openmm import unit
 
-from openmm_lsd.schemes import SCHEMES
+from openmm_lsd.core.schemes import SCHEMES
 
 pytest.importorskip("ase")
 

@@ -20,8 +20,9 @@ from particles import (
 from test_validate import FAULTS, MASSES, NotFinite, OrderDependent, Springs
 from test_validate import POSITIONS as SPRING_POSITIONS
 
-from openmm_lsd import TargetMismatchError, batched, targetcheck
-from openmm_lsd.checks import default_box, masses_of
+from openmm_lsd import TargetMismatchError, batched
+from openmm_lsd.contexts.checks import default_box, masses_of
+from openmm_lsd.integrator import targetcheck
 from openmm_lsd.targets import BatchedTarget, ContextTarget, validate_target
 
 
@@ -175,7 +176,7 @@ def test_a_slow_target_is_evaluated_at_few_states(simulate, monkeypatch, caplog,
     simulation.step(1)
     assert target.states <= most + 5
     assert simulation.integrator.statistics.plain_step_seconds > 0
-    messages = [each for each in caplog.records if each.name == "openmm_lsd.targetcheck"]
+    messages = [each for each in caplog.records if each.name == "openmm_lsd.integrator.targetcheck"]
     assert [each.levelno for each in messages].count(logging.WARNING) == is_slow
     assert "the target is new" in messages[0].getMessage()
     said = [each.getMessage() for each in messages if each.levelno == logging.WARNING]

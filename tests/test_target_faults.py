@@ -18,17 +18,10 @@ from particles import (
     torch_force,
 )
 
-from openmm_lsd import (
-    TargetError,
-    TargetMismatchError,
-    correctors,
-    lessons,
-    nativeengine,
-    sampler,
-    verifier,
-    window,
-)
-from openmm_lsd.integrator import NOISE_STEP
+from openmm_lsd import TargetError, TargetMismatchError
+from openmm_lsd.core import correctors, lessons, sampler, verifier, window
+from openmm_lsd.drafts import nativeengine
+from openmm_lsd.integrator.integrator import NOISE_STEP
 
 WINDOW = 16
 

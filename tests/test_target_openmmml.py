@@ -13,9 +13,12 @@ import pytest
 import torch
 from openmm import app, unit
 
-from openmm_lsd import LSDIntegrator, targetcheck
-from openmm_lsd.targets import openmmml as module
-from openmm_lsd.targets.openmmml import ANITarget, MACETarget, as_openmmml_force, find_pairs
+from openmm_lsd import LSDIntegrator
+from openmm_lsd.integrator import targetcheck
+from openmm_lsd.targets import neighbours as module
+from openmm_lsd.targets.models import ANITarget, MACETarget
+from openmm_lsd.targets.neighbours import find_pairs
+from openmm_lsd.targets.openmmml import as_openmmml_force
 
 ELEMENTS = "CCOHHHHHH"  # ethanol
 NUMBERS = [6, 6, 8, 1, 1, 1, 1, 1, 1]

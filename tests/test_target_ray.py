@@ -15,11 +15,10 @@ import pytest
 from law import make_sampler
 
 from openmm_lsd import TargetError
-from openmm_lsd.clock import Times
-from openmm_lsd.schemes import SCHEMES
+from openmm_lsd.core.clock import Times
+from openmm_lsd.core.schemes import SCHEMES
 from openmm_lsd.targets.base import BatchedTarget
 from openmm_lsd.targets.ray import RayTarget, WorkerError, _even_shares, _release
-from openmm_lsd.targets.raygraph import CompiledCalls
 
 ray = pytest.importorskip("ray")
 
@@ -213,25 +212,11 @@ def test_same_trajectory_whatever_the_number_of_workers(three_workers):
 # Workers that die or hang
 
 
-NEVER = 10**9
-
-
-@pytest.fixture
-def compiled_after(request, monkeypatch):
-    """Batches before the calls are compiled."""
-    monkeypatch.setattr("openmm_lsd.targets.ray.COMPILED_AFTER", request.param)
-    return request.param
-
-
 FATES = ["dies", "hangs", "is killed from outside", "is stopped"]
 
 
-@pytest.mark.parametrize(
-    ("fate", "row", "compiled_after"),
-    [("dies", 1, NEVER), *((fate, 9, NEVER) for fate in FATES), ("dies", 9, 0)],
-    indirect=["compiled_after"],
-)
-def test_a_lost_worker_is_replaced(tmp_path, fate, row, compiled_after):
+@pytest.mark.parametrize(("fate", "row"), [("dies", 1), *((fate, 9) for fate in FATES)])
+def test_a_lost_worker_is_replaced(tmp_path, fate, row):
     """In mid-batch; its share is evaluated again, and the other worker stays."""
     place, name = {"dies": (DEADLY, "deadly"), "hangs": (STUCK, "stuck")}.get(
         fate, (WAITING, "waiting")
@@ -265,38 +250,7 @@ def test_a_lost_worker_is_replaced(tmp_path, fate, row, compiled_after):
         assert target.replaced == 1
 
 
-@pytest.mark.parametrize("compiled_after", [0], indirect=True)
-def test_a_worker_that_hangs_after_it_was_asked_whether_it_is_busy(
-    tmp_path, monkeypatch, compiled_after
-):
-    """What it was sent came late; Ray waits for it for ever when the graph is closed."""
-    (tmp_path / "stuck").touch()
-    positions = states(16)
-    positions[9, 0, 0] = STUCK
-    without_busy, asked = RayTarget._without_busy, []
-
-    def nobody_at_first(self, workers):
-        asked.append(len(workers))
-        return list(workers) if len(asked) == 1 else without_busy(self, workers)
-
-    def time_out(self, messages, timeout):
-        """As soon as one worker has answered and the other hangs, however long that takes."""
-        answers = self._graph.execute(*messages)
-        ray.get(answers[0])
-        wait_until(lambda: not (tmp_path / "stuck").exists())
-        raise ray.exceptions.GetTimeoutError
-
-    monkeypatch.setattr(RayTarget, "_without_busy", nobody_at_first)
-    monkeypatch.setattr(CompiledCalls, "__call__", time_out)
-    monkeypatch.setattr("openmm_lsd.targets.ray.CLOSING_TIME", 1.0)
-    with ray_target(lambda: Springs(tmp_path)) as target:
-        assert_rows_equal(target.evaluate(positions), Springs(tmp_path).evaluate(positions))
-        assert len(asked) >= 2
-        assert target.replaced == 1
-
-
-@pytest.mark.parametrize("compiled_after", [NEVER, 0], indirect=True, ids=["calls", "compiled"])
-def test_a_slow_first_answer_is_no_hang(compiled_after, tmp_path):
+def test_a_slow_first_answer_is_no_hang(tmp_path):
     """Nor is that of a worker that takes the place of another."""
 
     class SlowAtFirst(Springs):
@@ -325,8 +279,7 @@ class Timed(Springs):
         return energies + times.times, forces + times.step_counts[:, None, None]
 
 
-@pytest.mark.parametrize("compiled_after", [NEVER, 0], indirect=True, ids=["calls", "compiled"])
-def test_times_reach_the_workers(compiled_after):
+def test_times_reach_the_workers():
     """Each share those of its own rows; also where a worker goes through its share one by one."""
     times = Times(np.arange(7.0), np.arange(10, 17))
     positions = states(7)
@@ -381,8 +334,7 @@ def test_a_state_that_kills_every_worker(tmp_path):
 # Targets that fail
 
 
-@pytest.mark.parametrize("compiled_after", [NEVER, 0], indirect=True, ids=["calls", "compiled"])
-def test_a_failing_state_costs_the_rest_of_its_share(compiled_after):
+def test_a_failing_state_costs_the_rest_of_its_share():
     good = Springs().evaluate(states(16))
     with ray_target(workers=3) as target:
         for row, end in ((2, 6), (8, 11), (11, 16), (15, 16)):
@@ -402,14 +354,12 @@ def test_a_failing_state_costs_the_rest_of_its_share(compiled_after):
             target.evaluate(positions[:1])
         assert_rows_equal(target.evaluate(states(16)), good)
         assert target.replaced == 0
-        assert (target._crew.graph is None) == (compiled_after == NEVER)
 
 
-def test_after_an_interrupt_the_next_batch_is_right(monkeypatch, tmp_path):
-    """In a notebook, say; compiled calls that nobody took the answers of are given up."""
-    monkeypatch.setattr("openmm_lsd.targets.ray.COMPILED_AFTER", 0)
+def test_after_an_interrupt_the_next_batch_is_right(tmp_path):
+    """In a notebook, say; a worker that does not come back is replaced when its time is over."""
     (tmp_path / "stuck").touch()
-    with ray_target(lambda: Springs(tmp_path)) as target:
+    with ray_target(lambda: Springs(tmp_path), timeout=5.0) as target:
         target.evaluate(states(4))
         positions = states(4)
         positions[3, 0, 0] = STUCK
@@ -422,19 +372,6 @@ def test_after_an_interrupt_the_next_batch_is_right(monkeypatch, tmp_path):
             result = target.evaluate(shift + states(4))
             assert_rows_equal(result, Springs().evaluate(shift + states(4)))
         assert target.replaced == 1
-
-
-def test_without_compiled_graphs_calls_go_on(monkeypatch, caplog):
-    def fail(*_):
-        raise RuntimeError("not in this version")
-
-    monkeypatch.setattr("openmm_lsd.targets.ray.COMPILED_AFTER", 0)
-    monkeypatch.setattr("openmm_lsd.targets.ray.CompiledCalls", fail)
-    caplog.set_level("INFO", "openmm_lsd")
-    with ray_target() as target:
-        for _ in range(2):
-            assert_rows_equal(target.evaluate(states(5)), Springs().evaluate(states(5)))
-    assert caplog.text.count("not in this version") == 1
 
 
 def test_an_exception_that_cannot_be_pickled():
@@ -539,11 +476,11 @@ def test_what_cannot_work_is_an_error(factory, keywords, error, words):
 def test_in_a_forked_child():
     """An error at once: the connection to the workers is the parent's; so is their end."""
     with ray_target() as target:
-        own, target._crew.process = target._crew.process, -1
+        own, target._resources.process = target._resources.process, -1
         with pytest.raises(WorkerError, match="was forked"):
             target.evaluate(states(4))
-        _release(ray, target._crew)
-        target._crew.process = own
+        _release(ray, target._resources)
+        target._resources.process = own
         assert_rows_equal(target.evaluate(states(4)), Springs().evaluate(states(4)))
 
 
@@ -616,7 +553,6 @@ OWN_RAY = """
     import sys, time
     import numpy as np
     from openmm_lsd.targets.base import BatchedTarget
-    import openmm_lsd.targets.ray as ray_module
     from openmm_lsd.targets.ray import RayTarget
 
     class Target(BatchedTarget):
@@ -625,7 +561,6 @@ OWN_RAY = """
                 time.sleep(1000)
             return positions.sum((1, 2)), -positions
 
-    ray_module.COMPILED_AFTER = 0 if "compiled" in sys.argv[1] else 10
     first, second = RayTarget(Target, 1), RayTarget(Target, 1)
     first.close()
     assert second.evaluate(np.zeros((2, 1, 3)))[0].shape == (2,)
@@ -640,7 +575,7 @@ OWN_RAY = """
 """
 
 
-@pytest.mark.parametrize("end", ["close", "interrupt, compiled"])
+@pytest.mark.parametrize("end", ["close", "interrupt"])
 def test_ray_that_was_started_for_us_is_gone(end):
     """After close of the last RayTarget; and after Control-C, which a terminal sends to all."""
     process = subprocess.Popen(

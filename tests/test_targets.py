@@ -24,7 +24,8 @@ from particles import (
 )
 
 from openmm_lsd import LSDIntegrator, TargetError
-from openmm_lsd.contexts import ForceContext
+from openmm_lsd.contexts import autotune
+from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import (
     BatchedTarget,
     ContextTarget,
@@ -35,7 +36,6 @@ from openmm_lsd.targets import (
     TorchForceTarget,
     as_target,
     batched,
-    contextpool,
     torchforce,
     validate_target,
 )
@@ -172,7 +172,7 @@ def test_python_force_parameters_and_groups(function):
     for target, times in ((both, 2.0), (one, 1.0)):
         target.set_parameters({"scale": 2.5, "other": 1.0})
         assert_same(target.evaluate(STATES), tuple(2.5 * times * part for part in expected))
-    assert (both.python_parts[0].batched is scaled_bonds) == (function is scaled_bonds)
+    assert (both.parts[0].batched is scaled_bonds) == (function is scaled_bonds)
 
 
 @pytest.mark.parametrize("function", [in_a_box, in_a_box_batched])
@@ -437,7 +437,7 @@ def test_a_function_that_uses_a_batched_one_is_not_taken_for_it():
         return 2 * energy, 2 * forces
 
     target = SystemTarget(system_of(python_force(twice)), POSITIONS)
-    assert target.python_parts[0].batched is None
+    assert target.parts[0].batched is None
     assert_same(target.evaluate(STATES), tuple(2 * part for part in reference(STATES)))
 
 
@@ -451,8 +451,8 @@ def test_slow_layouts_are_tried_once(monkeypatch):
         return run(self, layout, *arguments)
 
     monkeypatch.setattr(ContextTarget, "_run", watched)
-    monkeypatch.setattr(contextpool, "decisions", {})
-    monkeypatch.setattr(contextpool, "LONG_TRIAL", 0.0)
+    monkeypatch.setattr(autotune, "_choices", {})
+    monkeypatch.setattr(autotune, "LONG_TRIAL", 0.0)
     target = ContextTarget(
         system_of(openmm_bonds()), platforms={"Reference": {}, "CPU": {}}, cores=3
     )

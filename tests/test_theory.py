@@ -5,9 +5,9 @@ import pytest
 from law import TEMPERATURE, TodaMolecule, make_sampler
 
 from openmm_lsd import theory
-from openmm_lsd.schemes import ABOBA, Middle
-from openmm_lsd.statistics import Round
-from openmm_lsd.transport import transport
+from openmm_lsd.core.schemes import ABOBA, Middle
+from openmm_lsd.core.statistics import Round
+from openmm_lsd.core.transport import transport
 
 SCHEMES = [Middle, ABOBA]
 ATOMS = 40

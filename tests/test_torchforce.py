@@ -24,8 +24,9 @@ from particles import (
 )
 
 from openmm_lsd import TargetMismatchError
-from openmm_lsd.contexts import ForceContext
-from openmm_lsd.targets import SystemTarget, torchforce
+from openmm_lsd.contexts import autotune
+from openmm_lsd.contexts.forcecontext import ForceContext
+from openmm_lsd.targets import SystemTarget
 from openmm_lsd.targets.torchforce import Plan, TorchForceTarget
 
 
@@ -233,7 +234,7 @@ def test_plain_steps_take_the_threads_of_one_state():
         target = SystemTarget(system_of(torch_force(Bonds)), POSITIONS)
         target.prepare(POSITIONS, 4)
         for threads in (1, 2):
-            target.torch_parts[0].plans[1] = Plan("loop", "scripted", 1, threads)
+            target.parts[0].plans[1] = Plan("loop", "scripted", 1, threads)
             with target.single_states():
                 assert torch.get_num_threads() == threads
             assert torch.get_num_threads() == 2
@@ -272,10 +273,10 @@ def test_plan_belongs_to_the_whole_module():
 @pytest.mark.parametrize("executor", ["scripted", "frozen", "interpreted"])
 def test_every_simulation_of_a_process_can_use_the_plan(simulate, state_of, monkeypatch, executor):
     """Whichever executor wins for the first."""
-    monkeypatch.setattr("openmm_lsd.targets.torchforce.decisions", {})
+    monkeypatch.setattr(autotune, "_choices", {})
     monkeypatch.setattr(
-        "openmm_lsd.targets.torchforce.race",
-        lambda run, plans: {plan: float(plan.executor != executor) for plan in plans},
+        "openmm_lsd.contexts.autotune.time_candidates",
+        lambda run, plans, **_: {plan: float(plan.executor != executor) for plan in plans},
     )
     states = []
     for _ in range(2):
@@ -286,7 +287,7 @@ def test_every_simulation_of_a_process_can_use_the_plan(simulate, state_of, monk
 
 
 def test_plan_is_not_settled_by_a_state_without_forces(monkeypatch):
-    monkeypatch.setattr("openmm_lsd.targets.torchforce.decisions", {})
+    monkeypatch.setattr(autotune, "_choices", {})
     for positions in (np.full((4, 3), np.nan), POSITIONS):
         batch = TorchForceTarget(torch_force(Bonds))
         batch.prepare(positions, 16, BOX)
@@ -403,13 +404,13 @@ def test_every_size_of_a_batch_has_its_own_plan(monkeypatch):
     """The fastest layout; batching and executor are those of the size that came first."""
     raced = []
 
-    def race(run, plans):
+    def race(run, plans, **_):
         raced.append({(plan.batching, plan.executor) for plan in plans})
         fastest = 2 if len(raced) == 1 else 1
         return {plan: float(plan.threads != fastest) for plan in plans}
 
-    monkeypatch.setattr("openmm_lsd.targets.torchforce.decisions", {})
-    monkeypatch.setattr("openmm_lsd.targets.torchforce.race", race)
+    monkeypatch.setattr(autotune, "_choices", {})
+    monkeypatch.setattr(autotune, "time_candidates", race)
     torch.set_num_threads(2)
     try:
         batch = TorchForceTarget(torch_force(Bonds))
@@ -435,7 +436,7 @@ class Rounding(Bonds):
 
 def test_plans_are_raced_where_the_forces_vanish(monkeypatch):
     """A minimised structure: there rounding is all that is left of them."""
-    monkeypatch.setattr("openmm_lsd.targets.torchforce.decisions", {})
+    monkeypatch.setattr(autotune, "_choices", {})
     context = openmm.Context(
         system_of(torch_force(Bonds)),
         openmm.VerletIntegrator(0.001),
@@ -445,7 +446,9 @@ def test_plans_are_raced_where_the_forces_vanish(monkeypatch):
     openmm.LocalEnergyMinimizer.minimize(context, 1e-3)
     positions = context.getState(positions=True).getPositions(asNumpy=True)._value
     raced = []
-    race = torchforce.race
-    monkeypatch.setattr(torchforce, "race", lambda run, plans: raced.append(1) or race(run, plans))
+    race = autotune.time_candidates
+    monkeypatch.setattr(
+        autotune, "time_candidates", lambda *a, **k: raced.append(1) or race(*a, **k)
+    )
     TorchForceTarget(torch_force(Rounding)).prepare(positions, 4)
     assert len(raced) == 2

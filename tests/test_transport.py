@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from openmm_lsd.transport import transport
+from openmm_lsd.core.transport import transport
 
 DRAWS = 20_000
 Z = 5.5

@@ -25,11 +25,11 @@ from particles import (
 )
 from test_law import RUNS, STEPS, TARGET, Z, draft, make_scheme, plain
 
-import openmm_lsd.statistics
+import openmm_lsd.core.statistics
 from openmm_lsd import LSDIntegrator, SpeculativeSampler, TargetError
-from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.core.schemes import ABOBA, Middle
+from openmm_lsd.core.tuning import SCHOOL, WINDOWS, Acceptance, WindowTuner
 from openmm_lsd.targets import BatchedTarget
-from openmm_lsd.tuning import SCHOOL, WINDOWS, Acceptance, WindowTuner
 
 
 class Machine:
@@ -242,7 +242,7 @@ def test_a_longer_window_keeps_what_is_known():
 
 def test_rounds_are_timed_with_what_lies_between_them(monkeypatch):
     now = [0.0]
-    monkeypatch.setattr(openmm_lsd.statistics, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(openmm_lsd.core.statistics, "perf_counter", lambda: now[0])
 
     def target(positions):
         now[0] += 2.0
@@ -360,7 +360,7 @@ class Preparing(BatchedTarget):
 
 
 def test_the_target_is_prepared_once_for_windows_that_last(simulate, monkeypatch):
-    monkeypatch.setattr("openmm_lsd.boundtarget.SETTLED_ROUNDS", 4)
+    monkeypatch.setattr("openmm_lsd.integrator.boundtarget.SETTLED_ROUNDS", 4)
     target = Preparing()
     integrator = lsd(draft=soft_draft(), windowLength="auto", target=target)
     simulation = simulate(system_of_three(), integrator, THREE_POSITIONS, THREE_VELOCITIES)

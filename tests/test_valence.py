@@ -8,22 +8,22 @@ import pytest
 from openmm import app, unit
 from openmm_lsd._native import Valence
 
-from openmm_lsd.autodraft import auto_draft
-from openmm_lsd.contexts import ForceContext
-from openmm_lsd.corrections import Corrections
-from openmm_lsd.draft import LearningDraft
-from openmm_lsd.engine import NumpyEngine
-from openmm_lsd.learning import add_normal_equations
-from openmm_lsd.molgraph import (
+from openmm_lsd.contexts.forcecontext import ForceContext
+from openmm_lsd.core.corrections import Corrections
+from openmm_lsd.core.engine import NumpyEngine
+from openmm_lsd.core.schemes import ABOBA, Middle
+from openmm_lsd.core.window import Draws, State
+from openmm_lsd.drafts.autodraft import auto_draft
+from openmm_lsd.drafts.draft import LearningDraft
+from openmm_lsd.drafts.learning import add_normal_equations
+from openmm_lsd.drafts.molgraph import (
     MolecularGraph,
     elements_of_masses,
     graph_of_positions,
     graph_of_topology,
 )
-from openmm_lsd.nativeengine import NativeEngine
-from openmm_lsd.schemes import ABOBA, Middle
-from openmm_lsd.valence import ANGLE, DISTANCE, OUT_OF_PLANE, TORSION, ValenceTerms
-from openmm_lsd.window import Draws, State
+from openmm_lsd.drafts.nativeengine import NativeEngine
+from openmm_lsd.drafts.valence import ANGLE, DISTANCE, OUT_OF_PLANE, TORSION, ValenceTerms
 
 MOLECULES = ["alanine_dipeptide", "ibuprofen"]
 TRICLINIC = np.array([[1.1, 0.0, 0.0], [0.3, 1.0, 0.0], [-0.4, 0.2, 1.2]])

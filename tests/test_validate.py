@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openmm_lsd.schemes import ABOBA, Middle
+from openmm_lsd.core.schemes import ABOBA, Middle
 from openmm_lsd.targets import BatchedTarget, TargetMismatchError, validate_target
 
 MASSES = np.array([1.0, 12.0, 16.0])

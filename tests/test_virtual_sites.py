@@ -21,7 +21,7 @@ from particles import (
     torch_force,
 )
 
-from openmm_lsd.contexts import without_forces
+from openmm_lsd.contexts.forcecontext import without_forces
 from openmm_lsd.targets import ContextTarget, SystemTarget
 from openmm_lsd.targets.virtualsites import VirtualSiteTarget
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import openmm
 
-from ..integrator import LSDIntegrator
+from ..integrator.integrator import LSDIntegrator
 from ..plots import speed_up, time_breakdown
 from .case import Array, Case, Notice, Run
 from .caseoptions import case_of

@@ -12,16 +12,16 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..checks import (
+from ..contexts.checks import (
     cm_removal_frequency,
     default_box,
     different_masses,
     masses_of,
     virtual_sites,
 )
-from ..integrator import LSDIntegrator
-from ..periodicity import box_in_words
-from ..schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme
+from ..contexts.periodicity import box_in_words
+from ..core.schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme
+from ..integrator.integrator import LSDIntegrator
 from ..structures import formula
 from ..systems import MolecularSystem
 from ..targets.torchforce import check_torch_forces

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 
 from .. import theory
-from ..checks import masses_of
+from ..contexts.checks import masses_of
+from ..core.statistics import Round
 from ..plots import speed_up
-from ..statistics import Round
 from .case import Array, Case, Notice, Run
 from .caseoptions import case_of
 from .options import Options, positive_integer

@@ -9,7 +9,7 @@ from typing import Any
 
 import openmm
 
-from ..cores import allowed_cores
+from ..contexts.cores import allowed_cores
 
 
 def machine() -> dict[str, Any]:

@@ -7,8 +7,8 @@ import dataclasses
 
 import openmm
 
-from ..clock import Times
-from ..contexts import fastest_context
+from ..contexts.forcecontext import fastest_context
+from ..core.clock import Times
 from ..systems import with_target
 from ..targets import SystemTarget
 from ..targets.base import Array, BatchedTarget, Evaluation

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 import openmm
 from openmm import app, unit
 
-from ..checks import (
+from ..contexts.checks import (
     check_pair,
     check_system,
     default_box,
@@ -25,8 +25,8 @@ from ..checks import (
     masses_of,
     virtual_sites,
 )
-from ..contexts import is_empty
-from ..periodicity import box_in_words, is_same_box, topology_box
+from ..contexts.forcecontext import is_empty
+from ..contexts.periodicity import box_in_words, is_same_box, topology_box
 from ..structures import Structure, atomic_numbers
 from ..systems import read_system, with_target, with_torch_force
 from ..targets import ASETarget, TorchSimTarget, as_target

@@ -8,9 +8,9 @@ from typing import Any, TextIO
 import openmm
 from openmm import app, unit
 
-from ..integrator import LSDIntegrator
-from ..reporter import SECONDS_PER_DAY
-from ..statistics import Statistics
+from ..core.statistics import Statistics
+from ..integrator.integrator import LSDIntegrator
+from ..integrator.reporter import SECONDS_PER_DAY
 
 
 class Progress:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..statistics import Statistics
+from ..core.statistics import Statistics
 from .case import Case
 from .estimate import Estimate
 

@@ -15,8 +15,8 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from ..reporter import LSDReporter
-from ..statistics import Statistics
+from ..core.statistics import Statistics
+from ..integrator.reporter import LSDReporter
 from .case import Case, Notice, choose_platform
 from .caseoptions import case_of
 from .checkpoints import (

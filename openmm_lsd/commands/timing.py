@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 import openmm
 
-from ..cores import allowed_cores
+from ..contexts.cores import allowed_cores
 from ..targets.torchforce import as_torch_force
 from .case import Array, Case, Notice, Run
 

@@ -9,7 +9,8 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..molgraph import (
+from ..contexts.periodicity import topology_box
+from ..drafts.molgraph import (
     MolecularGraph,
     differences,
     graph_of_topology,
@@ -17,7 +18,6 @@ from ..molgraph import (
     with_contacts,
     with_missing_bonds,
 )
-from ..periodicity import topology_box
 from .case import Array
 
 Indices = NDArray[np.int64]

@@ -9,8 +9,8 @@ from .ase import ASETarget
 from .base import BatchedTarget
 from .contextpool import ContextTarget
 from .function import FunctionTarget
+from .models import ANITarget, MACETarget
 from .module import ModuleTarget
-from .openmmml import ANITarget, MACETarget
 from .pythonforce import PythonForceTarget, batched
 from .ray import RayTarget, WorkerError
 from .system import SystemTarget

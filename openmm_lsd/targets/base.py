@@ -7,14 +7,14 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 
-from ..clock import Times
-from ..errors import checked_forces
+from ..core.clock import Times
+from ..core.errors import checked_forces
 
 if TYPE_CHECKING:
     import torch
@@ -29,6 +29,23 @@ ANGSTROM_PER_NM = (1 * unit.nanometer).value_in_unit(unit.angstrom)
 KJ_PER_MOL_PER_EV = (
     1 * unit.elementary_charge * unit.volt * unit.AVOGADRO_CONSTANT_NA
 ).value_in_unit(unit.kilojoule_per_mole)
+
+
+class ForceSettings(NamedTuple):
+    """How the Context computes a Force that a target is to stand in for.
+
+    ``positions`` (N, 3) nm are a state at which it can be computed, at ``time`` (ps) and
+    ``step_count``, in ``box`` (3, 3) nm; ``platform`` and ``properties`` are those of the Context,
+    and ``cores`` is the most that may be kept busy.
+    """
+
+    positions: Array
+    box: Array | None
+    platform: str
+    properties: Mapping[str, str]
+    cores: int
+    time: float = 0.0
+    step_count: int = 0
 
 
 class BatchedTarget(ABC):
@@ -141,9 +158,18 @@ class SubBatches:
         self.largest: int | None = None  # states that fit, once too many have been tried
 
     def __call__(
-        self, positions: Array, box: Array | None = None, times: Times | None = None
+        self,
+        positions: Array,
+        box: Array | None = None,
+        times: Times | None = None,
+        *,
+        evaluate: Callable[..., Evaluation] | None = None,
     ) -> Evaluation:
-        """Energies and forces of all states; the part is halved until it fits."""
+        """Energies and forces of all states; the part is halved until it fits.
+
+        ``evaluate`` may take the place of the one that was given to the constructor.
+        """
+        evaluate = evaluate or self._evaluate
         results: list[Evaluation] = []
         done = 0
         while done < len(positions):
@@ -151,9 +177,9 @@ class SubBatches:
             part = positions[rows]
             try:
                 if times is None:
-                    results.append(self._evaluate(part, box))
+                    results.append(evaluate(part, box))
                 else:
-                    results.append(self._evaluate(part, box, times.rows(rows)))
+                    results.append(evaluate(part, box, times.rows(rows)))
             except Exception as error:
                 if not self._is_out_of_memory(error) or len(part) == 1:
                     raise

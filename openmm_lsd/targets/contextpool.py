@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from time import perf_counter
 from typing import NamedTuple
 
 import numpy as np
 import openmm
 
-from ..clock import Times
-from ..contexts import ALL_GROUPS, ForceContext, holds_python, loaded_platforms
-from ..cores import ThreadPool, allowed_cores
-from ..racing import decisions, race
-from ..restart import digest_of
+from ..contexts.autotune import choose
+from ..contexts.cores import ThreadPool, allowed_cores
+from ..contexts.digests import digest_of
+from ..contexts.forcecontext import (
+    ALL_GROUPS,
+    ForceContext,
+    holds_python,
+    loaded_platforms,
+    no_platform,
+)
+from ..core.clock import Times
 from .base import Array, BatchedTarget, Evaluation, for_size, perturbed
 
 logger = logging.getLogger(__name__)
 
 BATCH_PERTURBATION = 0.001  # nm; the forces of any System are finite that near
-LONG_TRIAL = 2.0  # s; where a batch takes longer, one each has to say which layout is the fastest
 
 
 class Layout(NamedTuple):
@@ -113,10 +117,7 @@ class ContextTarget(BatchedTarget):
                 failures[layout.platform] = error
             else:
                 return layout
-        reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise openmm.OpenMMException(
-            f"no platform can compute the forces of the System ({reasons})"
-        )
+        raise no_platform(failures)
 
     def _layouts(self, batch: int) -> list[Layout]:
         counts = {1, self._sharing(batch)} if self._contexts is None else {self._contexts}
@@ -161,26 +162,13 @@ class ContextTarget(BatchedTarget):
         sharing = self._sharing(batch)
         platforms = [(name, sorted(own.items())) for name, own in self._platforms.items()]
         key = f"contexts {digest_of(xml, sharing, platforms, self._contexts)}"
-        if key not in decisions:
-            seconds = {}
-            for layout in self._layouts(batch):
-                try:
-                    self._pool(layout)
-                    begin = perf_counter()
-                    self._run(layout, states, box)
-                except Exception as error:
-                    logger.info("Contexts: %s: does not work (%s)", layout, error)
-                else:
-                    seconds[layout] = perf_counter() - begin
-            if not seconds:
-                return  # these positions may be at fault; the first evaluation will say
-            if len(seconds) > 1 and min(seconds.values()) < LONG_TRIAL:
-                seconds = race(lambda layout: self._run(layout, states, box), seconds, warm_up=1)
-            for layout, median in seconds.items():
-                logger.info("Contexts: %s: %.3g ms for %d", layout, 1e3 * median, batch)
-            fastest = min(seconds, key=seconds.__getitem__)
-            decisions[key] = list(fastest)
-        self._chosen[sharing] = Layout(*decisions[key])
+        layouts = self._layouts(batch)
+        layout = choose(
+            key, layouts, lambda each: self._run(each, states, box), what="Contexts", warm_up=1
+        )
+        if layout is None:
+            return  # these positions may be at fault; the first evaluation will say
+        self._chosen[sharing] = layout
         self._pools = {layout: self._pool(layout) for layout in self._chosen.values()}
 
     def forget_history(self) -> None:

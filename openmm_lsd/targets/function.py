@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..errors import checked_forces
+from ..core.errors import checked_forces
 from .base import Array, BatchedTarget, Evaluation, SubBatches, is_out_of_memory
 
 

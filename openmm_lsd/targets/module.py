@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..cores import keep_torch_alive_in_children
+from ..contexts.cores import keep_torch_alive_in_children
 from .base import (
     Array,
     BatchedTarget,

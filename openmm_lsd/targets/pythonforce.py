@@ -14,8 +14,16 @@ from numpy.typing import ArrayLike
 from openmm import unit
 
 from .._native import evaluate_python_force
-from ..clock import Times
-from .base import Array, BatchedTarget, Evaluation, SubBatches, checked, is_out_of_memory
+from ..core.clock import Times
+from .base import (
+    Array,
+    BatchedTarget,
+    Evaluation,
+    ForceSettings,
+    SubBatches,
+    checked,
+    is_out_of_memory,
+)
 
 BatchFunction = Callable[..., tuple[ArrayLike, ArrayLike]]
 
@@ -25,8 +33,8 @@ _called = threading.local()
 class Batched:
     """A computation for openmm.PythonForce that takes any number of states; see ``batched``."""
 
-    def __init__(self, function: BatchFunction) -> None:
-        self.function = function
+    def __init__(self, function: BatchFunction, keeps_cores_busy: bool = False) -> None:
+        self.function, self.keeps_cores_busy = function, keeps_cores_busy
         self.__module__, self.__doc__ = function.__module__, function.__doc__
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__
         names = inspect.signature(function).parameters
@@ -117,9 +125,19 @@ class PythonForceTarget(BatchedTarget):
         self._particles = np.array(force.getParticles(), dtype=int)
         self._parameters = dict(force.getGlobalParameters())
         self.batched = self._find_batched(positions, box, Times.same(1, time, step_count))
+        self.keeps_cores_busy = self.batched is not None and self.batched.keeps_cores_busy
         # A State has them, and nobody knows whether the function asks for them.
         self.uses_times = self.batched is None or self.batched.uses_times
         self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
+
+    @classmethod
+    def of_force(cls, force: openmm.Force, settings: ForceSettings) -> PythonForceTarget | None:
+        """Of a PythonForce; None of any other."""
+        own = as_python_force(force)
+        if own is None:
+            return None
+        positions, box, *_ = settings
+        return cls(own, positions, box, time=settings.time, step_count=settings.step_count)
 
     def _find_batched(self, positions: Array, box: Array | None, times: Times) -> Batched | None:
         """The function behind the force, if it is one of ours: it says so when it is called."""

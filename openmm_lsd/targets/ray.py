@@ -10,38 +10,21 @@ import math
 import operator
 import os
 import pickle
-import sys
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from threading import Thread
 from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from .._native import keep_freed_memory
-from ..clock import Times
-from .base import Array, BatchedTarget, Evaluation, checked
-from .raygraph import CompiledCalls
+from ..core.clock import Times
+from .base import Array, BatchedTarget, Evaluation
+from .raysessions import import_ray, sessions
+from .rayworker import Actor, Answer, Share, as_message
 
 logger = logging.getLogger(__name__)
 
-INSTALL = 'pip install "openmm-lsd[ray]"'
-
-# What numerical libraries read when they are loaded.
-THREAD_VARIABLES = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OPENBLAS_NUM_THREADS",
-    "NUMEXPR_NUM_THREADS",
-    "OPENMM_CPU_THREADS",
-)
-
-
-COMPILED_AFTER = 10  # batches: compiling takes seconds, and saves a millisecond or two per batch
-NOTHING = b""  # the message to a worker without a share, and its answer
-ANSWER_TIME = 60.0  # seconds in which a worker says whether it is busy, also on a busy machine
-CLOSING_TIME = 5.0  # seconds after which a graph that does not close waits for a busy worker
+DYING_TIME = 60.0  # seconds in which a worker that is ended is gone, also on a busy machine
 
 
 class WorkerError(RuntimeError):
@@ -123,17 +106,15 @@ class RayTarget(BatchedTarget):
         for name, value in (("timeout", timeout), ("start_timeout", start_timeout)):
             if not value > 0:
                 raise ValueError(f"{name} is {value}; it must be positive")
-        self._ray = _import_ray()
+        self._ray = import_ray()
         self._timeout, self._start_timeout = timeout, start_timeout
         self._parameters: dict[str, float] | None = None
         self._preparations: dict[int, tuple] = {}  # by the share of a worker
         self.replaced = 0  # workers, since the start
-        self._crew = _Crew()
-        self._workers = self._crew.workers
-        self._is_compilable = True
-        self._batches = 0
-        _sessions.enter(self._ray, address)
-        self._finalizer = weakref.finalize(self, _release, self._ray, self._crew)
+        self._resources = _Resources()
+        self._workers = self._resources.workers
+        sessions.enter(self._ray, address)
+        self._finalizer = weakref.finalize(self, _release, self._ray, self._resources)
         try:
             self._check_size(workers, num_cpus, num_gpus)
             options: dict[str, Any] = {
@@ -143,7 +124,7 @@ class RayTarget(BatchedTarget):
             }
             if runtime_env is not None:
                 options["runtime_env"] = dict(runtime_env)
-            self._actor_class = self._ray.remote(_Actor).options(**options)
+            self._actor_class = self._ray.remote(Actor).options(**options)
             self._factory = self._ray.put(factory)
             self._threads = max(1, int(num_cpus))
             self._workers.extend(self._new_worker() for _ in range(workers))
@@ -187,88 +168,20 @@ class RayTarget(BatchedTarget):
         positions = np.asarray(positions, dtype=np.float64)
         if len(positions) == 0:
             return np.zeros(0), np.zeros(positions.shape)
-        batch = _Share(positions, box, times if self.uses_times else None)
+        batch = Share(positions, box, times if self.uses_times else None)
         sizes = _even_shares(len(positions), len(self._workers))
         ends = np.cumsum(sizes).tolist()
         shares = [batch.rows(slice(end - size, end)) for size, end in zip(sizes, ends, strict=True)]
-        answers = self._together(shares) or self._one_by_one(shares)
+        answers = self._ask(shares)
         for index, answer in enumerate(answers):
-            if answer.trouble:
-                logger.info("worker %d: %s", index, answer.trouble)
+            if answer.failure:
+                logger.info("worker %d: %s", index, answer.failure)
         return (
             np.concatenate([answer.energies for answer in answers]),
             np.concatenate([answer.forces for answer in answers]),
         )
 
-    def _together(self, shares: Sequence[_Share]) -> list[_Answer] | None:
-        """The answers to all shares, by one call of the compiled graph; None if that fails."""
-        crew, workers = self._crew, self._workers
-        if crew.graph is not None and crew.graph_is_broken:
-            self._close_graph()
-        self._batches += 1
-        if crew.graph is None and self._is_compilable and self._batches > COMPILED_AFTER:
-            try:
-                methods = [worker.actor.evaluate for worker in workers]
-                crew.graph, crew.graph_is_broken = CompiledCalls(self._ray, methods), False
-                for worker in workers:
-                    worker.has_answered = False  # not in this way
-            except Exception as error:  # whatever another version of Ray may say
-                logger.info("Ray does not compile the calls: %s", _first_line(error))
-                self._is_compilable = False
-        if crew.graph is None:
-            return None
-        messages = [_message(share, index == 0) for index, share in enumerate(shares)]
-        messages += [NOTHING] * (len(workers) - len(shares))
-        crew.graph_is_broken = True  # an interrupt included
-        try:
-            answers = crew.graph(messages, self._time_to_answer(workers))
-        except Exception as error:
-            if _is_of_the_target(error, self._ray):
-                crew.graph_is_broken = False
-                raise _original(error) from error
-            logger.info("Ray's compiled graph failed: %s", _first_line(error))
-            if not self._close_graph():
-                self._is_compilable = False  # it would fail, and be compiled, again and again
-            return None
-        crew.graph_is_broken = False
-        for worker in workers:
-            worker.has_answered = True
-        return list(map(pickle.loads, answers[: len(shares)]))
-
-    def _close_graph(self) -> int:
-        """Give the workers back for calls one by one; how many of them were lost.
-
-        Those that are still busy are ended, and those that become so only now, by what they had
-        been sent.
-        """
-        graph = self._crew.graph
-        assert graph is not None
-        left = self._without_busy(self._workers)
-        closing = Thread(target=graph.close, daemon=True)
-        closing.start()
-        closing.join(CLOSING_TIME)
-        while closing.is_alive():  # waits for a worker, and might for ever
-            left = self._without_busy(left)
-            closing.join(CLOSING_TIME)
-        self._crew.graph = None
-        return len(self._workers) - len(left)
-
-    def _without_busy(self, workers: Sequence[_Worker]) -> list[_Worker]:
-        """Those that are not busy; the others are ended."""
-        questions = [worker.actor.is_busy.remote() for worker in workers]
-        left = []
-        for worker, question in zip(workers, questions, strict=True):
-            try:
-                is_lost = self._ray.get(question, timeout=ANSWER_TIME)
-            except self._ray.exceptions.RayError:
-                is_lost = True
-            if is_lost:
-                _kill(self._ray, worker)
-            else:
-                left.append(worker)
-        return left
-
-    def _one_by_one(self, shares: Sequence[_Share]) -> list[_Answer]:
+    def _ask(self, shares: Sequence[Share]) -> list[Answer]:
         """The answers to all shares, by a call for each; workers that are lost are replaced."""
         asked = self._workers[: len(shares)]
         seconds = self._time_to_answer(asked)
@@ -277,7 +190,7 @@ class RayTarget(BatchedTarget):
         try:
             answers = list(map(pickle.loads, self._ray.get(calls, timeout=seconds)))
             for worker in asked:
-                worker.has_answered = True
+                worker.note_answer()
             return answers
         except self._ray.exceptions.RayError:
             return [
@@ -317,7 +230,7 @@ class RayTarget(BatchedTarget):
     def _check_open(self) -> None:
         if not self._finalizer.alive:
             raise RuntimeError("the RayTarget is closed")
-        if self._crew.process != os.getpid():
+        if self._resources.process != os.getpid():
             raise WorkerError(
                 "this process was forked from the one whose RayTarget this is, and has no "
                 "connection to its workers; make a RayTarget here, or start processes by 'spawn'"
@@ -350,7 +263,8 @@ class RayTarget(BatchedTarget):
         ready, _ = self._ray.wait(calls, num_returns=count, timeout=self._start_timeout)
         for worker in workers:
             if worker.started in ready:
-                worker.pid, self.uses_times = self._start_result(worker)
+                pid, self.uses_times = self._start_result(worker)
+                worker.note_start(pid)
         if len(ready) < count:
             free = self._ray.available_resources()
             raise WorkerError(
@@ -360,7 +274,7 @@ class RayTarget(BatchedTarget):
             )
 
     def _start_result(self, worker: _Worker) -> tuple[int, bool]:
-        """What ``_Actor.start`` gave; the exception of its factory; or a WorkerError."""
+        """What ``Actor.start`` gave; the exception of its factory; or a WorkerError."""
         try:
             return self._get(worker.started, perf_counter() + self._start_timeout)
         except _LostError as error:
@@ -381,8 +295,8 @@ class RayTarget(BatchedTarget):
         if failure is not None:
             raise failure
 
-    def _submit(self, index: int, share: _Share, is_first: bool) -> Any:
-        return self._workers[index].actor.evaluate.remote(_message(share, is_first))
+    def _submit(self, index: int, share: Share, is_first: bool) -> Any:
+        return self._workers[index].actor.evaluate.remote(as_message(share, is_first))
 
     def _get(self, call: Any, deadline: float) -> Any:
         """What a call gave; the target's exception; or a _LostError."""
@@ -396,7 +310,7 @@ class RayTarget(BatchedTarget):
         except exceptions.RayError as error:
             raise _LostError(_first_line(error)) from error
 
-    def _answer(self, index: int, call: Any, share: _Share, deadline: float) -> _Answer:
+    def _answer(self, index: int, call: Any, share: Share, deadline: float) -> Answer:
         """The answer to a call, for which the worker is replaced if need be.
 
         The share is then evaluated once more, and if that worker is lost too, state after state:
@@ -415,7 +329,7 @@ class RayTarget(BatchedTarget):
         for row in range(len(share.positions)):
             one = slice(row, row + 1)
             try:
-                energies, forces, trouble = self._once_more(
+                energies, forces, failure = self._once_more(
                     index, share.rows(one), is_first and row == 0
                 )
             except _LostError as error:
@@ -426,18 +340,18 @@ class RayTarget(BatchedTarget):
                         f"lost at the first state; the last because {error}. Does the target "
                         f"evaluate this state without Ray, and within timeout={self._timeout:g} s?"
                     ) from error
-                return answer._replace(trouble=f"lost at state {row} of its share: {error}")
+                return answer._replace(failure=f"lost at state {row} of its share: {error}")
             answer.energies[one], answer.forces[one] = energies, forces
-            if trouble:
-                return answer._replace(trouble=trouble)
+            if failure:
+                return answer._replace(failure=failure)
         return answer
 
-    def _once_more(self, index: int, share: _Share, is_first: bool) -> _Answer:
+    def _once_more(self, index: int, share: Share, is_first: bool) -> Answer:
         worker = self._workers[index]
         call = self._submit(index, share, is_first)
         deadline = perf_counter() + self._time_to_answer([worker])
         answer = pickle.loads(self._get(call, deadline))
-        worker.has_answered = True
+        worker.note_answer()
         return answer
 
     def _replace(self, index: int, reason: Exception) -> None:
@@ -445,7 +359,6 @@ class RayTarget(BatchedTarget):
         logger.warning("worker %d was lost (%s); starting another", index, reason)
         _kill(self._ray, self._workers[index])
         self._workers[index] = worker = self._new_worker()
-        self._crew.graph_is_broken = True  # if there is one
         try:
             self._await([worker])
         except BaseException as error:
@@ -460,10 +373,10 @@ class RayTarget(BatchedTarget):
         self.replaced += 1
 
     def _await_death(self, worker: _Worker) -> None:
-        deadline = perf_counter() + ANSWER_TIME
+        deadline = perf_counter() + DYING_TIME
         try:
             while perf_counter() < deadline:
-                self._ray.get(worker.actor.is_busy.remote(), timeout=ANSWER_TIME)
+                self._ray.get(worker.actor.is_there.remote(), timeout=DYING_TIME)
         except self._ray.exceptions.RayError:
             pass
 
@@ -477,208 +390,34 @@ class _Worker:
         self.pid = 0
         self.has_answered = False
 
+    def note_start(self, pid: int) -> None:
+        """It has made its target."""
+        self.pid = pid
 
-class _Crew:
+    def note_answer(self) -> None:
+        """It has evaluated a share."""
+        self.has_answered = True
+
+
+class _Resources:
     """What is to be given back at the end."""
 
     def __init__(self) -> None:
         self.workers: list[_Worker] = []
-        self.graph: CompiledCalls | None = None
-        self.graph_is_broken = False  # or in use
         self.process = os.getpid()
 
 
-class _Answer(NamedTuple):
-    energies: Array  # kJ/mol
-    forces: Array  # kJ/mol/nm
-    trouble: str | None
-
-
-class _Share(NamedTuple):
-    """What a worker is to evaluate."""
-
-    positions: Array
-    box: Array | None
-    times: Times | None
-
-    def rows(self, rows: slice) -> _Share:
-        times = None if self.times is None else self.times.rows(rows)
-        return _Share(self.positions[rows], self.box, times)
-
-    def failed(self) -> _Answer:
-        """An answer of which no row is known yet."""
-        shape = self.positions.shape
-        return _Answer(np.full(shape[:1], np.nan), np.full(shape, np.nan), None)
-
-
-class _Actor:
-    """Holds the target in a worker's process."""
-
-    def __init__(self, threads: int) -> None:
-        for name in THREAD_VARIABLES:
-            os.environ[name] = str(threads)
-        keep_freed_memory()
-        self._threads = threads
-        self._is_busy = False
-
-    def is_busy(self) -> bool:
-        """Whether it is evaluating; compiled calls are made in another thread."""
-        return self._is_busy
-
-    def start(
-        self,
-        factory: Callable[[], BatchedTarget],
-        parameters: Mapping[str, float] | None,
-        preparations: Sequence[tuple],
-    ) -> tuple[int, bool]:
-        """Make the target; not in the constructor, whose exceptions Ray turns into text.
-
-        Returns the process id, and whether the target's forces may depend on the time.
-        """
-        with _portable_errors():
-            self._target = factory()
-            if not isinstance(self._target, BatchedTarget):
-                raise TypeError(
-                    f"the factory made a {type(self._target).__name__}; it must make a "
-                    "BatchedTarget"
-                )
-            torch = sys.modules.get("torch")
-            if torch is not None:
-                torch.set_num_threads(self._threads)
-            if parameters is not None:
-                self._target.set_parameters(parameters)
-            for preparation in preparations:
-                self._target.prepare(*preparation)
-        return os.getpid(), self._target.uses_times
-
-    def set_parameters(self, parameters: Mapping[str, float]) -> None:
-        with _portable_errors():
-            self._target.set_parameters(parameters)
-
-    def prepare(self, positions: Array, batch: int, box: Array | None) -> None:
-        with _portable_errors():
-            self._target.prepare(np.array(positions), batch, box)
-
-    def evaluate(self, message: bytes) -> bytes:
-        if message == NOTHING:
-            return NOTHING
-        self._is_busy = True
-        try:
-            values, is_first = pickle.loads(message)
-            answer = self._evaluate(_Share(*values), is_first)
-            return pickle.dumps(answer, pickle.HIGHEST_PROTOCOL)
-        finally:
-            self._is_busy = False
-
-    def _evaluate(self, share: _Share, is_first: bool) -> _Answer:
-        """Energies and forces; NaN from the first failing state on, but if that is the batch's
-        first (``is_first``), its exception."""
-        try:
-            return _Answer(*self._evaluation(share), None)
-        except Exception as error:
-            whole = error
-        answer = share.failed()
-        count = len(share.positions)
-        for row in range(count):
-            try:
-                if count == 1:
-                    raise whole
-                energies, forces = self._evaluation(share.rows(slice(row, row + 1)))
-            except Exception as error:
-                if is_first and row == 0:
-                    with _portable_errors():
-                        raise
-                return answer._replace(trouble=f"state {row} of its share failed: {error!r}")
-            answer.energies[row], answer.forces[row] = energies[0], forces[0]
-            if not np.isfinite(forces).all():
-                return answer._replace(trouble=f"state {row} of its share is not finite")
-        return answer._replace(
-            trouble=f"its share failed as a whole ({whole!r}), though no state does by itself"
-        )
-
-    def _evaluation(self, share: _Share) -> Evaluation:
-        return checked(*self._target.evaluate_at(*share), share.positions)
-
-
-class _portable_errors:  # noqa: N801
-    """Exceptions that cannot be pickled leave as a RuntimeError that says the same."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: type | None, error: BaseException | None, __: object) -> None:
-        if not isinstance(error, Exception):
-            return
-        from ray import cloudpickle
-
-        try:
-            cloudpickle.loads(cloudpickle.dumps(error))
-        except Exception:
-            raise RuntimeError(f"{type(error).__name__}: {error}") from None
-
-
-class _Sessions:
-    """Ray, as far as RayTargets have started it: shut down when the last of them is closed."""
-
-    def __init__(self) -> None:
-        self._targets = 0
-        self._ours: str | None = None  # address of the session that was entered here
-        self._asked_for: str | None = None
-
-    def enter(self, ray: Any, address: str | None) -> None:
-        if not ray.is_initialized():
-            ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
-            self._targets, self._asked_for = 0, address
-            self._ours = ray.get_runtime_context().gcs_address
-        elif address is not None and not (self._is_ours(ray) and address == self._asked_for):
-            raise ValueError(
-                f"address is {address!r}, but this process is connected to the Ray cluster at "
-                f"{ray.get_runtime_context().gcs_address} already; leave address out to use that"
-            )
-        self._targets += 1
-
-    def leave(self, ray: Any) -> None:
-        self._targets -= 1
-        if self._targets <= 0 and self._is_ours(ray):
-            self._ours = None
-            ray.shutdown()
-
-    def _is_ours(self, ray: Any) -> bool:
-        if self._ours is None or not ray.is_initialized():
-            return False
-        return ray.get_runtime_context().gcs_address == self._ours
-
-
-_sessions = _Sessions()
-
-
-def _release(ray: Any, crew: _Crew) -> None:
-    if crew.process != os.getpid():
+def _release(ray: Any, resources: _Resources) -> None:
+    if resources.process != os.getpid():
         return  # a forked child, to which they do not belong
-    while crew.workers:
-        _kill(ray, crew.workers.pop())
-    graph, crew.graph = crew.graph, None
-    if graph is not None and ray.is_initialized():
-        graph.close()
-    _sessions.leave(ray)
+    while resources.workers:
+        _kill(ray, resources.workers.pop())
+    sessions.leave(ray)
 
 
 def _kill(ray: Any, worker: _Worker) -> None:
     if ray.is_initialized():  # else its processes are gone, and ray.kill would start Ray
         ray.kill(worker.actor)
-
-
-def _message(share: _Share, is_first: bool) -> bytes:
-    """One piece of bytes each way: arrays of this size cost Ray more."""
-    return pickle.dumps((tuple(share), is_first), pickle.HIGHEST_PROTOCOL)
-
-
-def _is_of_the_target(error: Exception, ray: Any) -> bool:
-    """Whether the target raised it, and not Ray's own code in the worker."""
-    exceptions = ray.exceptions
-    return isinstance(error, exceptions.RayTaskError) and not isinstance(
-        error.cause, exceptions.RayError
-    )
 
 
 def _even_shares(states: int, workers: int) -> list[int]:
@@ -696,14 +435,3 @@ def _original(error: Any) -> BaseException:
 def _first_line(error: BaseException) -> str:
     lines: Sequence[str] = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
-
-
-def _import_ray() -> Any:
-    try:
-        import ray
-    except ImportError as error:
-        raise ImportError(
-            f"a RayTarget needs Ray, which cannot be imported here ({error}); install it with: "
-            f"{INSTALL}"
-        ) from error
-    return ray

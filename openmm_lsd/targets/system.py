@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING
 
 import numpy as np
 import openmm
 
-from ..checks import changes_state, default_box
-from ..clock import Times
-from ..contexts import (
+from ..contexts.checks import changes_state, default_box
+from ..contexts.cores import allowed_cores
+from ..contexts.forcecontext import (
     ALL_GROUPS,
     groups_of,
     holds_python,
@@ -20,16 +20,20 @@ from ..contexts import (
     reproducible_properties,
     without_forces,
 )
-from ..cores import allowed_cores
-from .base import Array, BatchedTarget, Evaluation
+from ..core.clock import Times
+from ..targets import openmmml
+from .base import Array, BatchedTarget, Evaluation, ForceSettings
 from .contextpool import ContextTarget
-from .openmmml import ModelTarget, as_openmmml_force
-from .pythonforce import PythonForceTarget, as_python_force
-from .torchforce import TorchForceTarget, as_torch_force
+from .pythonforce import PythonForceTarget
+from .torchforce import TorchForceTarget
 from .virtualsites import ForcesToParents
 
-if TYPE_CHECKING:
-    import torch
+# What recognises a Force and gives the form of it that takes a batch; the first that does, counts.
+FORMS: tuple[Callable[[openmm.Force, ForceSettings], BatchedTarget | None], ...] = (
+    TorchForceTarget.of_force,
+    openmmml.of_force,
+    PythonForceTarget.of_force,
+)
 
 
 class SystemTarget(BatchedTarget):
@@ -77,40 +81,25 @@ class SystemTarget(BatchedTarget):
         self._system = system  # owns the forces that the parts refer to
         self._default_box = default_box(system)
         self._to_parents = ForcesToParents(system)
-        self.torch_parts: list[TorchForceTarget] = []
-        self.python_parts: list[PythonForceTarget] = []
-        self.model_parts: list[ModelTarget] = []
+        where = ForceSettings(
+            positions, self._default_box, platform, properties, cores, time, step_count
+        )
+        self.parts: list[BatchedTarget] = []
+        ranks: list[int] = []  # of the forms
         # Indices of forces of which Contexts take care, and of those that hold users' functions.
         rest: list[int] = []
         python_rest: list[int] = []
         for index, force in enumerate(system.getForces()):
             own = groups_of(force) if groups_of_forces is None else groups_of_forces[index]
-            if not groups & own:
+            if not groups & own or changes_state(force) or is_empty(force):
                 continue
-            if changes_state(force) or is_empty(force):
-                continue
-            torch_force, python_force = as_torch_force(force), as_python_force(force)
-            model = None if python_force is None else as_openmmml_force(python_force)
-            if torch_force is not None:
-                device, dtype = _device_and_dtype(platform, properties)
-                self.torch_parts.append(TorchForceTarget(torch_force, device, dtype, cores=cores))
-            elif model is not None:
-                self.model_parts.append(model)
-            elif python_force is not None:
-                box = self._default_box
-                part = PythonForceTarget(
-                    python_force, positions, box, time=time, step_count=step_count
-                )
-                self.python_parts.append(part)
-            elif holds_python(force):
-                python_rest.append(index)
+            made = ((rank, of_force(force, where)) for rank, of_force in enumerate(FORMS))
+            rank, part = next((each for each in made if each[1] is not None), (-1, None))
+            if part is not None:
+                self.parts.insert(bisect.bisect(ranks, rank), part)
+                bisect.insort(ranks, rank)
             else:
-                rest.append(index)
-        self.parts: list[BatchedTarget] = [
-            *self.torch_parts,
-            *self.model_parts,
-            *self.python_parts,
-        ]
+                (python_rest if holds_python(force) else rest).append(index)
         # These take care of virtual sites, too.
         self._indices_in_contexts = [indices for indices in (rest, python_rest) if indices]
         platforms: Mapping[str, Mapping[str, str]] = {platform: properties, "Reference": {}}
@@ -192,16 +181,3 @@ def _system_with(system: openmm.System, forces: list[openmm.Force]) -> openmm.Sy
     for force in forces:
         result.addForce(copy.deepcopy(force))
     return result
-
-
-def _device_and_dtype(
-    platform: str, properties: Mapping[str, str]
-) -> tuple[torch.device, torch.dtype]:
-    """What the TorchForce of a Context on this platform computes with."""
-    import torch
-
-    if platform not in ("CUDA", "HIP"):
-        return torch.device("cpu"), torch.float64
-    index = properties.get("DeviceIndex", "0").split(",")[0]
-    double = properties.get("Precision") == "double"
-    return torch.device("cuda", int(index)), torch.float64 if double else torch.float32

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import itertools
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,13 +21,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import openmm
 
-from ..cores import ThreadPool, allowed_cores, keep_torch_alive_in_children, torch_threads
-from ..racing import decisions, race
-from ..restart import digest_of
+from ..contexts.autotune import choose, recall, remember
+from ..contexts.cores import ThreadPool, allowed_cores, keep_torch_alive_in_children, torch_threads
+from ..contexts.digests import digest_of
 from .base import (
     Array,
     BatchedTarget,
     Evaluation,
+    ForceSettings,
     Held,
     SubBatches,
     for_size,
@@ -188,11 +190,11 @@ class TorchForceTarget(BatchedTarget):
             force.getGlobalParameterName(i): force.getGlobalParameterDefaultValue(i)
             for i in range(force.getNumGlobalParameters())
         }
-        self._module = force.getModule().to(self._device)
-        self._executors: dict[str, Any] = {"scripted": self._module, "interpreted": self._module}
+        module = force.getModule().to(self._device)
+        self._executors: dict[str, Any] = {"scripted": module, "interpreted": module}
         properties = dict(force.getProperties())
         if not on_cpu and properties.get("useCUDAGraphs") == "true":
-            self._executors["graphed"] = self._module
+            self._executors["graphed"] = module
         self._warmup = int(properties.get("CUDAGraphWarmupSteps", 10))
         self._graphed: dict[str, CUDAGraphed] = {}
         self._pools: dict[tuple[int, int], ThreadPool] = {}
@@ -200,8 +202,16 @@ class TorchForceTarget(BatchedTarget):
         self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
         self.plans: dict[int, Plan] = {}  # by the size of the batch
         self._cores = allowed_cores() if cores is None else cores
-        self._one_by_one = Plan("loop", "scripted", 1, self._most_threads())
         keep_torch_alive_in_children()
+
+    @classmethod
+    def of_force(cls, force: openmm.Force, settings: ForceSettings) -> TorchForceTarget | None:
+        """Of a TorchForce, with the device and precision of the Context; None of any other."""
+        own = as_torch_force(force)
+        if own is None:
+            return None
+        device, dtype = _device_and_dtype(settings.platform, settings.properties)
+        return cls(own, device, dtype, cores=settings.cores)
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
@@ -211,6 +221,11 @@ class TorchForceTarget(BatchedTarget):
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
         return self._in_parts(positions, box)
+
+    @property
+    def _one_by_one(self) -> Plan:
+        """As a Context would run it."""
+        return Plan("loop", "scripted", 1, self._most_threads())
 
     def plan(self, batch: int) -> Plan:
         """How so many states are run."""
@@ -274,50 +289,43 @@ class TorchForceTarget(BatchedTarget):
         reference: Evaluation,
     ) -> Plan:
         """The fastest plan of the first of ``ways`` (batching, executors) that is right."""
-        threads = self._most_threads()
-        graph = str(self._module.inlined_graph)
+        graph, threads = str(self._executors["scripted"].inlined_graph), self._most_threads()
         key = f"plan {digest_of(graph, states.shape, self._dtype, self._device, threads)}"
-        known = Plan(*decisions[key]) if key in decisions else None
-        if known is not None and self._is_right(known, states, box, reference):
-            return known
-        chosen = self._one_by_one
-        for batching, executors in ways:
-            plan = self._fastest(batching, executors, states, box, reference, threads)
-            if plan is not None:
-                chosen = plan
-                break
-        logger.info("TorchForce: chosen for %d: %s", len(states), chosen)
-        decisions[key] = list(chosen)
-        return chosen
+        ranks = [self._plans(batching, executors, len(states)) for batching, executors in ways]
+        known = recall(key, itertools.chain(*ranks))
+        wrong = set()
 
-    def _fastest(
-        self,
-        batching: str,
-        executors: Sequence[str],
-        states: Array,
-        box: Array | None,
-        reference: Evaluation,
-        threads: int,
-    ) -> Plan | None:
-        """The fastest plan with this batching whose results are right, or None."""
+        def works(plan: Plan) -> bool:
+            form = plan.batching, plan.executor
+            if form not in wrong and not self._is_right(plan, states, box, reference):
+                wrong.add(form)
+            return form not in wrong
+
+        if known is not None and works(known):
+            return known
+        for plans in ranks:
+            chosen = choose(
+                key,
+                plans,
+                lambda plan: self._run_in_parts(plan, states, box),
+                works=works,
+                what="TorchForce",
+            )
+            if chosen is not None:
+                logger.info("TorchForce: chosen for %d: %s", len(states), chosen)
+                return chosen
+        remember(key, self._one_by_one)
+        return self._one_by_one
+
+    def _plans(self, batching: str, executors: Sequence[str], states: int) -> list[Plan]:
+        """Ways to run so many states with this batching."""
+        threads = self._most_threads()
         layouts = [(1, threads)]
         if self._device.type == "cpu" and threads > 1:
             layouts.append((1, 1))
-            if len(states) > 1:
-                layouts.append((min(threads, len(states)), 1))
-        plans = []
-        for executor in executors:
-            for layout in layouts:
-                plan = Plan(batching, executor, *layout)
-                if not self._is_right(plan, states, box, reference):
-                    break
-                plans.append(plan)
-        if not plans:
-            return None
-        seconds = race(lambda plan: self._run_in_parts(plan, states, box), plans)
-        for plan, median in seconds.items():
-            logger.info("TorchForce: %s: %.2f ms for %d", plan, 1e3 * median, len(states))
-        return min(seconds, key=seconds.__getitem__)
+            if states > 1:
+                layouts.append((min(threads, states), 1))
+        return [Plan(batching, executor, *layout) for executor in executors for layout in layouts]
 
     def _is_right(
         self, plan: Plan, states: Array, box: Array | None, reference: Evaluation
@@ -341,20 +349,16 @@ class TorchForceTarget(BatchedTarget):
         return True
 
     def _add_frozen(self) -> None:
-        if self._module.training:
+        if self._executors["scripted"].training:
             return
         try:
-            self._executors["frozen"] = self._torch.jit.freeze(self._module)
+            self._executors["frozen"] = self._torch.jit.freeze(self._executors["scripted"])
         except Exception as error:
             logger.info("TorchForce: cannot be frozen (%s)", _last_line(error))
 
     def _run_in_parts(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
         """As ``_run``; what does not fit into memory is no fault of the plan."""
-        parts = SubBatches(functools.partial(self._run, plan), is_out_of_memory)
-        parts.largest = self._in_parts.largest
-        result = parts(positions, box)
-        self._in_parts.largest = parts.largest
-        return result
+        return self._in_parts(positions, box, evaluate=functools.partial(self._run, plan))
 
     def _run(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
         arguments = self._arguments(box)
@@ -470,3 +474,16 @@ class TorchForceTarget(BatchedTarget):
 def _last_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
+def _device_and_dtype(
+    platform: str, properties: Mapping[str, str]
+) -> tuple[torch.device, torch.dtype]:
+    """What the TorchForce of a Context on this platform computes with."""
+    import torch
+
+    if platform not in ("CUDA", "HIP"):
+        return torch.device("cpu"), torch.float64
+    index = properties.get("DeviceIndex", "0").split(",")[0]
+    double = properties.get("Precision") == "double"
+    return torch.device("cuda", int(index)), torch.float64 if double else torch.float32

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from openmm import unit
 
-from ..cores import keep_torch_alive_in_children
+from ..contexts.cores import keep_torch_alive_in_children
 from .base import (
     ANGSTROM_PER_NM,
     KJ_PER_MOL_PER_EV,

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..clock import Times
-from ..schemes import MOLAR_GAS_CONSTANT, Middle, Scheme, reciprocal
+from ..core.clock import Times
+from ..core.schemes import MOLAR_GAS_CONSTANT, Middle, Scheme, reciprocal
 from .base import Array, BatchedTarget, Evaluation, checked, perturbed
 
 # A force may be wrong by what shifts a step by this many standard deviations of its noise, per

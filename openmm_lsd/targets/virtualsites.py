@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 import numpy as np
 import openmm
 
-from ..checks import virtual_sites
-from ..clock import Times
-from ..contexts import ForceContext, without_forces
+from ..contexts.checks import virtual_sites
+from ..contexts.forcecontext import ForceContext, without_forces
+from ..core.clock import Times
 from .base import Array, BatchedTarget, Evaluation
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import cm_removal_frequency, masses_of
-from ...schemes import MOLAR_GAS_CONSTANT, reciprocal, remove_cm_motion
+from ...contexts.checks import cm_removal_frequency, masses_of
+from ...core.schemes import MOLAR_GAS_CONSTANT, reciprocal, remove_cm_motion
 from ..case import Array, Case, Run
 from .geometry import Indices, dihedral_angles
 from .verdict import Check

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...checks import masses_of
-from ...schemes import reciprocal
+from ...contexts.checks import masses_of
+from ...core.schemes import reciprocal
 from ..case import Array, Case, Run
 from .geometry import (
     angle_triples,

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ...checks import cm_removal_frequency, masses_of
-from ...schemes import reciprocal, remove_cm_motion
+from ...contexts.checks import cm_removal_frequency, masses_of
+from ...core.schemes import reciprocal, remove_cm_motion
 from ...theory import rejection_probability
 from ..case import Array, Case, Run
 from .verdict import Check

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...checks import cm_removal_frequency, masses_of
-from ...schemes import reciprocal, remove_cm_motion
+from ...contexts.checks import cm_removal_frequency, masses_of
+from ...core.schemes import reciprocal, remove_cm_motion
 from ..case import Array, Case, Run
 from .observables import Observables
 from .verdict import Check

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import barostat_frequency
-from ...statistics import Round
+from ...contexts.checks import barostat_frequency
+from ...core.statistics import Round
 from ..case import Array, Case, Notice
 from ..caseoptions import case_of
 from ..options import Options, positive_integer, whole_number

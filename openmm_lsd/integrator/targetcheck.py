@@ -10,11 +10,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .clock import Times
-from .schemes import Scheme
-from .targets import BatchedTarget, RayTarget, TargetMismatchError, validate_target
-from .targets.base import Evaluation, perturbed
-from .targets.validate import NotFiniteError
+from ..core.clock import Times
+from ..core.schemes import Scheme
+from ..targets import BatchedTarget, RayTarget, TargetMismatchError, validate_target
+from ..targets.base import Evaluation, perturbed
+from ..targets.validate import NotFiniteError
 
 Array = NDArray[np.float64]
 

@@ -5,23 +5,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
-from time import perf_counter
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from ._native import ContextAccess, calls_python, copy_virtual_sites
-from .clock import Times
+from .._native import ContextAccess, calls_python, copy_virtual_sites
+from ..core.clock import Times
+from .autotune import choose
 from .cores import allowed_cores
-from .racing import decisions
-from .restart import digest_of
+from .digests import digest_of
 
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
 ALL_GROUPS = 0xFFFFFFFF
+LONGEST_TRIAL = 0.4  # s, of the platforms of a System
 
 
 class ForceContext:
@@ -245,44 +245,28 @@ def fastest_context(
         If the System works on none of them.
     """
     platforms = loaded_platforms() if platforms is None else platforms
-    key = f"platform {digest_of(describe_system(system), sorted(platforms.items()))}"
-    known = decisions.get(key)
-    if known is not None and known in platforms:
-        return ForceContext(system, openmm.Platform.getPlatform(known), platforms[known])
-    best: ForceContext | None = None
-    best_seconds = np.inf
-    failures = {}
-    for name, properties in platforms.items():
+    made: dict[str, ForceContext] = {}
+    failures: dict[str, Exception] = {}
+
+    def run(name: str) -> None:
         try:
-            context = ForceContext(system, openmm.Platform.getPlatform(name), properties)
-            seconds = _seconds_per_evaluation(context, positions)
+            if name not in made:
+                platform = openmm.Platform.getPlatform(name)
+                made[name] = ForceContext(system, platform, platforms[name])
+            made[name].forces(positions[None])
         except Exception as error:
             failures[name] = error
-            continue
-        logger.info("forces on platform %s: %.3g ms", name, 1e3 * seconds)
-        if seconds < best_seconds:
-            best, best_seconds = context, seconds
-    if best is None:
-        reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
-        raise openmm.OpenMMException(
-            f"no platform can compute the forces of the System ({reasons})"
-        )
-    decisions[key] = best.platform
-    # Another, without the neighbour lists of the trials: as where the decision is known.
-    return ForceContext(
-        system, openmm.Platform.getPlatform(best.platform), platforms[best.platform]
-    )
+            raise
+
+    key = f"platform {digest_of(describe_system(system), sorted(platforms.items()))}"
+    name = choose(key, platforms, run, what="forces on platform", warm_up=0, longest=LONGEST_TRIAL)
+    if name is None:
+        raise no_platform(failures)
+    # Another, without the neighbour lists of the trials: as where the choice is known.
+    return ForceContext(system, openmm.Platform.getPlatform(name), platforms[name])
 
 
-def _seconds_per_evaluation(context: ForceContext, positions: Array) -> float:
-    """Shortest of a few evaluations, after the one that builds neighbour lists and kernels."""
-    context.forces(positions[None])
-    shortest, spent = np.inf, 0.0
-    for _ in range(20):
-        begin = perf_counter()
-        context.forces(positions[None])
-        seconds = perf_counter() - begin
-        shortest, spent = min(shortest, seconds), spent + seconds
-        if spent > 0.2:
-            break
-    return shortest
+def no_platform(failures: Mapping[str, Exception]) -> openmm.OpenMMException:
+    """The error where none of the platforms works, for these reasons."""
+    reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
+    return openmm.OpenMMException(f"no platform can compute the forces of the System ({reasons})")

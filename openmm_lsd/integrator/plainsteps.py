@@ -7,13 +7,13 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import ContextAccess, largest_device_force
+from .._native import ContextAccess, largest_device_force
+from ..contexts.interrupts import InterruptWatch
+from ..core.errors import TargetError
+from ..core.window import State
 from .barostat import BarostatMoves
 from .boundpair import BoundPair
 from .contextstate import ContextState
-from .errors import TargetError
-from .interrupts import InterruptWatch
-from .window import State
 
 Array = NDArray[np.float64]
 

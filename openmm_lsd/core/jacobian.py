@@ -161,6 +161,14 @@ def solve_ridge(gram: Array, moment: Array, counts: NDArray[np.int32], ridge: fl
     return result
 
 
+class Sums(NamedTuple):
+    """Of the regressions, for M neighbours; see ``add_differences``."""
+
+    gram: Array  # (N, 3 M, 3 M)
+    moment: Array  # (N, 3 M, 3)
+    agreement: Array  # (2, N)
+
+
 class JacobianEstimate:
     """J by ridge regression of the latest differences, for each atom by itself.
 
@@ -198,8 +206,7 @@ class JacobianEstimate:
         count = len(self._roots)
         self._neighbours = np.empty((count, 0), dtype=np.int32)
         self._counts = np.zeros(count, dtype=np.int32)  # of neighbours that are there
-        self._gram, self._moment = np.empty((count, 0, 0)), np.empty((count, 0, 3))
-        self._agreement = np.zeros((2, count))
+        self._sums = Sums(np.empty((count, 0, 0)), np.empty((count, 0, 3)), np.zeros((2, count)))
         self._raw: Array | None = None  # (N, 3 M, 3), mass-weighted, by all differences so far
         self._waiting: list[
             tuple[Array, Array]
@@ -214,9 +221,7 @@ class JacobianEstimate:
         return {
             "neighbours": self._neighbours,
             "counts": self._counts,
-            "gram": self._gram,
-            "moment": self._moment,
-            "agreement": self._agreement,
+            **self._sums._asdict(),
             "raw": self._raw,
             "waiting": self._waiting,
             "steps": self._steps,
@@ -229,8 +234,8 @@ class JacobianEstimate:
     def restore(self, record: dict[str, Any]) -> None:
         """Go on as the estimate that the snapshot was taken of."""
         self._neighbours, self._counts = record["neighbours"], record["counts"]
-        self._gram, self._moment = record["gram"], record["moment"]
-        self._agreement, self._raw = record["agreement"], record["raw"]
+        self._sums = Sums(record["gram"], record["moment"], record["agreement"])
+        self._raw = record["raw"]
         self._waiting = [tuple(each) for each in record["waiting"]]
         self._steps, self._next_choice = record["steps"], record["next choice"]
         self._next_solution = record["next solution"]
@@ -283,7 +288,7 @@ class JacobianEstimate:
         if self._steps >= self._next_choice:
             self._choose_neighbours(sites[-1])
         self._add_waiting()
-        raw = self._solve(self._gram, self._moment, self._counts, RIDGE)
+        raw = self._solve(self._sums.gram, self._sums.moment, self._counts, RIDGE)
         self._raw = raw if np.isfinite(raw).all() else None
         self._publish()
 
@@ -302,10 +307,10 @@ class JacobianEstimate:
                 changes[near] * self._inverse_roots,
                 self._neighbours,
                 self._counts,
-                self._gram,
-                self._moment,
+                self._sums.gram,
+                self._sums.moment,
                 self._raw,
-                self._agreement,
+                self._sums.agreement,
                 MEMORY,
                 LEAST_SHARE,
             )
@@ -338,8 +343,8 @@ class JacobianEstimate:
         # (N, 3 new, 3 old): picks the components that stay.
         pick = np.einsum("nab,ij->naibj", same.astype(float), np.eye(3))
         pick = pick.reshape(count, 3 * size, 3 * before.shape[1])
-        self._gram = pick @ self._gram @ pick.transpose(0, 2, 1)
-        self._moment = pick @ self._moment
+        gram, moment, agreement = self._sums
+        self._sums = Sums(pick @ gram @ pick.transpose(0, 2, 1), pick @ moment, agreement)
         self._neighbours, self._counts = neighbours, counts
         if self._raw is not None:
             self._raw = pick @ self._raw
@@ -350,7 +355,7 @@ class JacobianEstimate:
         if self._raw is None:
             self.jacobian = None
             return
-        agreed, expected = self._agreement
+        agreed, expected = self._sums.agreement
         trust = np.divide(agreed, expected, out=np.ones_like(agreed), where=expected > 0)
         blocks = self._raw.reshape(*self._neighbours.shape, 3, 3).swapaxes(2, 3)
         scales = np.clip(trust, 0.0, 1.0)[:, None] * self._roots

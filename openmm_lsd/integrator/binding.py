@@ -9,25 +9,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from . import racing
-from ._native import ContextAccess
+from .._native import ContextAccess
+from ..contexts import autotune
+from ..contexts.checks import barostat_frequency, masses_of
+from ..contexts.digests import digest_of
+from ..contexts.interrupts import InterruptWatch
+from ..core.engine import Engine
+from ..core.sampler import SpeculativeSampler, Tuner
+from ..core.schemes import Scheme
+from ..core.statistics import Round, Stopwatch
+from ..core.tuning import WindowTuner
+from ..drafts.draft import DraftSpec
+from ..targets import BatchedTarget
 from .barostat import BarostatMoves
 from .boundpair import BoundPair
 from .changes import ContextChanges
-from .checks import barostat_frequency, masses_of
 from .contextstate import ContextState
-from .draft import DraftSpec
-from .engine import Engine
-from .interrupts import InterruptWatch
 from .plainsteps import PlainSteps
-from .restart import Record, digest_of
-from .sampler import SpeculativeSampler, Tuner
+from .restart import Record
 from .samplerspec import SamplerSpec, Settings
-from .schemes import Scheme
 from .snapshot import SystemSnapshot
-from .statistics import Round, Stopwatch
-from .targets import BatchedTarget
-from .tuning import WindowTuner
 
 Array = NDArray[np.float64]
 
@@ -276,7 +277,7 @@ class Binding:
             **self._spec.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
             "barostats": self._access.get_barostat_memory(),
-            "decisions": dict(racing.decisions),
+            "decisions": autotune.snapshot(),
         }
 
     def _digest_of_state(self) -> str:

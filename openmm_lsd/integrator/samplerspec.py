@@ -10,22 +10,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import ContextAccess
+from .._native import ContextAccess
+from ..contexts.checks import cm_removal_frequency
+from ..core.clock import Clock
+from ..core.correctors import Corrector, Following, make_corrector
+from ..core.engine import Engine
+from ..core.noise import StepNoise
+from ..core.sampler import SpeculativeSampler, Tuner
+from ..core.schemes import SCHEMES, Scheme, reciprocal
+from ..core.statistics import Round, Stopwatch
+from ..core.tuning import WindowTuner
+from ..drafts.draft import NativeDraft
+from ..drafts.estimates import native_estimates
+from ..drafts.nativeengine import NativeEngine
 from .barostat import BarostatMoves
 from .boundpair import BoundPair
-from .checks import cm_removal_frequency
-from .clock import Clock
-from .correctors import Corrector, Following, make_corrector
-from .draft import NativeDraft
-from .engine import Engine
-from .estimates import native_estimates
-from .nativeengine import NativeEngine
-from .noise import StepNoise
-from .sampler import SpeculativeSampler, Tuner
-from .schemes import SCHEMES, Scheme, reciprocal
 from .snapshot import SystemSnapshot
-from .statistics import Round, Stopwatch
-from .tuning import WindowTuner
 
 Array = NDArray[np.float64]
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import ContextAccess
-from .window import State
+from .._native import ContextAccess
+from ..core.window import State
 
 Array = NDArray[np.float64]
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import ContextAccess
+from .._native import ContextAccess
+from ..contexts.checks import check_pair, check_system, has_forces
+from ..contexts.cores import allowed_cores
+from ..contexts.interrupts import InterruptWatch
+from ..contexts.periodicity import is_periodic
+from ..core.clock import Times
+from ..core.errors import checked_forces
+from ..core.schemes import Scheme
+from ..core.statistics import Statistics
+from ..core.window import Verified
+from ..drafts.draft import DraftSpec
+from ..drafts.molgraph import Pairs, pairs_within
+from ..targets import BatchedTarget
+from ..targets.base import Evaluation
 from .boundtarget import BoundTarget, warn_of_missing_forces
-from .checks import check_pair, check_system, has_forces
-from .clock import Times
-from .cores import allowed_cores
-from .draft import DraftSpec
-from .errors import checked_forces
-from .interrupts import InterruptWatch
-from .molgraph import Pairs, pairs_within
-from .periodicity import is_periodic
-from .schemes import Scheme
 from .snapshot import SystemSnapshot
-from .statistics import Statistics
-from .targets import BatchedTarget
-from .targets.base import Evaluation
-from .window import Verified
 
 Array = NDArray[np.float64]
 

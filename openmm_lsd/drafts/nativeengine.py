@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from . import _native
-from .clock import Times
-from .corrections import Corrections
+from .. import _native
+from ..core.clock import Times
+from ..core.corrections import Corrections
+from ..core.engine import NumpyEngine
+from ..core.schemes import Scheme
+from ..core.window import Committed, Draws, State, Window
 from .draft import NativeDraft
-from .engine import NumpyEngine
-from .schemes import Scheme
-from .window import Committed, Draws, State, Window
 
 Array = NDArray[np.float64]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ._native import ContextAccess
+from .._native import ContextAccess
 from .boundpair import BoundPair
 from .snapshot import SystemSnapshot
 

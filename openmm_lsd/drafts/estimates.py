@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import add_differences, add_lagged, changes_in_time, predict_changes, solve_ridge
-from .jacobian import JacobianEstimate
+from .._native import add_differences, add_lagged, changes_in_time, predict_changes, solve_ridge
+from ..core.jacobian import JacobianEstimate
+from ..core.prediction import Kernels, Prediction
 from .molgraph import Pairs, pairs_within
-from .prediction import Kernels, Prediction
 
 Array = NDArray[np.float64]
 

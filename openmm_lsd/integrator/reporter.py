@@ -10,8 +10,8 @@ from typing import Any, TextIO
 import openmm
 from openmm import app, unit
 
+from ..core.statistics import TIMES_MEASURED, Statistics
 from .integrator import LSDIntegrator
-from .statistics import TIMES_MEASURED, Statistics
 
 SECONDS_PER_DAY = 86400.0
 

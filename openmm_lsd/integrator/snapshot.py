@@ -15,11 +15,11 @@ from xml.etree import ElementTree
 
 import openmm
 
-from ._native import existing_system
-from .contexts import copy_particles, groups_of
-from .restart import digest_of
-from .targets.pythonforce import as_python_force
-from .targets.torchforce import as_torch_force
+from .._native import existing_system
+from ..contexts.digests import digest_of
+from ..contexts.forcecontext import copy_particles, groups_of
+from ..targets.pythonforce import as_python_force
+from ..targets.torchforce import as_torch_force
 
 logger = logging.getLogger(__name__)
 

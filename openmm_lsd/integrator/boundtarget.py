@@ -11,19 +11,19 @@ import numpy as np
 import openmm
 from numpy.typing import NDArray
 
-from ._native import ContextAccess, keep_freed_memory
-from .checks import has_forces, virtual_sites
-from .clock import Times
-from .contexts import signed
-from .errors import TargetError
-from .interrupts import InterruptWatch
-from .schemes import Scheme
+from .._native import ContextAccess, keep_freed_memory
+from ..contexts.checks import has_forces, virtual_sites
+from ..contexts.forcecontext import signed
+from ..contexts.interrupts import InterruptWatch
+from ..core.clock import Times
+from ..core.errors import TargetError
+from ..core.schemes import Scheme
+from ..core.statistics import Statistics
+from ..targets import BatchedTarget, SystemTarget, TargetMismatchError
+from ..targets.base import Evaluation
+from ..targets.virtualsites import VirtualSiteTarget
 from .snapshot import SystemSnapshot
-from .statistics import Statistics
 from .targetcheck import Surroundings, check_target, set_up_target
-from .targets import BatchedTarget, SystemTarget, TargetMismatchError
-from .targets.base import Evaluation
-from .targets.virtualsites import VirtualSiteTarget
 
 Array = NDArray[np.float64]
 

@@ -8,14 +8,14 @@ from contextlib import contextmanager
 import numpy as np
 from numpy.typing import NDArray
 
+from ..core.clock import Times
+from ..core.corrections import Corrections
+from ..core.engine import Engine
+from ..core.sampler import SpeculativeSampler, Tuner
+from ..core.schemes import reciprocal, remove_cm_motion
+from ..core.window import Committed, Draws, State, Window
+from ..targets.base import Evaluation
 from .binding import Binding
-from .clock import Times
-from .corrections import Corrections
-from .engine import Engine
-from .sampler import SpeculativeSampler, Tuner
-from .schemes import reciprocal, remove_cm_motion
-from .targets.base import Evaluation
-from .window import Committed, Draws, State, Window
 
 Array = NDArray[np.float64]
 

@@ -5,9 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
-import numbers
-import operator
 import sys
 import weakref
 from collections.abc import Callable
@@ -18,30 +15,24 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from . import racing
-from ._native import ContextAccess, connect, speculative_integrator
+from .._native import ContextAccess, connect, speculative_integrator
+from ..contexts import autotune
+from ..contexts.checks import masses_of
+from ..contexts.digests import digest_of
+from ..core.engine import Engine
+from ..core.schemes import SCHEMES
+from ..core.statistics import Round, Statistics, Stopwatch
+from ..drafts.draft import DraftSpec
+from ..drafts.nativeengine import NativeEngine
+from ..targets import BatchedTarget, as_target
+from ..targets.torchforce import check_torch_forces, load_plugin
+from .arguments import draft_system_of, positive_number, seed_of, whole_steps, window_of
 from .binding import Binding
-from .checks import check_system, masses_of
-from .draft import DraftSpec
-from .engine import Engine
-from .nativeengine import NativeEngine
 from .probe import Probe
-from .restart import (
-    Record,
-    RestartError,
-    digest_of,
-    examine_before_loading,
-    from_checkpoint,
-    to_checkpoint,
-)
-from .schemes import MOLAR_GAS_CONSTANT, SCHEMES
+from .program import FRICTION, NOISE_STEP, TEMPERATURE, add_program
+from .restart import Record, RestartError, examine_before_loading, from_checkpoint, to_checkpoint
 from .snapshot import SystemSnapshot, existing
-from .statistics import Round, Statistics, Stopwatch
-from .targets import BatchedTarget, as_target
-from .targets.torchforce import check_torch_forces, load_plugin
 
-# Names of the program's variables, which must not be those of parameters of the Context.
-TEMPERATURE, FRICTION, NOISE_STEP = "lsd_temperature", "lsd_friction", "lsd_noise_step"
 PROPERTY = "openmm_lsd"  # of the XML
 
 logger = logging.getLogger(__name__)
@@ -131,12 +122,12 @@ class LSDIntegrator(openmm.CustomIntegrator):
         target: BatchedTarget | Callable | None = None,
     ) -> None:
         # Not CustomIntegrator.__init__: underneath is a class of ours, derived from it in C++.
-        step_size = _positive(stepSize, unit.picosecond, "stepSize")
+        step_size = positive_number(stepSize, unit.picosecond, "stepSize")
         made = openmm.XmlSerializer.deserialize(
             f'<Integrator type="{speculative_integrator}" stepSize="{step_size!r}"/>'
         )
         self.this = made.this
-        system = _draft_system(draft)
+        system = draft_system_of(draft)
         if not (learning is None or isinstance(learning, bool | np.bool_)):
             raise TypeError(f"learning is {learning!r}; it must be True, False or None")
         if system is None and learning is not None and not learning:
@@ -159,7 +150,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             system, draftPlatform, topology, system is None if learning is None else bool(learning)
         )
         self._target = target
-        self._scheme, self._window = scheme, _window(windowLength)
+        self._scheme, self._window = scheme, window_of(windowLength)
         self._stopwatch = Stopwatch(Statistics())
         self.watchers: list[Callable[[Round], Any]] = []
         self._snapshot: SystemSnapshot | None = None  # of the Context
@@ -170,35 +161,10 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._connect()
         if "openmmtorch" in sys.modules:
             load_plugin()
-        self._add_program()
+        add_program(self, scheme)
         self.setTemperature(temperature)
         self.setFriction(frictionCoeff)
         self.setRandomNumberSeed(randomNumberSeed)
-
-    def _add_program(self) -> None:
-        program = openmm.CustomIntegrator  # whose methods are refused here
-        for name in (TEMPERATURE, FRICTION, "lsd_kT", "lsd_a", "lsd_b", NOISE_STEP):
-            program.addGlobalVariable(self, name, 0.0)
-        program.addUpdateContextState(self)
-        program.addComputeGlobal(self, "lsd_kT", f"{MOLAR_GAS_CONSTANT!r}*{TEMPERATURE}")
-        program.addComputeGlobal(self, "lsd_a", f"exp(-{FRICTION}*dt)")
-        program.addComputeGlobal(self, "lsd_b", "sqrt(1-lsd_a*lsd_a)")
-        if self._scheme == "middle":
-            program.addPerDofVariable(self, "lsd_x", 0.0)
-            program.addComputePerDof(self, "v", "v + dt*f/m")
-            program.addConstrainVelocities(self)
-            program.addComputePerDof(self, "x", "x + 0.5*dt*v")
-            program.addComputePerDof(self, "v", "lsd_a*v + lsd_b*sqrt(lsd_kT/m)*gaussian")
-            program.addComputePerDof(self, "x", "x + 0.5*dt*v")
-            program.addComputePerDof(self, "lsd_x", "x")
-            program.addConstrainPositions(self)
-            program.addComputePerDof(self, "v", "v + (x-lsd_x)/dt")
-        else:
-            program.addComputePerDof(self, "x", "x + 0.5*dt*v")
-            program.addComputePerDof(
-                self, "v", "lsd_a*v + 0.5*(1+lsd_a)*dt*f/m + lsd_b*sqrt(lsd_kT/m)*gaussian"
-            )
-            program.addComputePerDof(self, "x", "x + 0.5*dt*v")
 
     def step(self, steps: int | float) -> None:
         """Advance the simulation by ``steps`` time steps.
@@ -214,7 +180,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         TargetError
             If the target fails at a committed state, in which the Context is left.
         """
-        steps = _steps(steps)
+        steps = whole_steps(steps)
         if steps <= 0:
             return
         if self._is_stepping:
@@ -420,8 +386,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         decisions = record.get("decisions")
         if decisions is None:  # written before the first step
             return
-        if any(racing.decisions.get(key) != value for key, value in decisions.items()):
-            racing.decisions.update(decisions)
+        if autotune.restore(decisions):
             self._forget_binding()
         self._record = record
 
@@ -448,7 +413,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     def setTemperature(self, temperature: unit.Quantity | float) -> None:  # noqa: N802
         """Set the temperature of the heat bath (Quantity, or a number in kelvin)."""
-        value = _positive(temperature, unit.kelvin, "temperature")
+        value = positive_number(temperature, unit.kelvin, "temperature")
         self.setGlobalVariableByName(TEMPERATURE, value)
 
     def getFriction(self) -> unit.Quantity:  # noqa: N802
@@ -457,16 +422,16 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     def setFriction(self, coeff: unit.Quantity | float) -> None:  # noqa: N802
         """Set the friction coefficient (Quantity, or a number in 1/ps)."""
-        value = _positive(coeff, unit.picosecond**-1, "friction coefficient")
+        value = positive_number(coeff, unit.picosecond**-1, "friction coefficient")
         self.setGlobalVariableByName(FRICTION, value)
 
     def setStepSize(self, size: unit.Quantity | float) -> None:  # noqa: N802
         """Set the time step (Quantity, or a number in ps)."""
-        super().setStepSize(_positive(size, unit.picosecond, "stepSize"))
+        super().setStepSize(positive_number(size, unit.picosecond, "stepSize"))
 
     def setRandomNumberSeed(self, seed: int | None) -> None:  # noqa: N802
         """Set the seed; with 0 or None every Context gets a fresh one."""
-        super().setRandomNumberSeed(_seed(seed))
+        super().setRandomNumberSeed(seed_of(seed))
 
     def _value(self, variable: str) -> float:
         return self.getGlobalVariableByName(variable)
@@ -536,80 +501,3 @@ def _rebuild(arguments: dict[str, Any], settings: dict[str, Any]) -> LSDIntegrat
     for setter, value in settings.items():
         getattr(integrator, setter)(value)
     return integrator
-
-
-def _draft_system(draft: Any) -> openmm.System | None:
-    """The draft System; None for 'auto'."""
-    if isinstance(draft, str) and draft == "auto":
-        return None
-    if not isinstance(draft, openmm.System):
-        got = f"a {type(draft).__name__}" + (f" ({draft!r})" if isinstance(draft, str) else "")
-        raise TypeError(
-            f"draft is {got}; it must be 'auto' or an openmm.System, such as "
-            "ForceField.createSystem or AmberPrmtopFile.createSystem give"
-        )
-    check_system(draft, "draft")
-    return draft
-
-
-def _positive(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> float:
-    """``value`` as a float in ``in_unit``."""
-    number: Any = value
-    if isinstance(value, unit.Quantity):
-        number = value.value_in_unit(in_unit) if value.unit.is_compatible(in_unit) else None
-    if np.ndim(number) > 0 or not isinstance(number, numbers.Real | np.ndarray):
-        raise TypeError(
-            f"{name} is {value!r}; it must be a number in {in_unit.get_name()}, or a Quantity"
-        )
-    try:
-        number = float(number)
-    except OverflowError:
-        number = math.inf
-    if not (math.isfinite(number) and number > 0):
-        raise ValueError(
-            f"{name} is {number} {in_unit.get_symbol()}; it must be positive and finite"
-        )
-    return number
-
-
-def _steps(value: Any) -> int:
-    """A number of steps; a float such as 1 ps / 1 fs may be off by its rounding."""
-    if type(value) is int:
-        return value
-    number: Any = value
-    if isinstance(value, unit.Quantity):
-        number = value.value_in_unit(unit.dimensionless) if value.unit.is_dimensionless() else None
-    if np.ndim(number) > 0 or not isinstance(number, numbers.Real | np.ndarray):
-        raise TypeError(f"steps is {value!r}; it must be a whole number")
-    steps = round(float(number)) if math.isfinite(number) else 0
-    if not abs(float(number) - steps) <= 1e-9 * abs(float(number)):
-        raise ValueError(f"steps is {value!r}; it must be a whole number")
-    return steps
-
-
-def _seed(value: Any) -> int:
-    """None becomes 0."""
-    if value is None:
-        return 0
-    try:
-        seed = operator.index(value)
-    except TypeError:
-        raise TypeError(f"randomNumberSeed is {value!r}; it must be an integer or None") from None
-    if not -(2**31) <= seed < 2**31:
-        raise ValueError(f"randomNumberSeed is {seed}; it must be from -2^31 to 2^31 - 1")
-    return seed
-
-
-def _window(length: Any) -> int | None:
-    """K; None for 'auto'."""
-    if isinstance(length, str) and length == "auto":
-        return None
-    try:
-        length = operator.index(length)
-    except TypeError:
-        raise TypeError(
-            f"windowLength is {length!r}; it must be a positive integer or 'auto'"
-        ) from None
-    if length < 1:
-        raise ValueError(f"windowLength is {length}; it must be at least 1")
-    return length

@@ -7,7 +7,7 @@ import openmm
 from numpy.typing import NDArray
 from openmm import unit
 
-from ._native import class_of_force
+from .._native import class_of_force
 
 SAME_MASS = 0.01  # amu
 KNOWN_PLUGINS = ("TorchForce",)

@@ -13,19 +13,14 @@ import openmm
 from numpy.typing import NDArray
 from openmm import app
 
-from ._native import Valence
+from .._native import Valence
+from ..contexts.digests import digest_of
+from ..contexts.forcecontext import ForceContext, describe_system, fastest_context, loaded_platforms
+from ..core.clock import Times
 from .autodraft import AutoDraft, auto_draft
-from .bondwatch import BondWatch
-from .clock import Times
-from .contexts import ForceContext, describe_system, fastest_context, loaded_platforms
+from .bonds import BondWatch
 from .learning import WEIGHT_OF_DIFFERENCES, Learner
-from .molgraph import (
-    elements_of_masses,
-    graph_of_positions,
-    graph_of_topology,
-    with_missing_bonds,
-)
-from .restart import digest_of
+from .molgraph import elements_of_masses, graph_of_positions, graph_of_topology, with_missing_bonds
 from .valence import ValenceTerms
 
 Array = NDArray[np.float64]
@@ -150,7 +145,7 @@ class LearningDraft(NativeDraft):
         """See NativeDraft."""
         if not _is_same_box(box, self._box):
             self._learner.add_equations()
-            self._learner.interrupt()
+            self._learner.break_sequence()
             self._box = None if box is None else np.ascontiguousarray(box)
             self._valence.set_box(self._box)
         if self._base is not None:
@@ -193,7 +188,7 @@ class LearningDraft(NativeDraft):
             if self._bonds is not None:
                 self._bonds.reset()
             self._take(self._at_start)
-        self._learner.interrupt()
+        self._learner.break_sequence()
         self._shown_until = step
 
     def learn(self, step: int, sites: Array, discrepancies: Array) -> bool:
@@ -209,11 +204,11 @@ class LearningDraft(NativeDraft):
             Target force minus this draft's force there.
         """
         if step != self._shown_until:  # plain steps lie between
-            self._learner.interrupt()
+            self._learner.break_sequence()
         self._shown_until = step + len(sites)
         bonds, here = self._bonds, sites[-1]
         formed = bonds is not None and bonds.have_formed(self._shown_until, here, self._box)
-        if self._learner.has_gone_bad(discrepancies) or formed:
+        if self._learner.has_degraded(discrepancies) or formed:
             logger.info(
                 "%s at step %d: the draft is made anew",
                 "bonds have formed" if formed else "it has become worse",
@@ -233,7 +228,7 @@ class LearningDraft(NativeDraft):
             if not np.array_equal(draft.terms.classes, self._terms.classes):
                 self._take(draft if self._base is None else draft.without_guesses())
                 return
-        self._learner.begin_again()
+        self._learner.forget_data()
 
     def _access(self) -> Any:
         return None if self._base is None else self._base.access

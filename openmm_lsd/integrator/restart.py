@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import openmm
 
-from ._native import draw_random_number
+from .._native import draw_random_number
 
 Record = dict[str, Any]
 
@@ -112,17 +112,6 @@ def from_checkpoint(
     if lengths is not None and hashlib.sha256(checkpoint[:end]).digest() != checkpoint[end:]:
         raise RestartError("it was damaged after it was written (its digest is another)")
     return unpack(checkpoint[start:end])
-
-
-def digest_of(*parts: Any) -> str:
-    """Of arrays, strings and whatever has a ``repr`` that says all; the same in every process."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, np.ndarray):
-            digest.update(str((part.shape, part.dtype.str)).encode() + part.tobytes())
-        else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()
 
 
 def examine_before_loading() -> None:

@@ -27,7 +27,7 @@ FIRST_FIT = 16  # steps
 EARLY = 256  # steps, before which no draft has gone bad
 STRIDES = ((128, 2), (512, 4), (2048, 20))  # up to which step every how many are learned from
 LAST_STRIDE = 60
-TOGETHER = 32  # steps whose equations are added at a time: it costs less
+FIT_BATCH = 32  # steps whose equations are added at a time: it costs less
 LATE_FITS, LAST_FITS = 1024, 4096  # steps from one to the next, at first and in the end
 MEMORY = 1000  # steps learned from, after which the weight of old ones has fallen to 1/e
 LARGEST_WEIGHT = 1e6  # of the equations of a step
@@ -90,6 +90,10 @@ class RidgeRegression:
         self.gram = np.zeros((len(prior), len(prior)))
         self.moment = np.zeros(len(prior))
 
+    def restore(self, gram: Array, moment: Array, weight: float) -> None:
+        """Take over the sums and the weight of another."""
+        self.gram, self.moment, self.weight = gram, moment, weight
+
     def age(self, factor: float) -> None:
         """What was added so far counts less by this factor."""
         self.weight /= factor
@@ -146,6 +150,75 @@ def _stride(number: int) -> int:
     return next((stride for until, stride in STRIDES if number < until), LAST_STRIDE)
 
 
+class Roughness:
+    """How far a discrepancy changes from one step to the next, on stretches of a run.
+
+    A draft is as good as its discrepancy is smooth: what changes from one step to the next no
+    correction absorbs. That does not depend on the length of windows.
+
+    Parameters
+    ----------
+    weights : (3 N,)
+        Of the components.
+    """
+
+    def __init__(self, weights: Array) -> None:
+        self._weights = weights / np.sqrt(max(1, len(weights)))
+        self._sum, self._steps = 0.0, 0
+        self._least = np.inf
+        self._rough_stretches = 0
+
+    def has_risen(self, discrepancies: Array, last: Array | None, *, judges: bool) -> bool:
+        """Whether several stretches in a row were much rougher than the smoothest.
+
+        Parameters
+        ----------
+        discrepancies : (B, N, 3) kJ/mol/nm
+            At consecutive steps.
+        last : (N, 3) or None
+            At the step before them, if it is known.
+        judges : bool
+            Whether a stretch counts that ends here.
+        """
+        rows = discrepancies.reshape(-1, len(self._weights))
+        changes = np.empty_like(rows)
+        np.subtract(rows[1:], rows[:-1], out=changes[1:])
+        if last is None:
+            changes = changes[1:]
+        else:
+            changes[0] = rows[0] - last.reshape(-1)
+        changes *= self._weights
+        self._sum += float(np.vdot(changes, changes))
+        self._steps += len(changes)
+        if self._steps < WATCHED:
+            return False
+        roughness = self._sum / self._steps
+        self._sum, self._steps = 0.0, 0
+        if not judges:
+            return False
+        self._rough_stretches += 1
+        if roughness <= GONE_BAD * self._least:
+            self._rough_stretches = 0
+        if self._rough_stretches == ROUGH_STRETCHES:
+            return True
+        self._least = min(self._least, roughness)
+        return False
+
+    def snapshot(self) -> dict[str, Any]:
+        """All of it, for ``restore``."""
+        return {
+            "roughness": self._sum,
+            "watched": self._steps,
+            "least roughness": self._least,
+            "rough stretches": self._rough_stretches,
+        }
+
+    def restore(self, record: dict[str, Any]) -> None:
+        """Go on as where the snapshot was taken."""
+        self._sum, self._steps = record["roughness"], record["watched"]
+        self._least, self._rough_stretches = record["least roughness"], record["rough stretches"]
+
+
 class Learner:
     """When a draft learns, and from what.
 
@@ -184,7 +257,6 @@ class Learner:
         self._weights = np.sqrt(
             np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)
         ).repeat(3)
-        self._mean_weights = self._weights / np.sqrt(max(1, len(self._weights)))
         self.reset()
 
     def reset(self) -> None:
@@ -196,7 +268,7 @@ class Learner:
         self._differences: list[tuple[Array, Array, Array]] = []
         self._restart_schedule()
 
-    def begin_again(self) -> None:
+    def forget_data(self) -> None:
         """From now on learn as eagerly as at first: what is known is of little use here."""
         self.add_equations()
         self._regression.age(WEIGHT_OF_OLD)
@@ -205,12 +277,10 @@ class Learner:
     def _restart_schedule(self) -> None:
         self._seen = 0  # steps
         self._next_fit = FIRST_FIT
-        self._roughness, self._watched = 0.0, 0  # sum over so many steps
-        self._least_roughness = np.inf
-        self._rough_stretches = 0
+        self._roughness = Roughness(self._weights)
         self._last: tuple[Array, Array] | None = None  # site and discrepancy of the last step
 
-    def interrupt(self) -> None:
+    def break_sequence(self) -> None:
         """The next step that is learned from does not follow the last one."""
         self._last = None
 
@@ -226,10 +296,7 @@ class Learner:
             "seen": self._seen,
             "learned": self._learned,
             "next fit": self._next_fit,
-            "roughness": self._roughness,
-            "watched": self._watched,
-            "least roughness": self._least_roughness,
-            "rough stretches": self._rough_stretches,
+            **self._roughness.snapshot(),
             "last": self._last,
             "states": self._states,
             "differences": self._differences,
@@ -240,53 +307,19 @@ class Learner:
         self._prior, self._stages = record["prior"], tuple(record["stages"])
         self.reset()
         self.parameters = record["parameters"]
-        self._regression.gram, self._regression.moment = record["gram"], record["moment"]
-        self._regression.weight = record["weight"]
+        self._regression.restore(record["gram"], record["moment"], record["weight"])
         self._seen, self._learned = record["seen"], record["learned"]
         self._next_fit = record["next fit"]
-        self._roughness, self._watched = record["roughness"], record["watched"]
-        self._least_roughness = record["least roughness"]
-        self._rough_stretches = record["rough stretches"]
+        self._roughness.restore(record)
         self._last = record["last"] and tuple(record["last"])
         self._states = [tuple(each) for each in record["states"]]
         self._differences = [tuple(each) for each in record["differences"]]
 
-    def has_gone_bad(self, discrepancies: Array) -> bool:
-        """Whether the draft has become much worse than it was; to be shown all committed steps,
-        before ``learn``.
-
-        A draft is as good as its discrepancy is smooth: what changes from one step to the next no
-        correction absorbs. That does not depend on the length of windows.
-
-        Parameters
-        ----------
-        discrepancies : (B, N, 3) kJ/mol/nm
-            Target force minus draft force at consecutive steps, which follow those of the last
-            call.
-        """
-        rows = discrepancies.reshape(-1, len(self._weights))
-        changes = np.empty_like(rows)
-        np.subtract(rows[1:], rows[:-1], out=changes[1:])
-        if self._last is None:
-            changes = changes[1:]
-        else:
-            changes[0] = rows[0] - self._last[1].reshape(-1)
-        changes *= self._mean_weights
-        self._roughness += float(np.vdot(changes, changes))
-        self._watched += len(changes)
-        if self._watched < WATCHED:
-            return False
-        roughness = self._roughness / self._watched
-        self._roughness, self._watched = 0.0, 0
-        if self._seen < EARLY:
-            return False
-        self._rough_stretches += 1
-        if roughness <= GONE_BAD * self._least_roughness:
-            self._rough_stretches = 0
-        if self._rough_stretches == ROUGH_STRETCHES:
-            return True
-        self._least_roughness = min(self._least_roughness, roughness)
-        return False
+    def has_degraded(self, discrepancies: Array) -> bool:
+        """Whether the draft has become much worse than it was; to be shown all committed steps
+        (B, N, 3), before ``learn``."""
+        last = None if self._last is None else self._last[1]
+        return self._roughness.has_risen(discrepancies, last, judges=self._seen >= EARLY)
 
     def learn(self, sites: Array, discrepancies: Array) -> bool:
         """Learn from the next committed steps; whether ``parameters`` changed.
@@ -309,7 +342,7 @@ class Learner:
             self._last = sites[-1].copy(), discrepancies[-1].copy()
         if self._seen >= self._next_fit:
             return self._fit()
-        if len(self._states) >= TOGETHER:
+        if len(self._states) >= FIT_BATCH:
             self.add_equations()
         return False
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._native import ContextAccess
-from .window import State
+from .._native import ContextAccess
+from ..core.window import State
 
 Array = NDArray[np.float64]
 

@@ -1,0 +1,1 @@
+"""OpenMM helpers below everything else: forces of a System, checks, autotuning, digests."""

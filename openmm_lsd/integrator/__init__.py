@@ -1,0 +1,1 @@
+"""What OpenMM sees: the integrator, its binding to a Context, restarts, the reporter."""

@@ -1,0 +1,91 @@
+"""Arguments as users write them: checked, and in the form that is used inside."""
+
+from __future__ import annotations
+
+import math
+import numbers
+import operator
+from typing import Any
+
+import numpy as np
+import openmm
+from openmm import unit
+
+from ..contexts.checks import check_system
+
+
+def draft_system_of(draft: Any) -> openmm.System | None:
+    """The draft System; None for 'auto'."""
+    if isinstance(draft, str) and draft == "auto":
+        return None
+    if not isinstance(draft, openmm.System):
+        got = f"a {type(draft).__name__}" + (f" ({draft!r})" if isinstance(draft, str) else "")
+        raise TypeError(
+            f"draft is {got}; it must be 'auto' or an openmm.System, such as "
+            "ForceField.createSystem or AmberPrmtopFile.createSystem give"
+        )
+    check_system(draft, "draft")
+    return draft
+
+
+def positive_number(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> float:
+    """``value`` as a float in ``in_unit``."""
+    number: Any = value
+    if isinstance(value, unit.Quantity):
+        number = value.value_in_unit(in_unit) if value.unit.is_compatible(in_unit) else None
+    if np.ndim(number) > 0 or not isinstance(number, numbers.Real | np.ndarray):
+        raise TypeError(
+            f"{name} is {value!r}; it must be a number in {in_unit.get_name()}, or a Quantity"
+        )
+    try:
+        number = float(number)
+    except OverflowError:
+        number = math.inf
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(
+            f"{name} is {number} {in_unit.get_symbol()}; it must be positive and finite"
+        )
+    return number
+
+
+def whole_steps(value: Any) -> int:
+    """A number of steps; a float such as 1 ps / 1 fs may be off by its rounding."""
+    if type(value) is int:
+        return value
+    number: Any = value
+    if isinstance(value, unit.Quantity):
+        number = value.value_in_unit(unit.dimensionless) if value.unit.is_dimensionless() else None
+    if np.ndim(number) > 0 or not isinstance(number, numbers.Real | np.ndarray):
+        raise TypeError(f"steps is {value!r}; it must be a whole number")
+    steps = round(float(number)) if math.isfinite(number) else 0
+    if not abs(float(number) - steps) <= 1e-9 * abs(float(number)):
+        raise ValueError(f"steps is {value!r}; it must be a whole number")
+    return steps
+
+
+def seed_of(value: Any) -> int:
+    """None becomes 0."""
+    if value is None:
+        return 0
+    try:
+        seed = operator.index(value)
+    except TypeError:
+        raise TypeError(f"randomNumberSeed is {value!r}; it must be an integer or None") from None
+    if not -(2**31) <= seed < 2**31:
+        raise ValueError(f"randomNumberSeed is {seed}; it must be from -2^31 to 2^31 - 1")
+    return seed
+
+
+def window_of(length: Any) -> int | None:
+    """K; None for 'auto'."""
+    if isinstance(length, str) and length == "auto":
+        return None
+    try:
+        length = operator.index(length)
+    except TypeError:
+        raise TypeError(
+            f"windowLength is {length!r}; it must be a positive integer or 'auto'"
+        ) from None
+    if length < 1:
+        raise ValueError(f"windowLength is {length}; it must be at least 1")
+    return length

@@ -1,0 +1,37 @@
+"""Plain dynamics of the target as a CustomIntegrator's program; an XML round trip gives it."""
+
+from __future__ import annotations
+
+import openmm
+
+from ..core.schemes import MOLAR_GAS_CONSTANT
+
+# Names of the program's variables, which must not be those of parameters of the Context.
+TEMPERATURE, FRICTION, NOISE_STEP = "lsd_temperature", "lsd_friction", "lsd_noise_step"
+
+
+def add_program(integrator: openmm.CustomIntegrator, scheme: str) -> None:
+    """Add variables and steps of 'middle' or 'aboba' to an integrator that has none."""
+    program = openmm.CustomIntegrator  # whose methods LSDIntegrator refuses
+    for name in (TEMPERATURE, FRICTION, "lsd_kT", "lsd_a", "lsd_b", NOISE_STEP):
+        program.addGlobalVariable(integrator, name, 0.0)
+    program.addUpdateContextState(integrator)
+    program.addComputeGlobal(integrator, "lsd_kT", f"{MOLAR_GAS_CONSTANT!r}*{TEMPERATURE}")
+    program.addComputeGlobal(integrator, "lsd_a", f"exp(-{FRICTION}*dt)")
+    program.addComputeGlobal(integrator, "lsd_b", "sqrt(1-lsd_a*lsd_a)")
+    if scheme == "middle":
+        program.addPerDofVariable(integrator, "lsd_x", 0.0)
+        program.addComputePerDof(integrator, "v", "v + dt*f/m")
+        program.addConstrainVelocities(integrator)
+        program.addComputePerDof(integrator, "x", "x + 0.5*dt*v")
+        program.addComputePerDof(integrator, "v", "lsd_a*v + lsd_b*sqrt(lsd_kT/m)*gaussian")
+        program.addComputePerDof(integrator, "x", "x + 0.5*dt*v")
+        program.addComputePerDof(integrator, "lsd_x", "x")
+        program.addConstrainPositions(integrator)
+        program.addComputePerDof(integrator, "v", "v + (x-lsd_x)/dt")
+    else:
+        program.addComputePerDof(integrator, "x", "x + 0.5*dt*v")
+        program.addComputePerDof(
+            integrator, "v", "lsd_a*v + 0.5*(1+lsd_a)*dt*f/m + lsd_b*sqrt(lsd_kT/m)*gaussian"
+        )
+        program.addComputePerDof(integrator, "x", "x + 0.5*dt*v")
