@@ -92,7 +92,7 @@ def benchmark(
     speculative = _speculative(case, windows)
     first = speculative[0].run
     notice(f"{first.platform}: {warm_up} steps of LSD")
-    first.state = scout.state
+    first.set_state(*scout.state)
     first.step(warm_up)
     state = first.state
     ways = [Way(Kind.PLAIN.value, Kind.PLAIN, plain), *speculative]
@@ -103,7 +103,7 @@ def benchmark(
     if also_auto and case.draft != "auto":
         notice(f"{warm_up} steps of LSD with draft='auto'")
         automatic = case.lsd("auto", "auto")
-        automatic.state = state
+        automatic.set_state(*state)
         automatic.step(warm_up)
         ways.append(Way(Kind.AUTO_DRAFT.value, Kind.AUTO_DRAFT, automatic))
         if predict:
@@ -175,7 +175,7 @@ def time_in_turns(
     """Rows of a Benchmark: all ways in turns from one state, the first of them plain dynamics."""
     notice(f"{', '.join(way.name for way in ways)} in turns, for {seconds:g} s")
     for way in ways:
-        way.run.state = state
+        way.run.set_state(*state)
         way.run.step(max(8, block // 4 // 8 * 8))
     timings = [_Timing(case, way, block) for way in ways]
     plain = timings[0]

@@ -235,8 +235,12 @@ class Run:
 
     @state.setter
     def state(self, state: tuple[Array, Array]) -> None:
-        self.simulation.context.setPositions(state[0])
-        self.simulation.context.setVelocities(state[1])
+        self.set_state(*state)
+
+    def set_state(self, positions: Array, velocities: Array) -> None:
+        """Go on from these."""
+        self.simulation.context.setPositions(positions)
+        self.simulation.context.setVelocities(velocities)
 
     def equilibrate(self, case: Case, steps: int, iterations: int = 200) -> None:
         """Minimise the energy, draw velocities, and go some steps.

@@ -143,7 +143,7 @@ def estimate(
         notice(f"minimising, and {warm_up} steps of LSD")
         run.equilibrate(case, warm_up)
     plain = fastest_plain(case, run.state, 2 * PLAIN_STEPS, notice)
-    plain.state = run.state
+    plain.set_state(*run.state)
     plain.step(PLAIN_STEPS)
     notice(f"windows {', '.join(map(str, windows))} in turns")
     turns, before = _Turns(run), run.integrator.statistics

@@ -52,7 +52,7 @@ class MultipleTimeSteps(Run):
             if "NaN" not in str(error):
                 raise
             self.blew_up = True
-            self.state = self._start
+            self.set_state(*self._start)
             super().step(steps // self._ratio)
 
 

@@ -29,7 +29,7 @@ def fastest(
     if len(candidates) == 1:
         return candidates[0]
     for run in candidates:
-        run.state = state
+        run.set_state(*state)
         run.step(steps)
     times = [[seconds_per_step(run, steps) for run in candidates] for _ in range(TRIALS)]
     medians = np.median(times, axis=0)

@@ -7,8 +7,8 @@ against plain dynamics by OpenMM, in pairs of runs from the same states, so that
 longer than the slowest motion.
 """
 
-from .longruns import BLOCKS, LongRun
-from .validate import Validation, validate
+from .result import Validation
+from .validate import validate
 from .verdict import Check
 
-__all__ = ["BLOCKS", "Check", "LongRun", "Validation", "validate"]
+__all__ = ["Check", "Validation", "validate"]

@@ -50,7 +50,7 @@ def run_in_pairs(
     for _ in range(BLOCKS):
         velocities = thermal_speeds * rng.standard_normal(positions.shape)
         for each, rows in zip((plain, run), blocks, strict=True):
-            each.state = positions, velocities
+            each.set_state(positions, velocities)
             rows.append(run_block(case, each, max(1, steps // BLOCKS // EVERY), quadruples))
         positions = (plain, run)[rng.integers(2)].state[0]
     plain_run, lsd_run = (LongRun(*map(np.array, zip(*rows, strict=True))) for rows in blocks)

@@ -43,7 +43,7 @@ def _lsd_ensemble(
         for rows, step in zip(states, steps, strict=True):
             rows.append(np.stack(sampler.advance(step - done)))
             done = step
-    run.state = start
+    run.set_state(*start)
     return [np.array(rows) for rows in states]
 
 

@@ -3,76 +3,33 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ...contexts.checks import barostat_frequency
 from ...core.statistics import Round
-from ..case import Array, Case, Notice
+from ..case import Case, Notice
 from ..caseoptions import case_of
 from ..options import Options, positive_integer, whole_number
 from ..output import check_output, say, say_what, write_json
+from ..report import write_report
 from .geometry import dihedral_quadruples
 from .longruns import (
     BLOCKS,
     EVERY,
     LAGS,
-    LongRun,
     kinetic_energy_check,
     long_law_check,
     run_in_pairs,
 )
 from .pathnoise import noise_check
+from .result import FAMILY_WISE, Validation
 from .shortruns import PLAIN_PER_RUN, few_step_check
-from .verdict import Check
 
-FAMILY_WISE = 1e-3  # chance that a right sampler fails anywhere
 FAMILIES = 4
 SHORT_STEPS = (1, 3, 8)
-
-
-@dataclasses.dataclass
-class Validation:
-    """What ``validate`` found, and what its pictures are made of."""
-
-    case: Case
-    checks: list[Check]
-    rounds: list[Round]
-    dihedral_names: list[str]
-    lsd: LongRun | None  # None: left out, since the law was wrong already
-    plain: LongRun | None
-    times: Array  # of the autocorrelation, ps
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing failed."""
-        return all(check.passed is not False for check in self.checks)
-
-    def verdict(self) -> str:
-        """In one sentence."""
-        if not self.passed:
-            return "THE LAW IS WRONG on this system: do not use these trajectories."
-        judged = sum(check.tests for check in self.checks)
-        return (
-            f"The law is right as far as {judged} tests can tell (chance of a false alarm in all "
-            f"of them: {FAMILY_WISE:g})."
-        )
-
-    def __str__(self) -> str:
-        return "\n".join([*map(str, self.checks), "", self.verdict()])
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {
-            "passed": self.passed,
-            "checks": [
-                {**dataclasses.asdict(check), "passed": check.passed} for check in self.checks
-            ],
-        }
 
 
 def validate(
@@ -172,8 +129,6 @@ def main(args: argparse.Namespace) -> int:
     say(f"\n{result}")
     write_json(args.outfile, case, validation=result.as_dict())
     if args.report is not None:
-        from ..report import write_report  # which reads what is above
-
         write_report(args.report, result)
         say(f"wrote {args.report}")
     return 0 if result.passed else 1
