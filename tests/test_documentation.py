@@ -62,7 +62,8 @@ def parse(monkeypatch):
     original = argparse.ArgumentParser.parse_args
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
     monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.syspath_prepend(ROOT / "scripts")
+    for folder in ("benchmarks", "systems/make"):
+        monkeypatch.syspath_prepend(ROOT / folder)
     monkeypatch.chdir(ROOT)
 
     def call(words):
@@ -95,7 +96,7 @@ def test_commands_have_these_options(page, parse, capsys):
 
 
 def test_wrong_commands_are_found(parse):
-    for script in ("python scripts/steps_per_round.py", "openmm-lsd benchmark"):
+    for script in ("python benchmarks/steps_per_round.py", "openmm-lsd benchmark"):
         with pytest.raises(SystemExit):
             parse([*script.split(), "systems/alanine_dipeptide", "--nonesuch"])
     with pytest.raises(FileNotFoundError):

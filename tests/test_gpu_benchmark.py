@@ -1,4 +1,4 @@
-"""scripts/gpu_benchmark.py on the CPU, and what targets copy to and from a device. No timings."""
+"""gpu_benchmark.py on the CPU, and what targets copy to and from a device. No timings."""
 
 import contextlib
 import importlib.util
@@ -26,7 +26,7 @@ STATES = 0.1 * np.random.default_rng(1).standard_normal((5, 4, 3))
 def test_the_script_on_a_cpu(tmp_path):
     outfile = tmp_path / "gpu.json"
     command = [
-        *(sys.executable, "scripts/gpu_benchmark.py", "--device", "cpu", "--profile"),
+        *(sys.executable, "benchmarks/gpu_benchmark.py", "--device", "cpu", "--profile"),
         *("--systems", "alanine_dipeptide", "--seconds", "1", "--warm-up", "20"),
         *("--equilibration", "20", "--batches", "1", "4", "--forms", "scripted", "static", "graph"),
         *("--windows", "4", "--outfile", str(outfile)),
@@ -55,7 +55,7 @@ def test_the_script_on_a_cpu(tmp_path):
 def test_the_script_wants_a_card():
     if torch.cuda.is_available():
         pytest.skip("there is one")
-    command = [sys.executable, "scripts/gpu_benchmark.py"]
+    command = [sys.executable, "benchmarks/gpu_benchmark.py"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
     assert result.returncode == 2 and "--device cpu" in result.stderr
 
@@ -64,7 +64,7 @@ def test_the_script_wants_a_card():
 def test_static_network_is_the_shipped_one(name):
     """To single precision; its shapes do not depend on the positions, also where atoms are far."""
     specification = importlib.util.spec_from_file_location(
-        "gpu_benchmark", ROOT / "scripts" / "gpu_benchmark.py"
+        "gpu_benchmark", ROOT / "benchmarks" / "gpu_benchmark.py"
     )
     script = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(script)

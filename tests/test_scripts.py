@@ -15,11 +15,13 @@ from openmm_lsd.contexts.forcecontext import is_empty
 from openmm_lsd.targets import ContextTarget, SystemTarget
 
 ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = ("scripts", "benchmarks", "systems/make")
 ALANINE = ROOT / "systems" / "alanine_dipeptide"
 
 
 def run_script(name, *arguments):
-    command = [sys.executable, f"scripts/{name}", *map(str, arguments)]
+    (file,) = (file for folder in FOLDERS if (file := ROOT / folder / name).exists())
+    command = [sys.executable, file, *map(str, arguments)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr + result.stdout
     return result.stdout
@@ -156,3 +158,16 @@ def test_make_figures(tmp_path):
 
 def test_table_of_the_readme_is_that_of_the_benchmarks():
     run_script("readme_table.py", "--check")
+
+
+def test_benchmark_on_files(tmp_path):
+    stem, outfile = ALANINE / "alanine_dipeptide", tmp_path / "benchmark.json"
+    output = run_script(
+        "benchmark.py",
+        *("--topology", f"{stem}.prmtop", "--coordinates", f"{stem}.inpcrd"),
+        *("--target", f"{stem}.pt", "--draft", f"{stem}.prmtop", "--windows", 4),
+        *("--seconds", 1, "--block", 20, "--warm-up", 40, "--outfile", outfile),
+    )
+    assert "times as fast as plain dynamics" in output
+    rows = json.loads(outfile.read_text())["benchmark"]["rows"]
+    assert [row["run"] for row in rows[:2]] == ["plain", "LSD, K = 4"]

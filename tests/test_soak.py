@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 import soak  # noqa: E402
 
@@ -51,7 +51,7 @@ def test_faults_are_found(monkeypatch, fault, word, seed):
 
 def test_planted_leak():
     """The program itself: it runs, edits, measures, and its leak of 8 MB per interval is found."""
-    command = [sys.executable, "scripts/soak.py", "--minutes", "0.1", "--leak", "8000"]
+    command = [sys.executable, "benchmarks/soak.py", "--minutes", "0.1", "--leak", "8000"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert result.returncode == 1, result.stdout + result.stderr
     assert "memory GROWS" in result.stdout and "verdict: NOT SOUND" in result.stdout

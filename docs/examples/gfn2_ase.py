@@ -4,7 +4,7 @@
     python docs/examples/gfn2_ase.py --steps 1000
 
 Writes gfn2.dcd and gfn2.csv. Any ASE calculator can stand in for TBLite. It evaluates state after
-state; scripts/gfn2_ray.py does the same on several workers.
+state; benchmarks/gfn2_ray.py does the same on several workers.
 """
 
 import argparse

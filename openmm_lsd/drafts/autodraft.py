@@ -144,7 +144,7 @@ def class_two_terms(graph: MolecularGraph, number: Number) -> list[Product]:
 
 def curvature_terms(graph: MolecularGraph, number: Number) -> list[Product]:
     """Those that say most about how stiffness differs from one conformation to the next, by
-    scripts/hessian_error.py."""
+    benchmarks/hessian_error.py."""
     products: list[Product] = []
     for i, j in graph.bonds.tolist():
         products.append((number(DISTANCE, i, j),) * 4)

@@ -5,14 +5,14 @@ forces are handed out only after the time that a batch would take on the device.
 drafting, learning, transport, bookkeeping, OpenMM, Python; so is plain dynamics beside it, which
 waits for one state at each step. No GPU is measured here, only what the host adds to one.
 
-    python scripts/simulated_device.py --outfile docs/benchmarks/simulated_device.json
+    python benchmarks/simulated_device.py --outfile docs/benchmarks/simulated_device.json
 
 With --gfn2 also for forces of GFN2-xTB, which take too long to be handed out in time: its rounds
 are run as they are, and their time is what the host took in them (all but the target, learning in
 full) and what the device would take.
 
     pip install "openmm-lsd[ase]" tblite
-    python scripts/simulated_device.py --gfn2 1000 --outfile docs/benchmarks/simulated_device.json
+    python benchmarks/simulated_device.py --gfn2 1000 --outfile simulated_device.json
 """
 
 import argparse

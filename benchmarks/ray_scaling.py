@@ -6,7 +6,7 @@ real: W Ray actors, the rounds of LSD, their coordination. Plain dynamics takes 
 Before that: what a call of two workers costs when their target takes no time at all.
 
     pip install "openmm-lsd[ray]" matplotlib
-    python scripts/ray_scaling.py --outfile docs/benchmarks/ray_scaling.json \
+    python benchmarks/ray_scaling.py --outfile docs/benchmarks/ray_scaling.json \
         --figure docs/figures/ray_scaling.png
 """
 

@@ -4,7 +4,7 @@ Heavy atoms are placed from standard bond lengths, angles and torsions (phi = -8
 degrees), OpenMM adds the hydrogens and minimises, ParmEd writes the Amber files. The script
 checks that the prmtop gives the energy and forces of the force field it came from.
 
-    python scripts/make_alanine_dipeptide.py
+    python systems/make/make_alanine_dipeptide.py
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ import openmm
 import parmed
 from openmm import app, unit
 
-OUTPUT = Path(__file__).resolve().parent.parent / "systems" / "alanine_dipeptide"
+OUTPUT = Path(__file__).resolve().parent.parent / "alanine_dipeptide"
 
 # (atom, residue, bonded to, angle with, torsion with, length in A, angle and torsion in degrees)
 HEAVY_ATOMS = [

@@ -1,7 +1,7 @@
 """Steps per round of drafts as they were and as they are, in one run.
 
-    python scripts/draft_study.py systems/alanine_dipeptide --gfn2 --windows 16 24 48 --seeds 1 2 3
-    python scripts/draft_study.py systems/ibuprofen --windows 24 48
+    python benchmarks/draft_study.py systems/alanine_dipeptide --gfn2 --windows 16 24 --seeds 1 2
+    python benchmarks/draft_study.py systems/ibuprofen --windows 24 48
 
 ``forces`` is fitted to forces, has the terms of the first stage, and corrects each step with its
 own discrepancy; ``differences`` is fitted to how forces change as well, and has all terms;

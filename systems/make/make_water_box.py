@@ -1,6 +1,6 @@
 """A periodic box of flexible TIP3P water, equilibrated: systems/amoeba_water.
 
-python scripts/make_water_box.py --molecules 64 --output systems/amoeba_water/amoeba_water.pdb
+python systems/make/make_water_box.py --molecules 64 --output systems/amoeba_water/amoeba_water.pdb
 """
 
 import argparse

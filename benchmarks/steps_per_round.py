@@ -1,7 +1,7 @@
 """Steps committed per batched target evaluation, for both schemes and all corrections.
 
-    python scripts/steps_per_round.py systems/alanine_dipeptide               # its own target
-    python scripts/steps_per_round.py systems/alanine_dipeptide --gfn2        # GFN2-xTB (tblite)
+    python benchmarks/steps_per_round.py systems/alanine_dipeptide               # its own target
+    python benchmarks/steps_per_round.py systems/alanine_dipeptide --gfn2        # GFN2-xTB (tblite)
 
 Needs no clock: the counts do not depend on the machine.
 """

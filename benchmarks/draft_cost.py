@@ -1,7 +1,7 @@
 """Microseconds per drafted step: the valence draft natively, the same in OpenMM's Custom forces,
 and the system's force field.
 
-python scripts/draft_cost.py systems/alanine_dipeptide systems/ibuprofen
+python benchmarks/draft_cost.py systems/alanine_dipeptide systems/ibuprofen
 """
 
 import argparse

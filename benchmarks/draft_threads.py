@@ -1,6 +1,6 @@
 """What one seed, one trajectory costs: forces of water on one thread of the CPU, and on all.
 
-python scripts/draft_threads.py
+python benchmarks/draft_threads.py
 """
 
 import time

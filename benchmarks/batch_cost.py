@@ -4,18 +4,22 @@ A TorchForce holds a ScriptModule, so LSDIntegrator can choose among the scripte
 script shows what the others would give. Random weights, which cost the same as trained ones.
 
     pip install ".[train]"
-    python scripts/batch_cost.py --pdb systems/alanine_dipeptide/alanine_dipeptide.pdb
+    python benchmarks/batch_cost.py --pdb systems/alanine_dipeptide/alanine_dipeptide.pdb
 """
 
 import argparse
+import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import torch
 from openmm import app, unit
 from openmm_lsd._native import keep_freed_memory
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "systems" / "make"))
 from train_mlip import Potential, build_model
 
 WAYS = ["eager", "scripted", "frozen", "compiled"]

@@ -5,7 +5,7 @@ charges and missing parameters, ParmEd the prmtop. AM1-BCC needs BLAS, ARPACK an
 runtime: on Debian ``apt install libarpack2 libgfortran5 liblapack3``.
 
     pip install ".[ligand]"
-    python scripts/make_ligand.py "CC(C)Cc1ccc(cc1)[C@H](C)C(=O)O" --output systems/ibuprofen
+    python systems/make/make_ligand.py "CC(C)Cc1ccc(cc1)[C@H](C)C(=O)O" --output systems/ibuprofen
 """
 
 import argparse

@@ -5,7 +5,7 @@ Protonated ammonia dimer (GFN2-xTB, 0.5 fs): the bond that the proton forms is a
 Both against a draft without that.
 
     pip install ase tblite
-    python scripts/unusual_drafts.py
+    python benchmarks/unusual_drafts.py
 """
 
 import argparse

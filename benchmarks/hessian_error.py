@@ -1,7 +1,7 @@
 """How well a draft that has learned for so many steps knows the target's Hessian.
 
-    python scripts/hessian_error.py systems/alanine_dipeptide --gfn2 --record alanine.npz
-    python scripts/hessian_error.py systems/ibuprofen --record ibuprofen.npz
+    python benchmarks/hessian_error.py systems/alanine_dipeptide --gfn2 --record alanine.npz
+    python benchmarks/hessian_error.py systems/ibuprofen --record ibuprofen.npz
 
 What a rejection costs in the next round is the error of the draft's Hessian (docs/drafts.md), so
 terms, weights and ridge are chosen by it. Records committed steps, and Hessians (by differences) at

@@ -4,7 +4,7 @@ Every bond is watched, and the steps per round in every part of the run: they fa
 potential is stiffer than any molecule. With --gfn2 its forces are compared with GFN2-xTB's, which
 it was trained on, at frames of the run.
 
-    python scripts/check_mlip.py systems/alanine_dipeptide --picoseconds 100 --gfn2 200
+    python systems/make/check_mlip.py systems/alanine_dipeptide --picoseconds 100 --gfn2 200
 """
 
 import argparse

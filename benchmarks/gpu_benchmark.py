@@ -17,7 +17,7 @@ measured says anything about GPUs; --device cpu is for trying the script.
 
 On a machine with a GPU, from the repository:
 
-    python scripts/gpu_benchmark.py --profile --outfile gpu.json
+    python benchmarks/gpu_benchmark.py --profile --outfile gpu.json
 
 On one with torch, numpy and scipy, from which nothing can be downloaded (torch 2.11 for CUDA 13 and
 Python 3.12, say), carry wheels. Here, with that Python and nanobind, scikit-build-core and openmm
@@ -29,7 +29,7 @@ in its environment; `pip download` wants the names of the packages that are miss
 and there:
 
     python3 -m pip install -q --no-index --no-deps --target /tmp/site .whl/*.whl
-    PYTHONPATH=/tmp/site python3 scripts/gpu_benchmark.py --profile --outfile $OUT/gpu.json
+    PYTHONPATH=/tmp/site python3 benchmarks/gpu_benchmark.py --profile --outfile $OUT/gpu.json
 """
 
 import argparse
@@ -62,7 +62,7 @@ PROFILED_ROUNDS = 20
 
 
 class StaticANI(torch.nn.Module):
-    """The network of scripts/train_mlip.py, from its TorchScript file, in static shapes.
+    """The network of systems/make/train_mlip.py, from its TorchScript file, in static shapes.
 
     All pairs and triples of atoms take part; the cutoff function makes those that are too far
     apart count nothing, as in TorchANI, which leaves them out. Every atom multiplies with the

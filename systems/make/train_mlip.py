@@ -10,7 +10,7 @@ Stages, each cached in --workdir so that a later one can be run again:
     export   TorchScript module: positions (N, 3) or (B, N, 3) in nm -> energy in kJ/mol, () or (B,)
 
     pip install ".[train]"
-    python scripts/train_mlip.py --prmtop X.prmtop --inpcrd X.inpcrd --output X.pt
+    python systems/make/train_mlip.py --prmtop X.prmtop --inpcrd X.inpcrd --output X.pt
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     openmm-lsd benchmark --system systems/alanine_dipeptide --also-auto --estimate \
         --warm-up 2000 --outfile docs/benchmarks/benchmark_alanine_dipeptide_1fs.json
-    python scripts/readme_table.py
+    python benchmarks/readme_table.py
 """
 
 import argparse
@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- results: scripts/readme_table.py -->", "<!-- end of results -->"
+BEGIN, END = "<!-- results: benchmarks/readme_table.py -->", "<!-- end of results -->"
 
 
 def table(documents):

@@ -4,7 +4,7 @@ The System is the target of water_boxes.py with a MonteCarloBarostat; LSD drafts
 ('auto'). Means with errors from blocks; exit status 1 if the densities, or the fractions of moves
 that were accepted, differ by more than four standard errors.
 
-    python scripts/water_density.py --molecules 64 --picoseconds 100
+    python benchmarks/water_density.py --molecules 64 --picoseconds 100
 """
 
 import argparse

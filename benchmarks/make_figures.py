@@ -1,6 +1,6 @@
 """Pictures of how the speculation goes, from a run of the shipped alanine dipeptide.
 
-    python scripts/make_figures.py      # timeline, steps_per_round, noise_shifts in docs/figures
+    python benchmarks/make_figures.py      # timeline, steps_per_round, noise_shifts in docs/figures
 
 The potential is the shipped network, the draft its Amber force field. The timeline shows ten rounds
 about the last that commits its whole window (with a force field few do), so that each kind of step

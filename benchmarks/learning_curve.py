@@ -1,13 +1,13 @@
 """Steps per round while a draft learns, against simulated time.
 
-    python scripts/learning_curve.py systems/alanine_dipeptide --gfn2 --seeds 1 2 3
-    python scripts/learning_curve.py systems/alanine_dipeptide --gfn2 --timestep 0.5 --window 24
+    python benchmarks/learning_curve.py systems/alanine_dipeptide --gfn2 --seeds 1 2 3
+    python benchmarks/learning_curve.py systems/alanine_dipeptide --gfn2 --timestep 0.5 --window 24
 
 Drafts: ``auto`` is made from the bonds and learns, ``system`` is the system's own force field, and
 ``learning`` that force field with a valence force field on top that learns. Needs no clock: the
 counts do not depend on the machine. --outfile keeps the numbers; a figure is made of such files:
 
-    python scripts/learning_curve.py docs/benchmarks/learning_*.json \
+    python benchmarks/learning_curve.py docs/benchmarks/learning_*.json \
         --figure docs/figures/learning.png
 """
 

@@ -5,7 +5,7 @@ plus 2 %, and charges times 1.03. Drafts: the force field, with corrections per 
 published rule; and 'auto', which makes itself from the bonds and learns, counted after --learning
 steps.
 
-    python scripts/water_boxes.py --molecules 216 2000
+    python benchmarks/water_boxes.py --molecules 216 2000
 """
 
 import argparse

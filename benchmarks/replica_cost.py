@@ -5,7 +5,7 @@ openmm.app.ReplicaExchangeSampler. Printed: milliseconds for a State that is sav
 without the steps in between; the target is the force field of the draft with bonds that are a tenth
 stiffer, so that steps cost next to nothing.
 
-    python scripts/replica_cost.py
+    python benchmarks/replica_cost.py
 """
 
 import argparse

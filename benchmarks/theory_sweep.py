@@ -1,6 +1,6 @@
 """The published rule's steps per round against friction and time step: theory over measurement.
 
-    python scripts/theory_sweep.py systems/alanine_dipeptide --figure docs/figures/theory.png
+    python benchmarks/theory_sweep.py systems/alanine_dipeptide --figure docs/figures/theory.png
 
 The theory knows the structure function of the discrepancy along one trajectory, and nothing else;
 the measurement runs the sampler with one constant offset per window.

@@ -5,7 +5,7 @@ the shipped one; they cost the same. The ANI of OpenMM-ML has ANI-2x's size (one
 members), its MACE that of a small model (16 channels, l <= 1, two layers).
 
     pip install ".[test,train]"
-    python scripts/target_cost.py
+    python benchmarks/target_cost.py
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """A long run that must not grow and must not slow down: reporters, checkpoints, edits.
 
-    python scripts/soak.py                   # half an hour of alanine dipeptide
-    python scripts/soak.py --minutes 600     # over night
+    python benchmarks/soak.py                   # half an hour of alanine dipeptide
+    python benchmarks/soak.py --minutes 600     # over night
 
 Prints what it measures in every interval and a verdict; the exit status is 1 if it is bad.
 

@@ -1,7 +1,7 @@
 """Quantum-mechanical molecular dynamics drafted by Amber: GFN2-xTB on all cores of the machine.
 
     pip install "openmm-lsd[ase,ray]" tblite
-    python scripts/gfn2_ray.py --steps 1000
+    python benchmarks/gfn2_ray.py --steps 1000
 
 Each core evaluates its share of the window by tblite's ASE calculator, in a Ray worker. Writes
 trajectory.dcd and log.csv to the output directory.

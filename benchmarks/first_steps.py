@@ -5,7 +5,7 @@ for, and the draft learns, inside the time that is counted; what is not counted 
 in which the target is prepared. Both run on the platform where plain dynamics is fastest, in blocks
 that alternate. The last column is the whole run.
 
-    python scripts/first_steps.py --outfile docs/benchmarks/first_steps.json
+    python benchmarks/first_steps.py --outfile docs/benchmarks/first_steps.json
 """
 
 import argparse
