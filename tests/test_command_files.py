@@ -13,7 +13,8 @@ from test_periodicity import Anywhere, InBox
 from test_structures import STEM, inpcrd_with, prmtop_with
 
 from openmm_lsd import cli, systems
-from openmm_lsd.commands import simulate as simulate_module
+from openmm_lsd.commands import caseoptions
+from openmm_lsd.commands.wholemolecules import WholeMolecules
 from openmm_lsd.contexts.checks import default_box, masses_of
 from openmm_lsd.structures import read_structure
 
@@ -60,7 +61,7 @@ VELOCITIES = velocities_at_rest()
 
 
 def case_of(*arguments):
-    return cli._case(cli._parser().parse_args([str(each) for each in arguments]))
+    return caseoptions.case_of(cli.parse([str(each) for each in arguments]))
 
 
 @pytest.fixture
@@ -335,14 +336,14 @@ def test_periodic_runs_are_wrapped_by_molecules(tmp_path, water, monkeypatch, pl
     """OpenMM knows of no bonds here, and its own wrapping, which is planted, tears molecules."""
     arguments, start = water
     if planted:
-        wrapped = simulate_module.WholeMolecules.frame
+        wrapped = WholeMolecules.frame
 
         def torn(self, state):
             frame = wrapped(self, state)
             box = np.diag([vector[i]._value for i, vector in enumerate(frame.box)])
             return frame._replace(positions=frame.positions % np.diag(box))
 
-        monkeypatch.setattr(simulate_module.WholeMolecules, "frame", torn)
+        monkeypatch.setattr(WholeMolecules, "frame", torn)
     output = tmp_path / "out"
     assert command("run", *arguments, "--output-dir", output) == 0
     longest = longest_bond(output, start.topology)
@@ -382,7 +383,7 @@ def test_what_is_bonded_to_its_own_image_is_wrapped_by_atoms():
     platform = openmm.Platform.getPlatform("Reference")
     context = openmm.Context(system, openmm.VerletIntegrator(0.001), platform)
     context.setPositions(positions)
-    whole = simulate_module.WholeMolecules(topology, positions * unit.nanometer)
+    whole = WholeMolecules(topology, positions * unit.nanometer)
     written = whole.frame(context.getState(positions=True)).positions
     np.testing.assert_allclose(written[:4, 0], [0.0, 0.15, 0.3, 0.45], atol=1e-9)
     assert np.linalg.norm(written[5] - written[4]) == pytest.approx(0.11)
@@ -430,7 +431,7 @@ def test_whole_molecules_are_moved_by_box_vectors(field):
     positions = start + moves.repeat(size, axis=0)
     context.setPositions(positions)
     expected = context.getState(positions=True, enforcePeriodicBox=True)
-    whole = simulate_module.WholeMolecules(topology, positions * unit.nanometer)
+    whole = WholeMolecules(topology, positions * unit.nanometer)
     frame = whole.frame(context.getState(positions=True))
     np.testing.assert_allclose(
         frame.getPositions()._value, expected.getPositions(asNumpy=True)._value, atol=1e-9

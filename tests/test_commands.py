@@ -19,11 +19,17 @@ import pytest
 from openmm import app
 from scipy import stats
 
-from openmm_lsd import Statistics, cli, systems
-from openmm_lsd.commands import Case, benchmark, estimate, validate, validation
+from openmm_lsd import LSDIntegrator, Statistics, cli, systems
+from openmm_lsd.commands import Case, benchmark, estimate, validate
+from openmm_lsd.commands import case as case_module
+from openmm_lsd.commands import output as output_module
+from openmm_lsd.commands import simulate as simulate_module
 from openmm_lsd.commands.estimate import smoothed
-from openmm_lsd.commands.simulate import progress_line
-from openmm_lsd.commands.validation import dihedral_angles, dihedral_quadruples, wrong_sampler
+from openmm_lsd.commands.progress import progress_line
+from openmm_lsd.commands.validation import geometry, longruns
+from openmm_lsd.commands.validation.geometry import dihedral_quadruples
+from openmm_lsd.core.engine import NumpyEngine
+from openmm_lsd.drafts.nativeengine import NativeEngine
 
 ROOT = Path(__file__).resolve().parent.parent
 STEM = ROOT / "systems/alanine_dipeptide/alanine_dipeptide"
@@ -188,14 +194,14 @@ def test_stopped_between_a_step_and_its_report(tmp_path, potential, monkeypatch)
 def test_ctrl_c_in_python_that_openmm_has_called(monkeypatch, capsys, interrupted):
     """OpenMM turns every exception of such Python into its own."""
 
-    def run(args, given):
+    def run(args):
         if interrupted:
             with pytest.raises(KeyboardInterrupt):
                 signal.raise_signal(signal.SIGINT)
         raise openmm.OpenMMException("")
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(cli, "_run", run)
+    monkeypatch.setattr(simulate_module, "main", run)
     assert cli.main(["run", *FILES, "--steps", "10"]) == (130 if interrupted else 2)
     said = "stopped" if interrupted else "error: OpenMMException"
     assert said in capsys.readouterr().err
@@ -333,7 +339,7 @@ def test_truncated_files_are_not_resumed(tmp_path, potential, capsys):
 
 
 def test_a_missing_picture_library_is_said_before_the_run(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(output_module, "find_spec", lambda name: None)
     assert command("estimate", "--system", STEM.parent, "--figure", "x.png") == 2
     assert 'pip install "openmm-lsd[plots]"' in capsys.readouterr().err
 
@@ -364,6 +370,13 @@ def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capsy
     assert picture.stat().st_size > 5000
 
 
+def keys(document):
+    """Of JSON, in their order; of a list those of each item."""
+    if isinstance(document, dict):
+        return [(name, keys(value)) for name, value in document.items()]
+    return [keys(each) for each in document] if isinstance(document, list) else None
+
+
 def test_the_shipped_system_with_everything(tmp_path, capsys):
     json_file = tmp_path / "b.json"
     small = ("--seconds", 1, "--warm-up", 40, "--block", 16, "--seed", 1, "--outfile", json_file)
@@ -377,7 +390,8 @@ def test_the_shipped_system_with_everything(tmp_path, capsys):
     for name in ("LSD", "LSD, auto draft"):
         assert rows[name]["steps per round"] > rows["constant offset"]["steps per round"] >= 1
     assert document["machine"]["openmm"]
-    assert set(document["benchmark"]["estimates"]) == {"LSD", "LSD, auto draft"}
+    shipped = ROOT / "docs/benchmarks/benchmark_alanine_dipeptide_1fs.json"
+    assert keys(document["benchmark"]) == keys(json.loads(shipped.read_text())["benchmark"])
 
 
 def test_curve_of_fixed_windows(tmp_path, potential, capsys):
@@ -430,7 +444,7 @@ def test_steps_per_round_are_smoothed():
 
 def test_multiple_time_steps_are_those_of_the_target(case):
     """Draft plus (target - draft) is the target: with one inner step it is a plain step."""
-    from openmm_lsd.commands.benchmark import MultipleTimeSteps
+    from openmm_lsd.commands.multipletimesteps import MultipleTimeSteps
 
     run, plain = MultipleTimeSteps(case, 2, np.array(case.positions._value)), case.plain()
     for each in (run, plain):
@@ -445,11 +459,11 @@ def test_multiple_time_steps_are_those_of_the_target(case):
 def test_benchmark_verdict_and_breakdown(case):
     case = dataclasses.replace(case, draft="auto")
     result = benchmark(case, seconds=0.5, block=20, warm_up=50)
-    assert [row["run"] for row in result.rows] == ["plain", "LSD"]
+    assert [row.name for row in result.rows] == ["plain", "LSD"]
     assert "times as fast as plain dynamics" in result.verdict()
     for row in result.rows:
-        parts = result.time_breakdown()[row["run"]]
-        assert sum(parts.values()) == pytest.approx(row["ms per step"], rel=0.01)
+        parts = result.time_breakdown()[row.name]
+        assert sum(parts.values()) == pytest.approx(row.ms_per_step, rel=0.01)
 
 
 SMALL = {"runs": 250, "path_steps": 1000, "long_steps": 4000, "equilibration": 2000}
@@ -463,11 +477,48 @@ def test_right_sampler_is_validated(case, scheme):
     assert "The law is right" in str(result)
 
 
-@pytest.mark.parametrize("wrong", ["accept-all", "no-reflection"])
+class InNumpy(NativeEngine):
+    """A right one, whose ``commit`` asks ``transport``, which is planted in those below."""
+
+    commit = NumpyEngine.commit
+
+
+class AcceptsAll(InNumpy):
+    """Every drafted step becomes a step of the target, with the noise that leads there."""
+
+    @staticmethod
+    def transport(noise, shift, log_uniform):
+        return noise - shift, True
+
+
+class NeverReflects(InNumpy):
+    """Rejected steps keep their noise."""
+
+    @staticmethod
+    def transport(noise, shift, log_uniform):
+        accepted = log_uniform <= float(np.vdot(noise, shift)) - 0.5 * float(np.vdot(shift, shift))
+        return (noise - shift, True) if accepted else (noise, False)
+
+
+@pytest.fixture
+def plant(monkeypatch):
+    """Function: every LSDIntegrator of the commands has this engine from now on."""
+
+    def with_engine(engine):
+        kind = type("Planted", (LSDIntegrator,), {"_engine": engine})
+        monkeypatch.setattr(case_module, "LSDIntegrator", kind)
+
+    return with_engine
+
+
 @pytest.mark.parametrize("scheme", ["middle", "aboba"])
-def test_wrong_samplers_are_caught(case, wrong, scheme):
-    with wrong_sampler(wrong):
-        result = validate(dataclasses.replace(case, scheme=scheme), **SMALL)
+@pytest.mark.parametrize("engine", [InNumpy, AcceptsAll, NeverReflects])
+def test_wrong_samplers_are_caught(case, plant, engine, scheme):
+    plant(engine)
+    result = validate(dataclasses.replace(case, scheme=scheme), **SMALL)
+    if engine is InNumpy:  # what is caught is the transport, not that it was planted
+        assert result.passed, str(result)
+        return
     assert not result.passed
     assert "THE LAW IS WRONG" in str(result)
     assert result.lsd is None
@@ -493,7 +544,7 @@ def long_runs(case, other, steps):
     quadruples, _ = dihedral_quadruples(case.topology)
     run = other.plain()
     run.equilibrate(other, 2000)
-    return validation._long_runs(case, run, case.plain(), steps, quadruples, 1)
+    return longruns.run_in_pairs(case, run, case.plain(), steps, quadruples, 1)
 
 
 def test_wrong_temperature_is_caught_by_the_kinetic_energy(case):
@@ -504,8 +555,8 @@ def test_wrong_temperature_is_caught_by_the_kinetic_energy(case):
     case = dataclasses.replace(case, friction=10.0)
     right = dataclasses.replace(case, seed=4)
     cold = dataclasses.replace(right, temperature=230.0)
-    assert validation._kinetic_energy(case, *long_runs(case, right, 16_000), 1e-3).passed
-    assert validation._kinetic_energy(case, *long_runs(case, cold, 16_000), 1e-3).passed is False
+    assert longruns.kinetic_energy_check(case, *long_runs(case, right, 16_000), 1e-3).passed
+    assert longruns.kinetic_energy_check(case, *long_runs(case, cold, 16_000), 1e-3).passed is False
 
 
 def test_wrong_temperature_is_caught_by_the_noise(case, monkeypatch):
@@ -519,7 +570,7 @@ def test_wrong_temperature_is_caught_by_the_noise(case, monkeypatch):
 
 def test_blocks_of_a_pair_can_be_exchanged(case, monkeypatch):
     """They begin alike, and the next pair goes on from either."""
-    block, runs = validation._block, []
+    block, runs = longruns.run_block, []
 
     def recorded(case, run, *rest):
         begin = run.state
@@ -527,10 +578,10 @@ def test_blocks_of_a_pair_can_be_exchanged(case, monkeypatch):
         runs.append((begin, run.state[0]))
         return result
 
-    monkeypatch.setattr(validation, "_block", recorded)
+    monkeypatch.setattr(longruns, "run_block", recorded)
     long_runs(case, dataclasses.replace(case, seed=4), 48)
     pairs = list(zip(runs[::2], runs[1::2], strict=True))
-    assert len(pairs) == validation.BLOCKS
+    assert len(pairs) == longruns.BLOCKS
     chosen = set()
     for (ours, _), (theirs, _) in pairs:
         assert np.array_equal(ours, theirs)
@@ -546,7 +597,7 @@ def energies_in_pairs(case, random, pairs=12, frames=50):
     Two runs of a pair begin with the same energy and forget half of it; the next pair goes on from
     either. All follow the Gamma law in equilibrium, by way of normal variables.
     """
-    law = validation._kinetic_law(case)
+    law = longruns.kinetic_law(case)
     decay = 0.5 ** (1.0 / frames)
     slow = random.standard_normal()
     blocks = []
@@ -557,16 +608,14 @@ def energies_in_pairs(case, random, pairs=12, frames=50):
             path.append(np.sqrt(0.5) * (now + random.standard_normal(2)))
         slow = random.choice(now)
         blocks.append(law.ppf(stats.norm.cdf(path)))
-    return [
-        validation.LongRun(np.empty(0), np.empty(0), each) for each in np.moveaxis(blocks, 2, 0)
-    ]
+    return [longruns.LongRun(np.empty(0), np.empty(0), each) for each in np.moveaxis(blocks, 2, 0)]
 
 
 def test_false_alarms_of_the_kinetic_energy(case):
     """Of 300 right samplers 5 % may fail at a level of 5 %, by chance 27 at most."""
     random = np.random.default_rng(1)
     alarms = sum(
-        not validation._kinetic_energy(case, *energies_in_pairs(case, random), 0.05).passed
+        not longruns.kinetic_energy_check(case, *energies_in_pairs(case, random), 0.05).passed
         for _ in range(300)
     )
     assert alarms <= 27
@@ -577,13 +626,13 @@ def test_signs_have_the_chance_they_promise():
     random = np.random.default_rng(2)
     choices = np.array(list(itertools.product((-1.0, 1.0), repeat=8)))
     for sizes in (random.exponential(size=8), np.ones(8), np.arange(8) // 4, np.zeros(8)):
-        p = np.array([validation._by_signs(signs * sizes) for signs in choices])
+        p = np.array([longruns.p_by_signs(signs * sizes) for signs in choices])
         assert all((p <= level).mean() <= level for level in np.unique(p))
-    assert validation._by_signs(np.ones(8)) == 2 / 2**8
-    assert validation._by_signs(np.array([1.0, -1.0])) == 1.0
+    assert longruns.p_by_signs(np.ones(8)) == 2 / 2**8
+    assert longruns.p_by_signs(np.array([1.0, -1.0])) == 1.0
 
 
-def test_validate_from_the_command_line(tmp_path, potential, capsys):
+def test_validate_from_the_command_line(tmp_path, potential, plant, capsys):
     report, json_file = tmp_path / "report.html", tmp_path / "v.json"
     options = ("--draft", f"{STEM}.prmtop", "--platform", "Reference", "--seed", 2)
     small = ("--runs", 100, "--path-steps", 100, "--long-steps", 1600, "--equilibration", 2000)
@@ -593,8 +642,8 @@ def test_validate_from_the_command_line(tmp_path, potential, capsys):
     page = report.read_text()
     assert page.count("data:image/png;base64") == 6 and "Ramachandran" in page
     assert json.loads(json_file.read_text())["validation"]["passed"] is True
-    wrong = ("--wrong-sampler", "accept-all")
-    assert command("validate", *FILES, *potential, *options, *small, *results, *wrong) == 1
+    plant(AcceptsAll)
+    assert command("validate", *FILES, *potential, *options, *small, *results) == 1
     assert "THE LAW IS WRONG" in report.read_text()
 
 
@@ -604,15 +653,42 @@ def test_validation_refuses_a_barostat(case):
         validate(case, **SMALL)
 
 
-def test_dihedrals_are_those_of_mdtraj():
-    trajectory = mdtraj.load(f"{STEM}.pdb")
-    molecule = systems.load(STEM.parent)
-    quadruples, names = dihedral_quadruples(molecule.topology)
+def angle(a, b):
+    """Between vectors (T, n, 3), in radians."""
+    return np.arctan2(np.linalg.norm(np.cross(a, b), axis=-1), (a * b).sum(axis=-1))
+
+
+def test_internal_coordinates():
+    """Values, signs and units by the definitions, of a molecule and far from any; also of none."""
+    random = np.random.default_rng(3)
+    topology = systems.load(STEM.parent).topology
+    quadruples, names = dihedral_quadruples(topology)
     assert "C-CA-N-C" in names and "N-C-CA-N" in names, names
-    expected = mdtraj.compute_dihedrals(trajectory, quadruples)
-    assert dihedral_angles(trajectory.xyz.astype(float), quadruples) == pytest.approx(
-        expected, abs=1e-4
+    pairs = geometry.bond_pairs(topology)
+    triples = geometry.angle_triples(pairs)
+    assert (len(pairs), len(triples), len(quadruples)) == (21, 36, 7)
+    molecule = np.array(app.PDBFile(f"{STEM}.pdb").positions._value)
+    positions = np.stack([molecule, molecule + 1000.0, random.normal(size=(22, 3))])
+    bonds = positions[:, pairs[:, 1]] - positions[:, pairs[:, 0]]
+    assert geometry.bond_lengths(positions, pairs) == pytest.approx(
+        np.linalg.norm(bonds, axis=-1), abs=1e-6
     )
+    i, j, k = (positions[:, triples[:, corner]] for corner in range(3))
+    assert geometry.bond_angles(positions, triples) == pytest.approx(angle(i - j, k - j), abs=1e-5)
+    i, j, k, m = (positions[:, quadruples[:, corner]] for corner in range(4))
+    normals = np.cross(j - i, k - j), np.cross(k - j, m - k)
+    signs = np.sign((normals[0] * (m - k)).sum(axis=-1))
+    expected = signs * angle(*normals)
+    assert (expected[2] > 0).any() and (expected[2] < 0).any()
+    found = geometry.dihedral_angles(positions, quadruples)
+    assert found.dtype == np.float64 and (abs(found) <= np.pi).all()
+    assert np.abs(geometry.wrapped(found - expected)).max() < 1e-5
+    for values, corners in (
+        (geometry.bond_lengths, 2),
+        (geometry.bond_angles, 3),
+        (geometry.dihedral_angles, 4),
+    ):
+        assert values(positions, np.empty((0, corners), dtype=int)).shape == (3, 0)
 
 
 def test_progress_line():
@@ -630,9 +706,9 @@ class Terminal(io.StringIO):
 
 
 def test_progress_on_a_terminal_rewrites_its_line(case, tmp_path):
-    from openmm_lsd.commands.simulate import Plan, simulate
-
     terminal = Terminal()
-    simulate(case, Plan(60, equilibration=0), tmp_path, window=6, stream=terminal)
+    simulate_module.simulate(
+        case, simulate_module.Plan(60, equilibration=0), tmp_path, window=6, stream=terminal
+    )
     written = terminal.getvalue()
     assert "\r[" in written and written.count("\n") == 1 and written.endswith("\n")

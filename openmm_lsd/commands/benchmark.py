@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
+import argparse
 import dataclasses
-import platform
-from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -14,17 +12,19 @@ from typing import Any
 import numpy as np
 import openmm
 
-from ..contexts.cores import allowed_cores
-from ..contexts.forcecontext import fastest_context
-from ..core.clock import Times
-from ..core.statistics import Statistics
 from ..integrator.integrator import LSDIntegrator
-from ..systems import with_target
-from ..targets import SystemTarget
-from ..targets.base import Array, BatchedTarget, Evaluation
-from .case import Case, Notice, Run
+from ..plots import speed_up, time_breakdown
+from .case import Array, Case, Notice, Run
+from .caseoptions import case_of
 from .estimate import Estimate, estimate
+from .machine import machine
+from .multipletimesteps import MultipleTimeSteps
+from .options import Options, positive_integer, positive_number, window_length
+from .output import add_output_options, check_output, say, say_what, write_json
+from .rows import Benchmark, Kind, Row, Spent
 from .timing import fastest_plain, seconds_per_step, settings_of
+
+__all__ = ["Benchmark", "Way", "benchmark", "machine", "measured", "time_in_turns"]
 
 SECONDS_PER_DAY = 86400.0
 LEAST_BLOCKS = 5
@@ -34,153 +34,14 @@ UNSOUND = 10.0  # times the bath's temperature
 OFFSET_WINDOW = 8  # of the published rule, where LSD's own is tuned down to plain steps
 
 
-@dataclasses.dataclass
-class Row:
-    """One way to run; ``seconds`` per step of each block, in the order of the blocks."""
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """A way to run, before it is timed."""
 
     name: str
-    settings: str
-    seconds: list[float]
-    temperatures: list[float]
-    steps: int = 0  # of a block
-    blew_up: bool = False
-    spent: Statistics | None = None
-
-    def against(self, plain: Row, step_size: float) -> dict[str, Any]:
-        """Numbers of the table; plain dynamics is the measure."""
-        ratios = np.array(plain.seconds) / np.array(self.seconds)
-        temperatures = np.array(self.temperatures)
-        result: dict[str, Any] = {
-            "run": self.name,
-            "settings": self.settings,
-            "ns/day": 1e-3 * step_size * SECONDS_PER_DAY / float(np.median(self.seconds)),
-            "ms per step": 1e3 * float(np.median(self.seconds)),
-            "ratio": float(np.median(ratios)),
-            "ratio quartiles": [float(q) for q in np.quantile(ratios, [0.25, 0.75])],
-            "blocks": len(self.seconds),
-            "steps per block": self.steps,
-            "temperature, K": None if self.blew_up else float(temperatures.mean()),
-        }
-        if self.spent is not None:
-            spent = self.spent
-            result |= {
-                "steps per round": spent.steps_per_round,
-                "acceptance rate": spent.acceptance_rate,
-                "window": spent.window_length,
-                "target share": spent.target_seconds / spent.seconds,
-                "draft share": spent.draft_seconds / spent.seconds,
-                "learning share": spent.learning_seconds / spent.seconds,
-                "overhead share": spent.overhead_seconds / spent.seconds,
-            }
-        return result
-
-
-@dataclasses.dataclass
-class Benchmark:
-    """What ``benchmark`` measured: the first row is plain dynamics, then LSD, then the others."""
-
-    case: Case
-    rows: list[dict[str, Any]]
-    estimates: dict[str, Estimate] = dataclasses.field(default_factory=dict)  # by row
-
-    @property
-    def lsd(self) -> dict[str, Any]:
-        """The row of LSD; of several windows the fastest."""
-        rows = [
-            row for row in self.rows if row["run"].startswith("LSD") and "auto" not in row["run"]
-        ]
-        return max(rows, key=lambda row: row["ratio"])
-
-    @property
-    def speed_up(self) -> float:
-        """Wall time of plain dynamics over that of LSD, median of the blocks."""
-        return self.lsd["ratio"]
-
-    def curve(self) -> tuple[list[int], list[float], list[list[float]], list[float]]:
-        """Windows, speed-ups, their quartiles, steps per round; of the rows with a fixed window."""
-        rows = [row for row in self.rows if row["run"].startswith("LSD, K")]
-        return (
-            [row["window"] for row in rows],
-            [row["ratio"] for row in rows],
-            [row["ratio quartiles"] for row in rows],
-            [row["steps per round"] for row in rows],
-        )
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        case = self.case
-        return {
-            "system": case.name,
-            "atoms": case.atoms,
-            "temperature, K": case.temperature,
-            "friction, 1/ps": case.friction,
-            "timestep, fs": 1e3 * case.step_size,
-            "scheme": case.scheme,
-            "rows": self.rows,
-            "estimates": {name: each.as_dict() for name, each in self.estimates.items()},
-        }
-
-    def time_breakdown(self) -> dict[str, dict[str, float]]:
-        """Milliseconds per step of every row, by what they were spent on."""
-        return {
-            row["run"]: {
-                part: row["ms per step"] * row.get(f"{part} share", float(part == "target"))
-                for part in ("target", "draft", "learning", "overhead")
-            }
-            for row in self.rows
-        }
-
-    def __str__(self) -> str:
-        lines = [
-            f"{'':20s}{'settings':28s}{'ns/day':>8s}{'ms/step':>9s}{'speed-up':>10s}"
-            f"{'quartiles':>14s}{'T, K':>10s}{'steps/round':>13s}  target/draft/learning/other"
-        ]
-        for row in self.rows:
-            quartiles = "{:.2f} to {:.2f}".format(*row["ratio quartiles"])
-            kelvin, error = row["temperature, K"], self._temperature_error(row)
-            temperature = "blew up" if kelvin is None else f"{kelvin:.0f}({error:.0f})"
-            line = (
-                f"{row['run']:20s}{row['settings']:28s}{row['ns/day']:8.2f}"
-                f"{row['ms per step']:9.2f}{row['ratio']:10.2f}{quartiles:>14s}{temperature:>10s}"
-            )
-            if "steps per round" in row:
-                names = ("target", "draft", "learning", "overhead")
-                shares = " / ".join(f"{100 * row[name + ' share']:.0f}" for name in names)
-                line += f"{row['steps per round']:13.2f}  {shares} %"
-            lines.append(line)
-        lines += ["", self.verdict()]
-        for name, found in self.estimates.items():
-            rows = [row for row in self.rows if row["run"] == name] or [self.lsd]
-            for row in rows:
-                off = 100 * (found.best.speed_up / row["ratio"] - 1)
-                lines.append(
-                    f"{row['run']}: predicted from {found.steps} steps {found.best.speed_up:.2f}, "
-                    f"measured {row['ratio']:.2f} ({off:+.0f} %)."
-                )
-        return "\n".join(lines)
-
-    def _temperature_error(self, row: dict[str, Any]) -> float:
-        """Standard error of the mean. Values two correlation times apart are independent, and that
-        time is 1/gamma for the energy."""
-        case = self.case
-        picoseconds = row["blocks"] * row["steps per block"] * case.step_size
-        independent = 1.0 + 0.5 * picoseconds * case.friction
-        return case.temperature * float(np.sqrt(2.0 / case.degrees_of_freedom / independent))
-
-    def verdict(self) -> str:
-        """In one sentence, about the fastest LSD."""
-        plain = self.rows[0]
-        speculative = max(
-            (row for row in self.rows if row["run"].startswith("LSD")), key=lambda row: row["ratio"]
-        )
-        ratio, committed = speculative["ratio"], speculative["steps per round"]
-        cost = speculative["ms per step"] * committed * speculative["target share"]
-        slower = "" if ratio >= 1 else " (slower)"
-        return (
-            f"{speculative['run']}: {ratio:.2f} times as fast as plain dynamics here{slower}: each "
-            f"batch gives {committed:.2f} exact steps and costs what "
-            f"{cost / plain['ms per step']:.2f} plain steps cost."
-        )
+    kind: Kind
+    run: Run
+    has_fixed_window: bool = False
 
 
 def benchmark(
@@ -228,72 +89,57 @@ def benchmark(
         block = int(np.clip(steps, *BLOCK_STEPS))
     # Where LSD does plain steps its Context does them: no slower platform for it.
     case = dataclasses.replace(case, platform=plain.platform)
-    speculative = {f"LSD, K = {window}": case.lsd(window) for window in windows}
-    first = next(iter(speculative.values())) if windows else case.lsd("auto")
+    speculative = _speculative(case, windows)
+    first = speculative[0].run
     notice(f"{first.platform}: {warm_up} steps of LSD")
-    first.state = scout.state
+    first.set_state(*scout.state)
     first.step(warm_up)
     state = first.state
-    estimates: dict[str, Estimate] = {}
+    ways = [Way(Kind.PLAIN.value, Kind.PLAIN, plain), *speculative]
+    estimates: dict[Kind, Estimate] = {}
     if predict:
         options = {"windows": windows, "warm_up": warm_up} if windows else {"run": first}
-        estimates["LSD"] = estimate(case, notice=notice, **options)
-        notice(f"\n{estimates['LSD']}\n")
-    runs: dict[str, Run] = {"plain": plain, **(speculative or {"LSD": first})}
+        estimates[Kind.LSD] = _predicted(case, notice, **options)
     if also_auto and case.draft != "auto":
         notice(f"{warm_up} steps of LSD with draft='auto'")
-        runs["LSD, auto draft"] = automatic = case.lsd("auto", "auto")
-        automatic.state = state
+        automatic = case.lsd("auto", "auto")
+        automatic.set_state(*state)
         automatic.step(warm_up)
+        ways.append(Way(Kind.AUTO_DRAFT.value, Kind.AUTO_DRAFT, automatic))
         if predict:
-            found = estimate(dataclasses.replace(case, draft="auto"), run=automatic, notice=notice)
-            estimates["LSD, auto draft"] = found
-            notice(f"\n{found}\n")
+            with_auto = dataclasses.replace(case, draft="auto")
+            estimates[Kind.AUTO_DRAFT] = _predicted(with_auto, notice, run=automatic)
     if isinstance(case.draft, openmm.System):
-        window = first.integrator.statistics.window_length
-        rule = case.integrator(window if window > 1 else OFFSET_WINDOW, kind=ConstantOffset)
-        runs["constant offset"] = Run(case, rule, case.platform)
-        for ratio in (2, 4):
-            runs[f"MTS, {ratio} steps"] = MultipleTimeSteps(case, ratio, state[0])
-    rows = measured(case, runs, state, seconds, block, notice)
+        ways += _others(case, first.integrator.statistics.window_length, state[0])
+    rows = time_in_turns(case, ways, state, seconds, block, notice)
     return Benchmark(case, rows, estimates)
 
 
-def measured(
-    case: Case,
-    runs: dict[str, Run],
-    state: tuple[Array, Array],
-    seconds: float,
-    block: int,
-    notice: Notice,
-) -> list[dict[str, Any]]:
-    """Rows of a Benchmark: the runs in turns from one state, the first of them plain dynamics."""
-    notice(f"{', '.join(runs)} in turns, for {seconds:g} s")
-    for run in runs.values():
-        run.state = state
-        run.step(max(8, block // 4 // 8 * 8))
-    rows = {name: Row(name, "", [], []) for name in runs}
-    before = {name: run.integrator.statistics for name, run in runs.items() if _is_lsd(run)}
-    begin = perf_counter()
-    while perf_counter() - begin < seconds or len(rows["plain"].seconds) < LEAST_BLOCKS:
-        for name, run in runs.items():
-            # The published rule needs about as many rounds as steps; a shorter block will do.
-            steps = max(8, block // 5) if name == "constant offset" else block
-            rows[name].steps = steps
-            rows[name].seconds.append(seconds_per_step(run, steps))
-            rows[name].temperatures.append(case.temperature_of(run.state[1]))
-    for name, run in runs.items():
-        rows[name].settings = settings_of(run)
-        hottest = max(rows[name].temperatures)
-        rows[name].blew_up = run.blew_up or not hottest < UNSOUND * case.temperature
-        if name in before:
-            spent = rows[name].spent = run.integrator.statistics.since(before[name])
-            rows[name].settings = f"{run.platform}, K = {spent.window_length}"
-    return [row.against(rows["plain"], case.step_size) for row in rows.values()]
+def _speculative(case: Case, windows: Sequence[int]) -> list[Way]:
+    """LSD with each of the windows, or with 'auto'."""
+    if not windows:
+        return [Way(Kind.LSD.value, Kind.LSD, case.lsd("auto"))]
+    return [
+        Way(f"{Kind.LSD.value}, K = {window}", Kind.LSD, case.lsd(window), has_fixed_window=True)
+        for window in windows
+    ]
 
 
-def _is_lsd(run: Run) -> bool:
-    return hasattr(run.integrator, "watchers")
+def _predicted(case: Case, notice: Notice, **options: Any) -> Estimate:
+    found = estimate(case, notice=notice, **options)
+    notice(f"\n{found}\n")
+    return found
+
+
+def _others(case: Case, window: int, positions: Array) -> Iterator[Way]:
+    """The published rule, and multiple time steps."""
+    rule = case.integrator(window if window > 1 else OFFSET_WINDOW, kind=ConstantOffset)
+    kind = Kind.CONSTANT_OFFSET
+    yield Way(kind.value, kind, Run(case, rule, case.platform))
+    kind = Kind.MULTIPLE_TIME_STEPS
+    for ratio in (2, 4):
+        run = MultipleTimeSteps(case, ratio, positions)
+        yield Way(f"{kind.value}, {ratio} steps", kind, run)
 
 
 class ConstantOffset(LSDIntegrator):
@@ -302,91 +148,157 @@ class ConstantOffset(LSDIntegrator):
     _correction = "constant"
 
 
-class MultipleTimeSteps(Run):
-    """MTSLangevinIntegrator: ``ratio`` steps of the draft for each of target minus draft."""
+def measured(
+    case: Case,
+    runs: Mapping[str, Run],
+    state: tuple[Array, Array],
+    seconds: float,
+    block: int,
+    notice: Notice,
+) -> list[dict[str, Any]]:
+    """``time_in_turns`` of plain dynamics, which comes first, and of LSD; rows as for JSON."""
+    plain, *others = runs.items()
+    ways = [Way(plain[0], Kind.PLAIN, plain[1])]
+    ways += [Way(name, Kind.LSD, run) for name, run in others]
+    rows = time_in_turns(case, ways, state, seconds, block, notice)
+    return [row.as_dict() for row in rows]
 
-    def __init__(self, case: Case, ratio: int, positions: Array) -> None:
-        assert isinstance(case.draft, openmm.System)
-        self._ratio = ratio
-        self._start: tuple[Array, Array] | None = None
-        platform = openmm.Platform.getPlatform(case.platform or "Reference")
-        target = SystemTarget(case.target, positions, platform=platform.getName())
-        target.prepare(positions, 1)
-        system = with_target(case.target, Difference(target, case.draft, positions))
-        outer = system.getForce(0)
-        outer.setForceGroup(1)
-        for force in case.draft.getForces():
-            if not isinstance(force, openmm.CMMotionRemover):
-                inner = copy.deepcopy(force)
-                inner.setForceGroup(0)
-                system.addForce(inner)
-        integrator = openmm.MTSLangevinIntegrator(
-            case.temperature, case.friction, ratio * case.step_size, [(1, 1), (0, ratio)]
+
+def time_in_turns(
+    case: Case,
+    ways: Sequence[Way],
+    state: tuple[Array, Array],
+    seconds: float,
+    block: int,
+    notice: Notice,
+) -> list[Row]:
+    """Rows of a Benchmark: all ways in turns from one state, the first of them plain dynamics."""
+    notice(f"{', '.join(way.name for way in ways)} in turns, for {seconds:g} s")
+    for way in ways:
+        way.run.set_state(*state)
+        way.run.step(max(8, block // 4 // 8 * 8))
+    timings = [_Timing(case, way, block) for way in ways]
+    plain = timings[0]
+    begin = perf_counter()
+    while perf_counter() - begin < seconds or plain.blocks < LEAST_BLOCKS:
+        for timing in timings:
+            timing.take_block()
+    return [timing.row(plain) for timing in timings]
+
+
+class _Timing:
+    """Blocks of one way."""
+
+    def __init__(self, case: Case, way: Way, block: int) -> None:
+        self._case, self._way = case, way
+        # The published rule needs about as many rounds as steps; a shorter block will do.
+        self._steps = max(8, block // 5) if way.kind is Kind.CONSTANT_OFFSET else block
+        self._seconds: list[float] = []  # per step, of each block
+        self._temperatures: list[float] = []
+        integrator = way.run.integrator
+        self._before = integrator.statistics if isinstance(integrator, LSDIntegrator) else None
+
+    @property
+    def blocks(self) -> int:
+        """So far."""
+        return len(self._seconds)
+
+    def take_block(self) -> None:
+        """Time one more."""
+        self._seconds.append(seconds_per_step(self._way.run, self._steps))
+        self._temperatures.append(self._case.temperature_of(self._way.run.state[1]))
+
+    def row(self, plain: _Timing) -> Row:
+        """Of the table; plain dynamics is the measure."""
+        way, run = self._way, self._way.run
+        per_step = float(np.median(self._seconds))
+        ratios = np.array(plain._seconds) / np.array(self._seconds)
+        hottest = max(self._temperatures)
+        blew_up = run.blew_up or not hottest < UNSOUND * self._case.temperature
+        settings, spent = settings_of(run), None
+        if self._before is not None:
+            spent = Spent.of(run.integrator.statistics.since(self._before))
+            settings = f"{run.platform}, K = {spent.window}"
+        return Row(
+            way.name,
+            way.kind,
+            way.has_fixed_window,
+            settings,
+            ns_per_day=1e-3 * self._case.step_size * SECONDS_PER_DAY / per_step,
+            ms_per_step=1e3 * per_step,
+            ratio=float(np.median(ratios)),
+            ratio_quartiles=[float(q) for q in np.quantile(ratios, [0.25, 0.75])],
+            blocks=len(self._seconds),
+            steps_per_block=self._steps,
+            temperature=None if blew_up else float(np.mean(self._temperatures)),
+            spent=spent,
         )
-        integrator.setRandomNumberSeed(case.seed)
-        super().__init__(dataclasses.replace(case, target=system), integrator, platform.getName())
-
-    def step(self, steps: int) -> None:
-        """So many of the draft's steps, rounded down to whole ones of the target.
-
-        If the particles fly apart they are put back to where they were at first.
-        """
-        if self._start is None:
-            self._start = self.state
-        try:
-            super().step(steps // self._ratio)
-        except openmm.OpenMMException as error:
-            if "NaN" not in str(error):
-                raise
-            self.blew_up = True
-            self.state = self._start
-            super().step(steps // self._ratio)
 
 
-class Difference(BatchedTarget):
-    """Target minus draft."""
+def add_options(options: Options) -> None:
+    """Of ``openmm-lsd benchmark``."""
+    add = options.group("benchmark")
+    add("--seconds", type=positive_number, default=60.0, help="of measurement; default 60")
+    add("--block", type=positive_integer, help="steps per block; default: those of half a second")
+    add("--warm-up", type=positive_integer, default=1000, help="steps; default 1000")
+    add(
+        "--windows",
+        type=window_length,
+        nargs="+",
+        default=["auto"],
+        help="fixed K, a row each; default auto",
+    )
+    add("--also-auto", action="store_true", help="and a row with draft auto")
+    add("--estimate", action="store_true", help="predict first, and compare with what is measured")
+    add(
+        "--curve",
+        type=Path,
+        metavar="FILE",
+        help="picture of speed-up against --windows; needs --estimate",
+    )
+    add_output_options(add)
 
-    def __init__(self, target: BatchedTarget, draft: openmm.System, positions: Array) -> None:
-        self._target, self._draft = target, fastest_context(draft, positions)
-        self.uses_times = target.uses_times or self._draft.uses_times
 
-    def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
-        """See BatchedTarget."""
-        return self.evaluate_at(positions, box)
+def main(args: argparse.Namespace) -> int:
+    """``openmm-lsd benchmark``; returns the exit status."""
+    windows = [] if args.windows == ["auto"] else args.windows
+    if "auto" in windows:
+        raise ValueError("--windows takes numbers, or auto alone")
+    windows = sorted(set(windows))
+    if args.curve is not None and not (windows and args.estimate):
+        raise ValueError("--curve needs --windows and --estimate")
+    check_output(args)
+    case = case_of(args)
+    say(", ".join(f"{key} {value}" for key, value in machine().items()))
+    say_what(case)
+    result = benchmark(
+        case,
+        seconds=args.seconds,
+        block=args.block,
+        warm_up=args.warm_up,
+        windows=windows,
+        also_auto=args.also_auto,
+        predict=args.estimate,
+        notice=say,
+    )
+    say(f"\n{result}")
+    write_json(args.outfile, case, benchmark=result.as_dict())
+    if args.figure is not None:
+        time_breakdown(result.time_breakdown()).savefig(args.figure, dpi=150)
+    if args.curve is not None:
+        _draw_curve(args.curve, result)
+    return 0
 
-    def evaluate_at(
-        self, positions: Array, box: Array | None = None, times: Times | None = None
-    ) -> Evaluation:
-        """See BatchedTarget."""
-        times = Times.same(len(positions)) if times is None else times
-        energies, forces = self._target.evaluate_at(positions, box, times)
-        self._draft.set_environment(box, {})
-        draft_energies, draft_forces = self._draft.evaluate(positions, times)
-        return energies - draft_energies, forces - draft_forces
 
-
-def machine() -> dict[str, Any]:
-    """Processor, GPU and versions."""
-    model = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [line for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0].split(":")[1].strip() if names else model
-    about: dict[str, Any] = {
-        "processor": model,
-        "cores": allowed_cores(),
-        "python": platform.python_version(),
-        "openmm": openmm.version.short_version,
-    }
-    for package in ("torch", "openmm-lsd"):
-        try:
-            about[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    try:
-        import torch
-    except ImportError:
-        return about
-    if torch.cuda.is_available():
-        about["GPU"] = torch.cuda.get_device_name()
-    return about
+def _draw_curve(file: Path, result: Benchmark) -> None:
+    measured, ratios, ranges, steps = result.curve()
+    predicted = {each.window: each for each in result.estimates[Kind.LSD].windows}
+    figure = speed_up(
+        measured,
+        ratios,
+        ranges,
+        [predicted[window].speed_up for window in measured],
+        steps,
+        [predicted[window].steps_per_round for window in measured],
+    )
+    figure.savefig(file, dpi=150)

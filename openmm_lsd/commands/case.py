@@ -20,7 +20,7 @@ from ..contexts.checks import (
     virtual_sites,
 )
 from ..contexts.periodicity import box_in_words
-from ..core.schemes import MOLAR_GAS_CONSTANT
+from ..core.schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme
 from ..integrator.integrator import LSDIntegrator
 from ..structures import formula
 from ..systems import MolecularSystem
@@ -88,10 +88,10 @@ class Case:
         self,
         window: int | str = "auto",
         draft: openmm.System | str | None = None,
-        kind: type[LSDIntegrator] = LSDIntegrator,
+        kind: type[LSDIntegrator] | None = None,
     ) -> LSDIntegrator:
-        """A new LSDIntegrator under these conditions."""
-        return kind(
+        """A new LSDIntegrator, or one of a kind derived from it, under these conditions."""
+        return (kind or LSDIntegrator)(
             self.temperature,
             self.friction,
             self.step_size,
@@ -102,7 +102,7 @@ class Case:
             topology=self.topology,
         )
 
-    def plain(self, platform: str | None = None) -> Run:
+    def plain(self, platform: str | None = None, threads: int | None = None) -> Run:
         """LangevinMiddleIntegrator; with ABOBA the CustomIntegrator of the same scheme."""
         if self.scheme == "middle":
             plain = openmm.LangevinMiddleIntegrator(self.temperature, self.friction, self.step_size)
@@ -110,7 +110,11 @@ class Case:
         else:
             xml = openmm.XmlSerializer.serialize(self.integrator(1))
             plain = openmm.XmlSerializer.deserialize(xml)
-        return Run(self, plain, platform or self.platform)
+        return Run(self, plain, platform or self.platform, threads)
+
+    def build_scheme(self) -> Scheme:
+        """Of both, in NumPy."""
+        return SCHEMES[self.scheme](self.temperature, self.friction, self.step_size)
 
     def temperature_of(self, velocities: Array) -> float:
         """Kinetic temperature in kelvin of velocities (N, 3) in nm/ps, as they are stored."""
@@ -142,7 +146,9 @@ class Case:
         masses = masses_of(self.target)
         virtual = virtual_sites(self.target)
         known = [
-            masses[atom.index] if atom.element is None else atom.element.mass._value
+            masses[atom.index]
+            if atom.element is None
+            else atom.element.mass.value_in_unit(unit.dalton)
             for atom in self.topology.atoms()
         ]
         fixed = set(np.flatnonzero(masses == 0).tolist()) - virtual
@@ -192,18 +198,22 @@ def choose_platform(system: openmm.System, name: str | None) -> tuple[openmm.Pla
 
 
 class Run:
-    """A Simulation, stepped with a number of torch threads of its own."""
+    """A Simulation, stepped with a number of torch threads of its own; None: as torch does it."""
 
     blew_up = False
 
     def __init__(
-        self, case: Case, integrator: openmm.Integrator, platform: str | None = None
+        self,
+        case: Case,
+        integrator: openmm.Integrator,
+        platform: str | None = None,
+        threads: int | None = None,
     ) -> None:
         chosen = choose_platform(case.target, platform)
         self.simulation = app.Simulation(case.topology, case.target, integrator, *chosen)
         self.simulation.context.setPositions(case.positions)
         self.integrator: Any = integrator
-        self.threads: int | None = None
+        self.threads = threads
 
     @property
     def platform(self) -> str:
@@ -225,8 +235,12 @@ class Run:
 
     @state.setter
     def state(self, state: tuple[Array, Array]) -> None:
-        self.simulation.context.setPositions(state[0])
-        self.simulation.context.setVelocities(state[1])
+        self.set_state(*state)
+
+    def set_state(self, positions: Array, velocities: Array) -> None:
+        """Go on from these."""
+        self.simulation.context.setPositions(positions)
+        self.simulation.context.setVelocities(velocities)
 
     def equilibrate(self, case: Case, steps: int, iterations: int = 200) -> None:
         """Minimise the energy, draw velocities, and go some steps.

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from scipy.optimize import least_squares
 
 from .. import theory
 from ..contexts.checks import masses_of
-from ..core.schemes import SCHEMES
 from ..core.statistics import Round
+from ..plots import speed_up
 from .case import Array, Case, Notice, Run
+from .caseoptions import case_of
+from .options import Options, positive_integer
+from .output import add_output_options, check_output, say, say_what, write_json
 from .timing import fastest_plain, seconds_per_step, settings_of
 
 WINDOWS = (4, 8, 16, 24, 48)
@@ -139,7 +143,7 @@ def estimate(
         notice(f"minimising, and {warm_up} steps of LSD")
         run.equilibrate(case, warm_up)
     plain = fastest_plain(case, run.state, 2 * PLAIN_STEPS, notice)
-    plain.state = run.state
+    plain.set_state(*run.state)
     plain.step(PLAIN_STEPS)
     notice(f"windows {', '.join(map(str, windows))} in turns")
     turns, before = _Turns(run), run.integrator.statistics
@@ -252,6 +256,8 @@ def smoothed(windows: Sequence[int], steps: Sequence[float]) -> list[float]:
     """
     if len(windows) < 3:
         return list(steps)
+    from scipy.optimize import least_squares  # its import takes as long as that of all the rest
+
     beyond, measured = np.array(windows) - 1.0, np.array(steps)
 
     def curve(parameters: Array) -> Array:
@@ -269,7 +275,7 @@ def smoothed(windows: Sequence[int], steps: Sequence[float]) -> list[float]:
 def _constant_offset_steps(case: Case, run: Run, window: int) -> float:
     """Of the published rule, from the discrepancies along a piece of the run."""
     sites = []
-    scheme = SCHEMES[case.scheme](case.temperature, case.friction, case.step_size)
+    scheme = case.build_scheme()
     for _ in range(window + OFFSET_STEPS):
         run.step(1)
         sites.append(scheme.site(*run.state))
@@ -277,3 +283,40 @@ def _constant_offset_steps(case: Case, run: Run, window: int) -> float:
     discrepancies = run.integrator.probe().discrepancies(positions)
     structure = theory.structure_function(discrepancies, masses_of(case.target), window)
     return theory.constant_offset_steps(structure, scheme, window)
+
+
+def add_options(options: Options) -> None:
+    """Of ``openmm-lsd estimate``."""
+    add = options.group("estimate")
+    add("--steps", type=positive_integer, default=200, help="to measure on, at least; default 200")
+    windows = [4, 8, 12, 16, 24]
+    words = " ".join(map(str, windows))
+    add("--windows", type=positive_integer, nargs="+", default=windows, help=f"default {words}")
+    add("--warm-up", type=positive_integer, help="steps; default 100, or 1000 for draft auto")
+    add_output_options(add)
+
+
+def main(args: argparse.Namespace) -> int:
+    """``openmm-lsd estimate``; returns the exit status."""
+    check_output(args)
+    case = case_of(args)
+    say_what(case)
+    warm_up = args.warm_up
+    if warm_up is None:
+        warm_up = 1000 if isinstance(case.draft, str) else 100
+    result = estimate(
+        case, steps=args.steps, warm_up=warm_up, windows=sorted(set(args.windows)), notice=say
+    )
+    say(f"\n{result}\n\n{result.steps} steps of LSD, {result.seconds:.0f} s")
+    write_json(args.outfile, case, estimate=result.as_dict())
+    if args.figure is not None:
+        _draw(args.figure, result)
+    return 0
+
+
+def _draw(file: Path, result: Estimate) -> None:
+    windows = [each.window for each in result.windows]
+    predicted = [each.speed_up for each in result.windows]
+    steps = [each.steps_per_round for each in result.windows]
+    figure = speed_up(windows, predicted=predicted, predicted_steps_per_round=steps)
+    figure.savefig(file, dpi=150)

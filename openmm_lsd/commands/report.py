@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from .. import plots
-from .benchmark import machine
-from .validation import BLOCKS, Array, LongRun, Validation
+from .case import Array
+from .machine import machine
+from .validation.longruns import BLOCKS, LongRun
+from .validation.result import Validation
 
 STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"

@@ -2,40 +2,38 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import dataclasses
 import json
-import os
+import secrets
 import sys
 from pathlib import Path
-from time import perf_counter
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 import numpy as np
 import openmm
-from numpy.typing import NDArray
 from openmm import app, unit
 
-from ..contexts.periodicity import topology_box
 from ..core.statistics import Statistics
-from ..drafts.molgraph import (
-    MolecularGraph,
-    differences,
-    graph_of_topology,
-    molecules_of,
-    with_contacts,
-    with_missing_bonds,
+from ..integrator.reporter import LSDReporter
+from .case import Case, Notice, choose_platform
+from .caseoptions import case_of
+from .checkpoints import (
+    CHECKPOINT,
+    FINAL,
+    LOG,
+    LSD_LOG,
+    TRAJECTORY,
+    Checkpoints,
+    go_back_to_checkpoint,
 )
-from ..integrator.integrator import LSDIntegrator
-from ..integrator.reporter import SECONDS_PER_DAY, LSDReporter
-from .case import Array, Case, Notice, choose_platform
+from .options import Options, positive_integer, whole_number, window_length
+from .output import say
+from .progress import Progress
+from .wholemolecules import WholeMolecules
 
-Indices = NDArray[np.int64]
-
-TRAJECTORY, LOG, LSD_LOG, CHECKPOINT = "trajectory.dcd", "log.csv", "lsd.csv", "checkpoint.chk"
-FILES, FINAL = "checkpoint.json", "final.pdb"
-WRITTEN = (TRAJECTORY, LOG, LSD_LOG)
-HEADER = 24  # bytes of a DCD file that change as it grows
+RUN_FILE = "run.json"  # the options of the first run
 
 
 @dataclasses.dataclass
@@ -92,7 +90,7 @@ def simulate(
     output.mkdir(parents=True, exist_ok=True)
     if resume:
         simulation.context.setPositions(case.positions)
-        _go_back_to_checkpoint(simulation, output)
+        go_back_to_checkpoint(simulation, output)
         notice(f"going on at step {simulation.currentStep} of {plan.steps}")
     else:
         _begin(simulation, case, plan, notice)
@@ -102,7 +100,7 @@ def simulate(
     progress = Progress(plan.steps, stream or sys.stderr)
     whole = WholeMolecules(topology, case.positions)
     files = Files(output, plan.report_interval, resume, whole, simulation.currentStep)
-    simulation.reporters = [files, checkpoints, progress]
+    simulation.reporters.extend([files, checkpoints, progress])
     if not resume:
         checkpoints.write(simulation)
     try:
@@ -147,123 +145,8 @@ def _begin(simulation: app.Simulation, case: Case, plan: Plan, notice: Notice) -
         notice(f"equilibrating for {equilibration} steps")
         simulation.step(equilibration)
         # Step and time of what is written begin here; the integrator's random numbers go on.
-        simulation.currentStep = 0
+        simulation.context.setStepCount(0)
         simulation.context.setTime(0.0)
-
-
-class Frame(NamedTuple):
-    """What DCDReporter asks a State for."""
-
-    positions: Array
-    box: unit.Quantity
-
-    def getPositions(self, asNumpy: bool = True) -> unit.Quantity:  # noqa: N802, N803
-        """(N, 3)."""
-        return unit.Quantity(self.positions, unit.nanometer)
-
-    def getPeriodicBoxVectors(self) -> unit.Quantity:  # noqa: N802
-        """Of the Context."""
-        return self.box
-
-
-class WholeMolecules:
-    """Brings molecules into the periodic box without tearing them, as viewers want to have them.
-
-    OpenMM does this by the bonds of its forces, and the forces of a network have none.
-
-    Parameters
-    ----------
-    topology : openmm.app.Topology
-        With a box if there is one; bonds that it does not have are found by distance.
-    positions : Quantity, (N, 3)
-        Of a sound structure.
-    """
-
-    def __init__(self, topology: app.Topology, positions: unit.Quantity) -> None:
-        box = topology_box(topology)
-        self.periodic = box is not None
-        self._levels: list[tuple[Indices, Indices]] = []
-        self._molecules = np.zeros(topology.getNumAtoms(), dtype=int)
-        if box is None:
-            return
-        sites = np.array(positions.value_in_unit(unit.nanometer), dtype=np.float64)
-        graph = with_missing_bonds(_with_extra_particles(topology), sites, box)
-        graph = with_contacts(graph, sites, box)  # metals and salts are no molecules
-        self._find_molecules(graph)
-        # What is bonded to its own image (a crystal of silicon) cannot be whole.
-        whole = self._joined(sites, box)
-        bonds = whole[graph.bonds[:, 1]] - whole[graph.bonds[:, 0]]
-        across = np.abs(bonds - differences(whole, graph.bonds, box)).max(axis=1) > 1e-6
-        if across.any():
-            endless = np.isin(self._molecules, self._molecules[graph.bonds[across, 0]])
-            kept = graph.bonds[~endless[graph.bonds[:, 0]]]
-            self._find_molecules(MolecularGraph(graph.elements, kept))
-
-    def _find_molecules(self, graph: MolecularGraph) -> None:
-        roots = []
-        for index, members in enumerate(molecules_of(graph)):
-            self._molecules[members] = index
-            roots.append(int(members[0]))
-        self._levels = _levels_of(graph, roots)
-
-    def _joined(self, positions: Array, box: Array) -> Array:
-        """Each atom at its image that is nearest to the atom it is bonded to."""
-        positions = positions.copy()
-        for parents, children in self._levels:
-            bonds = differences(positions, np.stack([parents, children], axis=1), box)
-            positions[children] = positions[parents] + bonds
-        return positions
-
-    def frame(self, state: openmm.State) -> Frame:
-        """The positions of a State that OpenMM has not wrapped; as they are without a box."""
-        positions = state.getPositions(asNumpy=True).value_in_unit(unit.nanometer)
-        box = state.getPeriodicBoxVectors()
-        if not self.periodic:
-            return Frame(positions, box)
-        vectors = np.array(box.value_in_unit(unit.nanometer))
-        positions = self._joined(positions, vectors)
-        counts = np.bincount(self._molecules)
-        centres = np.stack(
-            [np.bincount(self._molecules, column) / counts for column in positions.T], axis=1
-        )
-        cells = np.zeros_like(centres)
-        for axis in (2, 1, 0):
-            cells[:, axis] = np.floor(centres[:, axis] / vectors[axis, axis])
-            centres -= cells[:, axis, None] * vectors[axis]
-        return Frame(positions - (cells @ vectors)[self._molecules], box)
-
-
-def _with_extra_particles(topology: app.Topology) -> MolecularGraph:
-    """The graph of a Topology in which virtual sites are bonded to an atom of their residue."""
-    graph = graph_of_topology(topology)
-    bonds = []
-    for residue in topology.residues():
-        atoms = list(residue.atoms())
-        first = next((atom for atom in atoms if atom.element is not None), None)
-        if first is not None:
-            bonds += [(first.index, atom.index) for atom in atoms if atom.element is None]
-    pairs = np.sort(np.array(bonds, dtype=int).reshape(-1, 2), axis=1)
-    everything = np.concatenate([graph.bonds, pairs])
-    return MolecularGraph(graph.elements, np.unique(everything, axis=0).reshape(-1, 2))
-
-
-def _levels_of(graph: MolecularGraph, roots: list[int]) -> list[tuple[Indices, Indices]]:
-    """Bonds of a tree in every molecule, by their distance from its root: parents, children."""
-    seen = np.zeros(len(graph.elements), dtype=bool)
-    seen[roots] = True
-    levels = []
-    while roots:
-        pairs = []
-        for parent in roots:
-            for child in graph.neighbours[parent]:
-                if not seen[child]:
-                    seen[child] = True
-                    pairs.append((parent, child))
-        roots = [child for _, child in pairs]
-        if pairs:
-            parents, children = np.array(pairs).T
-            levels.append((parents, children))
-    return levels
 
 
 class Trajectory(app.DCDReporter):
@@ -328,135 +211,83 @@ class Files:
         return True
 
 
-class Checkpoints:
-    """A reporter that writes checkpoints, and with each how long the other files were.
-
-    Both files are replaced at once; the lengths of the checkpoint before are kept too, in case
-    the process dies between the two.
-    """
-
-    def __init__(self, output: Path, interval: int) -> None:
-        self._output, self._interval = output, interval
-        self._lengths: dict[str, Any] = {}
-
-    def describeNextReport(self, simulation: app.Simulation) -> dict[str, Any]:  # noqa: N802
-        """OpenMM's protocol."""
-        steps = self._interval - simulation.currentStep % self._interval
-        return {"steps": steps, "periodic": None, "include": []}
-
-    def report(self, simulation: app.Simulation, state: openmm.State) -> None:
-        """OpenMM's protocol."""
-        self.write(simulation)
-
-    def write(self, simulation: app.Simulation) -> None:
-        """Now."""
-        step = str(simulation.currentStep)
-        last = dict(list(self._lengths.items())[-1:])
-        self._lengths = {**last, step: {name: _length(self._output / name) for name in WRITTEN}}
-        _replace(self._output / FILES, json.dumps(self._lengths).encode())
-        _replace(self._output / CHECKPOINT, simulation.context.createCheckpoint())
-
-
-def _length(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {"size": 0, "header": ""}
-    with open(file, "rb") as opened:
-        return {"size": file.stat().st_size, "header": opened.read(HEADER).hex()}
+def add_options(options: Options) -> None:
+    """Of ``openmm-lsd run``."""
+    add = options.group("run")
+    add(
+        "--steps",
+        type=positive_integer,
+        default=10_000,
+        help="all together, if resumed; default 10000",
+    )
+    add("--window", type=window_length, default="auto", metavar="K", help="default auto")
+    add(
+        "--minimize",
+        action=argparse.BooleanOptionalAction,
+        help="the energy first; default: unless the coordinates come with velocities",
+    )
+    add(
+        "--equilibration",
+        type=whole_number,
+        help="steps; default 1000, or 0 if the coordinates come with velocities",
+    )
+    add("--report-interval", type=positive_integer, default=100, help="steps; default 100")
+    add("--checkpoint-interval", type=positive_integer, default=1000, help="steps; default 1000")
+    add("--output-dir", type=Path, default=Path("lsd_output"), help="default lsd_output")
+    add(
+        "--resume",
+        action="store_true",
+        help="continue from the checkpoint in --output-dir; all other options are those of its "
+        "first run, and only --steps may be given anew",
+    )
 
 
-def _replace(file: Path, content: bytes) -> None:
-    new = file.with_name(file.name + ".new")
-    with open(new, "wb") as opened:
-        opened.write(content)
-        opened.flush()
-        os.fsync(opened.fileno())
-    os.replace(new, file)
-
-
-def _go_back_to_checkpoint(simulation: app.Simulation, output: Path) -> None:
-    for name in (CHECKPOINT, FILES):
-        if not (output / name).is_file():
-            raise FileNotFoundError(f"there is nothing to resume: {output / name} is missing")
-    simulation.loadCheckpoint(str(output / CHECKPOINT))
-    lengths = json.loads((output / FILES).read_text())
-    try:
-        lengths = lengths[str(simulation.currentStep)]
-    except KeyError:
+def main(args: argparse.Namespace) -> int:
+    """``openmm-lsd run``; returns the exit status."""
+    output, resume = args.output_dir, args.resume
+    if resume:
+        args = _options_of_first_run(args)
+    elif (output / CHECKPOINT).exists():
         raise ValueError(
-            f"{output / FILES} does not belong to the checkpoint beside it (step "
-            f"{simulation.currentStep})"
-        ) from None
-    for name, length in lengths.items():
-        file = output / name
-        if not file.is_file() or file.stat().st_size < length["size"]:
-            raise ValueError(f"{file} is shorter than it was at the checkpoint; it must be whole")
-    for name, length in lengths.items():
-        with open(output / name, "r+b") as opened:
-            opened.truncate(length["size"])
-            opened.write(bytes.fromhex(length["header"]))
+            f"{output} holds a run already; continue it with --resume, or choose another "
+            "--output-dir"
+        )
+    seed = args.seed or secrets.randbelow(2**31 - 1) + 1
+    args = argparse.Namespace(**{**vars(args), "seed": seed})
+    case = case_of(args)
+    if not resume:
+        _write_options(args, output)
+    plan = Plan(
+        args.steps,
+        args.equilibration,
+        args.report_interval,
+        args.checkpoint_interval,
+        args.minimize,
+    )
+    statistics = simulate(case, plan, output, window=args.window, resume=resume, notice=say)
+    say(str(statistics))
+    say(f"wrote trajectory.dcd, log.csv, lsd.csv, {CHECKPOINT} and {FINAL} to {output}")
+    return 0
 
 
-class Progress:
-    """A reporter: one line that shows how far the run is; on a terminal it rewrites itself."""
-
-    def __init__(self, steps: int, stream: TextIO) -> None:
-        self._steps, self._stream = steps, stream
-        self._live = stream.isatty()
-        self._interval = max(1, steps // (500 if self._live else 20))
-        self._begin: tuple[float, int, float, Statistics] | None = None
-        self._shown = 0.0
-
-    def describeNextReport(self, simulation: app.Simulation) -> dict[str, Any]:  # noqa: N802
-        """OpenMM's protocol."""
-        steps = self._interval - simulation.currentStep % self._interval
-        return {"steps": steps, "periodic": None, "include": []}
-
-    def report(self, simulation: app.Simulation, state: openmm.State) -> None:
-        """OpenMM's protocol."""
-        now = self._now(simulation)
-        if self._begin is None:  # what came before the first report was not only steps
-            self._begin = now
-        if self._live and now[0] - self._shown < 0.2 and now[1] < self._steps:
-            return
-        self._shown = now[0]
-        line = progress_line(self._begin, now, self._steps)
-        self._stream.write(f"\r{line}\x1b[K" if self._live else line + "\n")
-        self._stream.flush()
-
-    @staticmethod
-    def _now(simulation: app.Simulation) -> tuple[float, int, float, Statistics]:
-        integrator = simulation.integrator
-        assert isinstance(integrator, LSDIntegrator)
-        step_size = integrator.getStepSize().value_in_unit(unit.nanosecond)
-        return perf_counter(), simulation.currentStep, step_size, integrator.statistics
-
-    def close(self) -> None:
-        """End the line."""
-        if self._live and self._shown:
-            self._stream.write("\n")
-            self._stream.flush()
+def _write_options(args: argparse.Namespace, output: Path) -> None:
+    skipped = ("given", "resume", "output_dir", "debug", "verbose", "name")
+    options = {name: value for name, value in vars(args).items() if name not in skipped}
+    output.mkdir(parents=True, exist_ok=True)
+    (output / RUN_FILE).write_text(json.dumps(options, indent=2, default=str) + "\n")
 
 
-def progress_line(
-    begin: tuple[float, int, float, Statistics],
-    now: tuple[float, int, float, Statistics],
-    steps: int,
-) -> str:
-    """Share done, steps; and since ``begin`` ns/day, steps per round, time left."""
-    done = now[1] / steps
-    filled = round(24 * done)
-    line = f"[{'#' * filled}{'.' * (24 - filled)}] {100 * done:5.1f} %  step {now[1]}/{steps}"
-    seconds, advanced = now[0] - begin[0], now[1] - begin[1]
-    if advanced <= 0:
-        return line
-    per_round = now[3].since(begin[3]).steps_per_round
-    speed = advanced * now[2] * SECONDS_PER_DAY / seconds
-    left = (steps - now[1]) * seconds / advanced
-    return f"{line}  {speed:.3g} ns/day  {per_round:.2f} steps/round  {_clock(left)} left"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    return f"{days} d " * bool(days) + f"{hours}:{minutes:02d}:{rest:02d}"
+def _options_of_first_run(args: argparse.Namespace) -> argparse.Namespace:
+    file = args.output_dir / RUN_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f"there is nothing to resume: {file} is missing")
+    others = args.given - {"name", "resume", "output_dir", "steps", "debug", "verbose"}
+    if others:
+        option = "--" + sorted(others)[0].replace("_", "-")
+        raise ValueError(f"with --resume {option} is that of the first run; leave it out")
+    options = json.loads(file.read_text())
+    for name in ("system", "topology", "coordinates"):
+        options[name] = None if options[name] is None else Path(options[name])
+    if "steps" in args.given:
+        options["steps"] = args.steps
+    return argparse.Namespace(**{**vars(args), **options})

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from time import perf_counter
 
-import numpy as np
 import openmm
 
+from ..contexts.autotune import time_candidates
 from ..contexts.cores import allowed_cores
 from ..targets.torchforce import as_torch_force
 from .case import Array, Case, Notice, Run
@@ -29,13 +29,11 @@ def fastest(
     if len(candidates) == 1:
         return candidates[0]
     for run in candidates:
-        run.state = state
-        run.step(steps)
-    times = [[seconds_per_step(run, steps) for run in candidates] for _ in range(TRIALS)]
-    medians = np.median(times, axis=0)
-    for run, seconds in zip(candidates, medians, strict=True):
-        notice(f"  {settings_of(run)}: {1e3 * seconds:.2f} ms per step")
-    return candidates[int(np.argmin(medians))]
+        run.set_state(*state)
+    seconds = time_candidates(lambda run: run.step(steps), candidates, warm_up=1, turns=TRIALS)
+    for run, median in seconds.items():
+        notice(f"  {settings_of(run)}: {1e3 * median / steps:.2f} ms per step")
+    return min(seconds, key=seconds.__getitem__)
 
 
 def fastest_plain(case: Case, state: tuple[Array, Array], steps: int, notice: Notice) -> Run:
@@ -43,12 +41,7 @@ def fastest_plain(case: Case, state: tuple[Array, Array], steps: int, notice: No
     platforms = [case.platform] if case.platform else _platforms()
     uses_torch = any(as_torch_force(force) is not None for force in case.target.getForces())
     threads = sorted({1, _cores()}) if uses_torch else [None]
-    candidates = []
-    for platform in platforms:
-        for count in threads:
-            run = case.plain(platform)
-            run.threads = count
-            candidates.append(run)
+    candidates = [case.plain(platform, count) for platform in platforms for count in threads]
     notice("plain dynamics, the fastest of:")
     return fastest(candidates, state, steps, notice)
 

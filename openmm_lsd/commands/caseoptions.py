@@ -1,0 +1,111 @@
+"""What all commands are told: the molecule, its two potentials, and the conditions."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from .. import systems
+from ..structures import read_structure
+from .case import Case
+from .options import Options, positive_number, seed_number
+from .potentials import draft_system, target_system
+
+SHORTHAND = "systems/NAME of the repository, in place of topology, coordinates, draft and target"
+
+
+def add_case_options(options: Options) -> None:
+    """To the parser of a command."""
+    add = options.group("molecule and potentials")
+    add("--system", type=Path, metavar="DIRECTORY", help=SHORTHAND)
+    add("--topology", type=Path, metavar="FILE", help=".prmtop, .parm7, .pdb, .cif, .xyz, POSCAR")
+    add(
+        "--coordinates",
+        type=Path,
+        metavar="FILE",
+        help=".inpcrd, .rst7, or a format of --topology; default: those of the topology",
+    )
+    add(
+        "--target",
+        metavar="SPEC",
+        help="model.pt; force field or System .xml; ase:MODULE:CALL; torchsim:MODULE:CALL; "
+        "python:MODULE:CALL; openmmml:NAME (MODULE may be a .py file)",
+    )
+    add(
+        "--draft",
+        nargs="+",
+        metavar="NAME",
+        help="auto, a .prmtop, a System .xml, or OpenMM force field files; default auto, and with "
+        "--system its force field",
+    )
+    add("--no-box", action="store_true", help="ignore the box in the files: an isolated molecule")
+    add("--cutoff", type=positive_number, default=0.9, help="nm, of PME in a box; default 0.9")
+    add = options.group("conditions")
+    add("--temperature", type=positive_number, default=300.0, help="kelvin; default 300")
+    add("--friction", type=positive_number, default=1.0, help="1/ps; default 1")
+    add("--timestep", type=positive_number, default=1.0, help="fs; default 1")
+    add("--scheme", choices=["middle", "aboba"], default="middle", help="default middle")
+    add("--platform", help="of the target's Context; default OpenMM's choice")
+    add("--seed", type=seed_number, default=0, help="default 0: a fresh one")
+    add = options.group()
+    add("--verbose", action="store_true", help="log what is chosen and why")
+    add("--debug", action="store_true", help="show tracebacks")
+
+
+def case_of(args: argparse.Namespace) -> Case:
+    """The Case that the options describe.
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, ImportError
+        If they or their files contradict each other, or there is no such thing.
+    """
+    conditions = {
+        "temperature": args.temperature,
+        "friction": args.friction,
+        "step_size": 1e-3 * args.timestep,
+        "scheme": args.scheme,
+        "platform": args.platform,
+        "seed": args.seed,
+    }
+    if args.system is not None:
+        return _shipped(args, conditions)
+    if args.topology is None or args.target is None:
+        raise ValueError("give --topology and --target, or --system")
+    return _from_files(args, conditions)
+
+
+def _shipped(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
+    """Of --system."""
+    given = [name for name in ("topology", "coordinates", "target") if getattr(args, name)]
+    if given:
+        raise ValueError(f"--system goes without --{given[0]}")
+    if args.no_box:
+        raise ValueError("--system goes without --no-box")
+    molecule = systems.load(args.system)
+    if args.draft is not None:
+        draft = draft_system(args.draft, molecule.topology, args.cutoff, molecule.target)
+        conditions = {**conditions, "draft": draft}
+    return Case.of(molecule, name=args.system.resolve().name, **conditions)
+
+
+def _from_files(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
+    structure = read_structure(args.topology, args.coordinates)
+    if args.no_box:
+        structure.topology.setPeriodicBoxVectors(None)
+        structure.sources.pop("box", None)
+    target = target_system(args.target, structure, args.cutoff)
+    if args.no_box and target.usesPeriodicBoundaryConditions():
+        raise ValueError(f"--no-box, and the System in {args.target} is periodic")
+    draft = draft_system(args.draft or ["auto"], structure.topology, args.cutoff, target)
+    return Case(
+        structure.topology,
+        structure.positions,
+        draft,
+        target,
+        name=args.topology.stem or args.topology.name,
+        velocities=structure.velocities,
+        sources=structure.sources,
+        **conditions,
+    )
