@@ -45,12 +45,12 @@ import torch
 from openmm import unit
 
 from openmm_lsd import LSDIntegrator, systems
-from openmm_lsd.commands.benchmark import machine, measured
+from openmm_lsd.commands.benchmark import machine, measure_rows
 from openmm_lsd.commands.case import Case, Run
 from openmm_lsd.commands.timing import seconds_per_step
 from openmm_lsd.contexts.checks import default_box
 from openmm_lsd.targets import ContextTarget, ModuleTarget, TorchForceTarget
-from openmm_lsd.targets.base import perturbed
+from openmm_lsd.targets.base import perturb
 from openmm_lsd.targets.torchforce import import_openmmtorch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -307,7 +307,7 @@ def batch_costs(forms, names, positions, box, args, clock):
             for batch in args.batches:
                 if name.startswith("compiled") and batch not in args.compiled_batches:
                     continue
-                states = perturbed(positions, batch, 0.002)
+                states = perturb(positions, batch, 0.002)
                 if name == "TorchForce":
                     target.prepare(positions, batch)
                 forces = target.evaluate(states, box)[1]
@@ -471,7 +471,7 @@ def compare(case, plain_name, plain, runs, state, args, clock):
     # Twenty blocks of each run, if the time allows that; five at least.
     block = 8 * round(seconds / len(everyone) / 20 / per_step / 8)
     block = max(8, min(args.block, block))
-    rows = measured(case, everyone, state, seconds, block, clock.say)
+    rows = measure_rows(case, everyone, state, seconds, block, clock.say)
     rows[0]["settings"] = plain_name
     return [{**row, "steps per block": block} for row in rows], skipped
 

@@ -34,7 +34,7 @@ def watch(steps, window, seed):
     simulation.context.setVelocitiesToTemperature(300 * unit.kelvin, seed)
     simulation.step(200)
     rounds = []
-    integrator.watchers.append(rounds.append)
+    integrator.round_callbacks.append(rounds.append)
     simulation.step(steps)
     print(integrator.statistics)
     return rounds

@@ -26,11 +26,11 @@ import numpy as np
 import openmm
 from gfn2_ray import gfn2_factory
 from openmm import app
-from water_boxes import perturbed
+from water_boxes import perturb
 
 from openmm_lsd import systems
 from openmm_lsd.commands import Case
-from openmm_lsd.commands.benchmark import machine, measured
+from openmm_lsd.commands.benchmark import machine, measure_rows
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import BatchedTarget
 
@@ -115,7 +115,7 @@ def main():
     args = parser.parse_args()
     molecule = systems.load(SYSTEM)
     prmtop = app.AmberPrmtopFile(str(SYSTEM / "alanine_dipeptide.prmtop"))
-    target = perturbed(prmtop.createSystem(nonbondedMethod=app.NoCutoff))
+    target = perturb(prmtop.createSystem(nonbondedMethod=app.NoCutoff))
     rows = []
     print(
         f"alanine dipeptide, {args.timestep:g} fs, draft and window 'auto'; a batch of B takes "
@@ -137,7 +137,7 @@ def main():
         run.equilibrate(case, args.warm_up)
         runs = {"plain": case.plain(), "LSD": run}
         block = int(np.clip(round(500 / milliseconds), 100, 1000))  # as `openmm-lsd benchmark`
-        plain, lsd = measured(case, runs, run.state, args.seconds, block, lambda line: None)
+        plain, lsd = measure_rows(case, runs, run.state, args.seconds, block, lambda line: None)
         host = lsd["ms per step"] * lsd["steps per round"] * (1 - lsd["target share"])
         print(
             f"{milliseconds:10g}   {plain['ms per step']:14.2f}   {lsd['ms per step']:12.2f}   "

@@ -19,7 +19,7 @@ from ase.calculators.emt import EMT
 from openmm_lsd import SpeculativeSampler
 from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, Middle
 from openmm_lsd.drafts.autodraft import auto_draft
-from openmm_lsd.drafts.bonds import BondWatch
+from openmm_lsd.drafts.bonds import BondMonitor
 from openmm_lsd.drafts.draft import LearningDraft
 from openmm_lsd.drafts.molgraph import graph_of_positions
 from openmm_lsd.targets import ASETarget
@@ -33,7 +33,7 @@ def zero(positions):
 def automatic(atoms, *, watching=True):
     """The draft of 'auto'; with ``watching`` off its bonds stay as they are at the start."""
     positions, box = in_nm(atoms)
-    bonds = BondWatch(graph_of_positions(atoms.numbers, positions, box), positions, box)
+    bonds = BondMonitor(graph_of_positions(atoms.numbers, positions, box), positions, box)
     start = auto_draft(bonds.graph_at(positions, box), positions, box)
     draft = LearningDraft(start, atoms.get_masses(), None, bonds if watching else None)
     draft.set_environment(box, {})

@@ -50,7 +50,7 @@ def water_box(molecules):
     return modeller.topology, modeller.positions, system
 
 
-def perturbed(system):
+def perturb(system):
     """The target: stiffer, longer, wider and more polar than the draft."""
     system = copy.deepcopy(system)
     for force in system.getForces():
@@ -75,7 +75,7 @@ def perturbed(system):
 def equilibrated(molecules, steps):
     """A Simulation of the target after ``steps`` of LangevinMiddleIntegrator, and the draft."""
     topology, positions, draft = water_box(molecules)
-    target = perturbed(draft)
+    target = perturb(draft)
     integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, 10 * FRICTION, 0.5 * STEP_SIZE)
     simulation = app.Simulation(topology, target, integrator)
     simulation.context.setPositions(positions)
@@ -150,7 +150,7 @@ def memory(run, molecules):
 
 def memory_of(run, molecules):
     topology, positions, draft = water_box(molecules)
-    target = perturbed(draft)
+    target = perturb(draft)
     if run == "lsd":
         integrator = LSDIntegrator(TEMPERATURE, FRICTION, STEP_SIZE, draft, windowLength=16)
     else:

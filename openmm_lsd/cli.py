@@ -1,6 +1,6 @@
 """``openmm-lsd``: run, estimate, benchmark, validate from the command line.
 
-Exit status: 0; 1 if ``validate`` finds the law wrong; 2 for a bad file or option or a failure, with
+Exit status: 0; 1 if ``validate`` finds the distribution wrong; 2 for a bad file or option or a failure, with
 one line that says what; 130 after Ctrl-C.
 """
 
@@ -25,7 +25,7 @@ COMMANDS = {
     "run": ("simulate", "simulate, from files to files"),
     "estimate": ("estimate", "does LSD pay here, and with which K?"),
     "benchmark": ("benchmark", "time LSD against plain dynamics"),
-    "validate": ("validation.validate", "is the law right on this system?"),
+    "validate": ("validation.validate", "does LSD sample the right distribution here?"),
 }
 
 

@@ -43,8 +43,8 @@ def timeline(rounds: Sequence[Round], first_step: int | None = None) -> Figure:
 
     Parameters
     ----------
-    rounds : sequence of sampler.Round
-        In the order in which a watcher of ``LSDIntegrator.watchers`` got them. The first 14 are
+    rounds : sequence of openmm_lsd.Round
+        In the order in which one of ``LSDIntegrator.round_callbacks`` got them. The first 14 are
         drawn; 8 to 14 are read best.
     first_step : int, optional
         Rounds that begin before this step are left out.
@@ -370,7 +370,7 @@ def ramachandran(
 ) -> Figure:
     """Two dihedrals against each other: contours of LSD over the filled density of plain dynamics.
 
-    Both are smoothed by a Gaussian of 10 degrees and drawn as free energies, in kT above the lowest
+    Both are smooth by a Gaussian of 10 degrees and drawn as free energies, in kT above the lowest
     of each.
 
     Parameters
@@ -543,7 +543,7 @@ def autocorrelation(
 def kinetic_energy(
     lsd: ArrayLike, plain: ArrayLike, dof: int, temperature: float, blocks: int = 10
 ) -> Figure:
-    """Histograms of the kinetic energy over its exact law, Gamma(dof / 2) times kT.
+    """Histograms of the kinetic energy over its exact distribution, Gamma(dof / 2) times kT.
 
     Error bars are standard errors from ``blocks`` blocks of consecutive frames.
 
@@ -587,7 +587,7 @@ def kinetic_energy(
         axes.stairs(density, edges, color=colour, **style)
         beside = centres + shift * (edges[1] - edges[0])
         axes.errorbar(beside, density, error, fmt="none", ecolor=colour)
-    axes.plot(curve, law / thermal, color=PREDICTION, label="exact law")
+    axes.plot(curve, law / thermal, color=PREDICTION, label="exact distribution")
     axes.set_xlabel("kinetic energy, kJ/mol")
     axes.set_ylabel("density, mol/kJ")
     axes.legend(frameon=False)

@@ -8,7 +8,7 @@ last committed step. At the j-th step after it the drafting force is off by the 
 and all that decides the steps per round is how fast D changes along the path: its structure
 function S(t) = < sum_i |D_i(t0 + t) - D_i(t0)|^2 / m_i >. Where a window is drafted with a
 correction for every step the residuals are what is left of an iteration, and have no such form;
-there steps per round are measured (``reach``), and this module predicts the wall time.
+there steps per round are measured (``rejection_by_site``), and this module predicts the wall time.
 
 With a = exp(-gamma h), kT and the time step h, a step whose predecessors since the last committed
 state were all accepted has the squared noise shift
@@ -143,7 +143,7 @@ def constant_offset_steps(structure: ArrayLike, scheme: Scheme, window: int) -> 
     return float(expected_steps(rejection_probability(shifts), window))
 
 
-def reach(rounds: Iterable[Round]) -> Array:
+def rejection_by_site(rounds: Iterable[Round]) -> Array:
     """Mean probability of rejection at each site, from the noise shifts that were measured there.
 
     Far less noisy than the share of rejections, since chance decides only which sites are reached.

@@ -179,7 +179,7 @@ def test_every_call_is_at_the_time_of_a_plain_run(simulate):
         simulation.step(1)
         seen.clear()
         simulation.step(10)
-        if hasattr(integrator, "watchers"):
+        if hasattr(integrator, "round_callbacks"):
             tuner = always(integrator, 1)
             simulation.step(10)
             tuner.window = 5

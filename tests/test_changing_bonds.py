@@ -16,7 +16,7 @@ from test_learning import Known
 
 from openmm_lsd.drafts import learning
 from openmm_lsd.drafts.autodraft import auto_draft
-from openmm_lsd.drafts.bonds import BETWEEN_LOOKS, BondWatch
+from openmm_lsd.drafts.bonds import BETWEEN_LOOKS, BondMonitor
 from openmm_lsd.drafts.draft import LearningDraft
 from openmm_lsd.drafts.molgraph import (
     MolecularGraph,
@@ -137,11 +137,11 @@ def test_metals_commit_long_windows():
 def test_bonds_are_added_and_not_taken_away():
     numbers = np.array([8, 1, 8])
     at = [np.array([[0.0, 0, 0], [x, 0, 0], [0.26, 0, 0]]) for x in (0.1, 0.16, 0.1)]
-    watch = BondWatch(graph_of_positions(numbers, at[0]), at[0], None)
+    watch = BondMonitor(graph_of_positions(numbers, at[0]), at[0], None)
     formed, bonds = [], []
     for turn, positions in enumerate(at):
         for step in (BETWEEN_LOOKS * turn, BETWEEN_LOOKS * turn + 1):
-            formed.append(watch.have_formed(step, positions, None))
+            formed.append(watch.update(step, positions, None))
         bonds.append(watch.graph_at(positions, None).bonds.tolist())
     assert formed == [False, False, True, False, False, False]
     assert bonds == [[[0, 1]], [[0, 1], [1, 2]], [[0, 1], [1, 2]]]
@@ -156,10 +156,10 @@ def test_pairs_that_were_close_from_the_start_are_not_news():
     """A Topology may leave out bonds on purpose; metals come close to everything."""
     numbers = np.array([8, 1, 1])
     water = np.array([[0.0, 0, 0], [0.096, 0, 0], [-0.024, 0.093, 0]])
-    watch = BondWatch(MolecularGraph(numbers, np.array([[0, 1]])), water, None)
-    assert not watch.have_formed(0, water, None)
-    watch = BondWatch(MolecularGraph(np.array([11, 8]), NO_BONDS), 3 * water[:2], None)
-    assert not watch.have_formed(0, 2 * water[:2], None)
+    watch = BondMonitor(MolecularGraph(numbers, np.array([[0, 1]])), water, None)
+    assert not watch.update(0, water, None)
+    watch = BondMonitor(MolecularGraph(np.array([11, 8]), NO_BONDS), 3 * water[:2], None)
+    assert not watch.update(0, 2 * water[:2], None)
 
 
 def proton_between_two_ammonias():
@@ -254,7 +254,7 @@ def test_what_was_made_anew_is_forgotten_with_its_steps():
     on_the_right[4, 2] = 0.155
     graph = graph_of_positions(np.array(numbers), positions)
     draft = LearningDraft(
-        auto_draft(graph, positions), np.ones(9), bonds=BondWatch(graph, positions, None)
+        auto_draft(graph, positions), np.ones(9), bonds=BondMonitor(graph, positions, None)
     )
     forces = draft(positions)
     draft.start(0)

@@ -24,7 +24,7 @@ from openmm_lsd.commands import Case, benchmark, estimate, validate
 from openmm_lsd.commands import case as case_module
 from openmm_lsd.commands import output as output_module
 from openmm_lsd.commands import simulate as simulate_module
-from openmm_lsd.commands.estimate import smoothed
+from openmm_lsd.commands.estimate import smooth
 from openmm_lsd.commands.progress import progress_line
 from openmm_lsd.commands.validation import geometry, longruns
 from openmm_lsd.commands.validation.geometry import dihedral_quadruples
@@ -434,12 +434,12 @@ def test_estimate_counts_what_is_committed(case):
 def test_steps_per_round_are_smoothed():
     windows = [4, 8, 12, 16, 24]
     exact = [1 + 4 * (1 - np.exp(-(k - 1) / 9)) for k in windows]
-    assert smoothed(windows, exact) == pytest.approx(exact, rel=1e-3)
-    assert smoothed(windows, windows) == pytest.approx(windows, rel=0.01)  # draft = target
-    assert smoothed(windows, [1.0] * 5) == pytest.approx([1.0] * 5, rel=1e-3)
+    assert smooth(windows, exact) == pytest.approx(exact, rel=1e-3)
+    assert smooth(windows, windows) == pytest.approx(windows, rel=0.01)  # draft = target
+    assert smooth(windows, [1.0] * 5) == pytest.approx([1.0] * 5, rel=1e-3)
     noisy = np.array(exact) * [1.1, 0.9, 1.15, 0.9, 1.05]
-    assert abs(np.array(smoothed(windows, noisy)) / exact - 1).max() < 0.1
-    assert smoothed([4, 8], [2.0, 3.0]) == [2.0, 3.0]
+    assert abs(np.array(smooth(windows, noisy)) / exact - 1).max() < 0.1
+    assert smooth([4, 8], [2.0, 3.0]) == [2.0, 3.0]
 
 
 def test_multiple_time_steps_are_those_of_the_target(case):
@@ -474,7 +474,7 @@ def test_right_sampler_is_validated(case, scheme):
     result = validate(dataclasses.replace(case, scheme=scheme), **SMALL)
     assert [check.passed for check in result.checks] == 4 * [True], str(result)
     assert result.checks[0].tests > 500 and result.checks[3].tests > 15
-    assert "The law is right" in str(result)
+    assert "The distribution is right" in str(result)
 
 
 class InNumpy(NativeEngine):
@@ -520,7 +520,7 @@ def test_wrong_samplers_are_caught(case, plant, engine, scheme):
         assert result.passed, str(result)
         return
     assert not result.passed
-    assert "THE LAW IS WRONG" in str(result)
+    assert "THE DISTRIBUTION IS WRONG" in str(result)
     assert result.lsd is None
 
 
@@ -638,13 +638,13 @@ def test_validate_from_the_command_line(tmp_path, potential, plant, capsys):
     small = ("--runs", 100, "--path-steps", 100, "--long-steps", 1600, "--equilibration", 2000)
     results = ("--report", report, "--outfile", json_file)
     assert command("validate", *FILES, *potential, *options, *small, *results) == 0
-    assert "The law is right" in capsys.readouterr().out
+    assert "The distribution is right" in capsys.readouterr().out
     page = report.read_text()
     assert page.count("data:image/png;base64") == 6 and "Ramachandran" in page
     assert json.loads(json_file.read_text())["validation"]["passed"] is True
     plant(AcceptsAll)
     assert command("validate", *FILES, *potential, *options, *small, *results) == 1
-    assert "THE LAW IS WRONG" in report.read_text()
+    assert "THE DISTRIBUTION IS WRONG" in report.read_text()
 
 
 def test_validation_refuses_a_barostat(case):

@@ -437,7 +437,7 @@ def test_a_step_within_a_step(simulate):
             simulation.integrator.step(1)
         refusals.append(1)
 
-    simulation.integrator.watchers.append(step)
+    simulation.integrator.round_callbacks.append(step)
     simulation.step(10)
     assert refusals and simulation.currentStep == 10
 

@@ -274,7 +274,7 @@ def test_checkpoint_in_the_middle_of_a_step():
             simulation.context.createCheckpoint()
         refusals.append(1)
 
-    simulation.integrator.watchers.append(handle)
+    simulation.integrator.round_callbacks.append(handle)
     simulation.step(60)
     assert len(refusals) > 3
     assert digest(simulation.context) == digest(undisturbed.context)

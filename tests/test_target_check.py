@@ -167,7 +167,7 @@ def test_a_slow_target_is_evaluated_at_few_states(simulate, monkeypatch, caplog,
     """Besides the window itself; and what it takes is said."""
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(targetcheck, "SLOW", 0.0 if is_slow else np.inf)
-    monkeypatch.setattr(targetcheck, "TOLD", 0.0 if is_slow else np.inf)
+    monkeypatch.setattr(targetcheck, "SLOW_SET_UP", 0.0 if is_slow else np.inf)
     system, target = openmm.System(), Counted()
     for mass in MASSES:
         system.addParticle(float(mass))

@@ -39,7 +39,7 @@ from openmm_lsd.targets import (
     torchforce,
     validate_target,
 )
-from openmm_lsd.targets.base import SubBatches, is_out_of_memory
+from openmm_lsd.targets.base import MemoryLimitedBatches, is_out_of_memory
 from openmm_lsd.targets.torchforce import Plan
 
 STATES = POSITIONS + 0.01 * np.random.default_rng(3).standard_normal((6, 4, 3))
@@ -321,7 +321,7 @@ def out_of_memory_above(limit, sizes):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return bonds(positions)
 
-    return SubBatches(evaluate, is_out_of_memory)
+    return MemoryLimitedBatches(evaluate, is_out_of_memory)
 
 
 def test_out_of_memory_halves_the_batch_and_remembers(caplog):

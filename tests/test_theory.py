@@ -145,7 +145,7 @@ def test_reach_of_rounds():
         Round(2, 4, [1, 1], 4, 1, True, [3.0]),
     ]
     expected = [theory.rejection_probability([1.0, 3.0]).mean(), theory.rejection_probability(2.0)]
-    assert theory.reach(rounds) == pytest.approx(expected)
+    assert theory.rejection_by_site(rounds) == pytest.approx(expected)
 
 
 def test_reach_predicts_what_is_committed():
@@ -159,7 +159,7 @@ def test_reach_predicts_what_is_committed():
     starts = molecule.starts(1, np.random.default_rng(3))
     sampler.set_state(starts[0][0], starts[1][0])
     sampler.advance(6000)
-    predicted = theory.expected_steps(theory.reach(rounds), 6)
+    predicted = theory.expected_steps(theory.rejection_by_site(rounds), 6)
     assert predicted == pytest.approx(sampler.statistics.steps_per_round, rel=0.05)
 
 

@@ -28,7 +28,7 @@ from test_law import RUNS, STEPS, TARGET, Z, draft, make_scheme, plain
 import openmm_lsd.core.statistics
 from openmm_lsd import LSDIntegrator, SpeculativeSampler, TargetError
 from openmm_lsd.core.schemes import ABOBA, Middle
-from openmm_lsd.core.tuning import SCHOOL, WINDOWS, Acceptance, WindowTuner
+from openmm_lsd.core.tuning import WARMUP_ROUNDS, WINDOWS, Acceptance, WindowTuner
 from openmm_lsd.targets import BatchedTarget
 
 
@@ -157,7 +157,7 @@ def test_goes_on_with_the_window_of_a_checkpoint(window):
     settings = (1.0, 0.02, 0.5)
     run(tuner, Machine(*settings), 500)
     before = tuner.window
-    tuner.start_from(window)
+    tuner.resume_at(window)
     assert tuner.window == (window if window in WINDOWS else before)
     machine = Machine(*settings, seed=2)
     run(tuner, machine, 1000)
@@ -176,7 +176,7 @@ def test_a_draft_that_has_just_begun_to_learn_is_not_judged():
     chosen = {}
     for learns in (True, False):
         tuner, ignorant = WindowTuner(learns=learns), Machine(1.0, 0.25, 0.02)
-        for _ in range(SCHOOL):
+        for _ in range(WARMUP_ROUNDS):
             tuner.record(*ignorant.round(tuner.window))
         learned = Machine(1.0, 0.25, 0.85)
         chosen[learns] = []

@@ -14,7 +14,7 @@ import openmm
 
 from ..integrator.integrator import LSDIntegrator
 from ..plots import speed_up, time_breakdown
-from .case import Array, Case, Notice, Run
+from .case import Array, Case, Log, Run
 from .caseoptions import case_of
 from .estimate import Estimate, estimate
 from .machine import machine
@@ -24,10 +24,10 @@ from .output import add_output_options, check_output, say, say_what, write_json
 from .rows import Benchmark, Kind, Row, Spent
 from .timing import fastest_plain, seconds_per_step, settings_of
 
-__all__ = ["Benchmark", "Way", "benchmark", "machine", "measured", "time_in_turns"]
+__all__ = ["Benchmark", "Way", "benchmark", "machine", "measure_rows", "time_in_turns"]
 
 SECONDS_PER_DAY = 86400.0
-LEAST_BLOCKS = 5
+MIN_BLOCKS = 5
 BLOCK_SECONDS, BLOCK_STEPS = 0.5, (100, 1000)
 PLAIN_STEPS = 20  # to find the fastest plain dynamics
 UNSOUND = 10.0  # times the bath's temperature
@@ -53,7 +53,7 @@ def benchmark(
     windows: Sequence[int] = (),
     also_auto: bool = False,
     predict: bool = False,
-    notice: Notice = lambda line: None,
+    log: Log = lambda line: None,
 ) -> Benchmark:
     """Time plain dynamics, LSD, the published rule, and multiple time steps.
 
@@ -78,12 +78,12 @@ def benchmark(
         A row with the draft 'auto' and window 'auto', besides that of the draft System.
     predict : bool
         Whether to ``estimate`` after the warm-up.
-    notice : callable, optional
+    log : callable, optional
     """
     scout = case.plain()
-    notice("minimising")
+    log("minimising")
     scout.equilibrate(case, 1)
-    plain = fastest_plain(case, scout.state, PLAIN_STEPS, notice)
+    plain = fastest_plain(case, scout.state, PLAIN_STEPS, log)
     if block is None:
         steps = round(BLOCK_SECONDS / seconds_per_step(plain, PLAIN_STEPS))
         block = int(np.clip(steps, *BLOCK_STEPS))
@@ -91,7 +91,7 @@ def benchmark(
     case = dataclasses.replace(case, platform=plain.platform)
     speculative = _speculative(case, windows)
     first = speculative[0].run
-    notice(f"{first.platform}: {warm_up} steps of LSD")
+    log(f"{first.platform}: {warm_up} steps of LSD")
     first.set_state(*scout.state)
     first.step(warm_up)
     state = first.state
@@ -99,19 +99,19 @@ def benchmark(
     estimates: dict[Kind, Estimate] = {}
     if predict:
         options = {"windows": windows, "warm_up": warm_up} if windows else {"run": first}
-        estimates[Kind.LSD] = _predicted(case, notice, **options)
+        estimates[Kind.LSD] = _predicted(case, log, **options)
     if also_auto and case.draft != "auto":
-        notice(f"{warm_up} steps of LSD with draft='auto'")
+        log(f"{warm_up} steps of LSD with draft='auto'")
         automatic = case.lsd("auto", "auto")
         automatic.set_state(*state)
         automatic.step(warm_up)
         ways.append(Way(Kind.AUTO_DRAFT.value, Kind.AUTO_DRAFT, automatic))
         if predict:
             with_auto = dataclasses.replace(case, draft="auto")
-            estimates[Kind.AUTO_DRAFT] = _predicted(with_auto, notice, run=automatic)
+            estimates[Kind.AUTO_DRAFT] = _predicted(with_auto, log, run=automatic)
     if isinstance(case.draft, openmm.System):
         ways += _others(case, first.integrator.statistics.window_length, state[0])
-    rows = time_in_turns(case, ways, state, seconds, block, notice)
+    rows = time_in_turns(case, ways, state, seconds, block, log)
     return Benchmark(case, rows, estimates)
 
 
@@ -125,9 +125,9 @@ def _speculative(case: Case, windows: Sequence[int]) -> list[Way]:
     ]
 
 
-def _predicted(case: Case, notice: Notice, **options: Any) -> Estimate:
-    found = estimate(case, notice=notice, **options)
-    notice(f"\n{found}\n")
+def _predicted(case: Case, log: Log, **options: Any) -> Estimate:
+    found = estimate(case, log=log, **options)
+    log(f"\n{found}\n")
     return found
 
 
@@ -148,19 +148,19 @@ class ConstantOffset(LSDIntegrator):
     _correction = "constant"
 
 
-def measured(
+def measure_rows(
     case: Case,
     runs: Mapping[str, Run],
     state: tuple[Array, Array],
     seconds: float,
     block: int,
-    notice: Notice,
+    log: Log,
 ) -> list[dict[str, Any]]:
     """``time_in_turns`` of plain dynamics, which comes first, and of LSD; rows as for JSON."""
     plain, *others = runs.items()
     ways = [Way(plain[0], Kind.PLAIN, plain[1])]
     ways += [Way(name, Kind.LSD, run) for name, run in others]
-    rows = time_in_turns(case, ways, state, seconds, block, notice)
+    rows = time_in_turns(case, ways, state, seconds, block, log)
     return [row.as_dict() for row in rows]
 
 
@@ -170,17 +170,17 @@ def time_in_turns(
     state: tuple[Array, Array],
     seconds: float,
     block: int,
-    notice: Notice,
+    log: Log,
 ) -> list[Row]:
     """Rows of a Benchmark: all ways in turns from one state, the first of them plain dynamics."""
-    notice(f"{', '.join(way.name for way in ways)} in turns, for {seconds:g} s")
+    log(f"{', '.join(way.name for way in ways)} in turns, for {seconds:g} s")
     for way in ways:
         way.run.set_state(*state)
         way.run.step(max(8, block // 4 // 8 * 8))
     timings = [_Timing(case, way, block) for way in ways]
     plain = timings[0]
     begin = perf_counter()
-    while perf_counter() - begin < seconds or plain.blocks < LEAST_BLOCKS:
+    while perf_counter() - begin < seconds or plain.blocks < MIN_BLOCKS:
         for timing in timings:
             timing.take_block()
     return [timing.row(plain) for timing in timings]
@@ -279,7 +279,7 @@ def main(args: argparse.Namespace) -> int:
         windows=windows,
         also_auto=args.also_auto,
         predict=args.estimate,
-        notice=say,
+        log=say,
     )
     say(f"\n{result}")
     write_json(args.outfile, case, benchmark=result.as_dict())

@@ -27,7 +27,7 @@ from ..systems import MolecularSystem
 from ..targets.torchforce import check_torch_forces
 
 Array = NDArray[np.float64]
-Notice = Callable[[str], Any]
+Log = Callable[[str], Any]
 
 
 @dataclasses.dataclass

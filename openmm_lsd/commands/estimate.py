@@ -16,7 +16,7 @@ from .. import theory
 from ..contexts.checks import masses_of
 from ..core.statistics import Round
 from ..plots import speed_up
-from .case import Array, Case, Notice, Run
+from .case import Array, Case, Log, Run
 from .caseoptions import case_of
 from .options import Options, positive_integer
 from .output import add_output_options, check_output, say, say_what, write_json
@@ -24,7 +24,7 @@ from .timing import fastest_plain, seconds_per_step, settings_of
 
 WINDOWS = (4, 8, 16, 24, 48)
 ROUNDS = 6  # of a window, before the next one has its turn
-UNCOUNTED = 2  # after a change of the window: corrections and code are of another length
+UNTIMED_ROUNDS = 2  # after a change of the window: corrections and code are of another length
 PLAIN_STEPS = 10
 PASSES = 2  # at least
 OFFSET_STEPS = 40  # on which the discrepancy's rate of change is measured
@@ -116,13 +116,13 @@ def estimate(
     warm_up: int = 100,
     windows: Sequence[int] = WINDOWS,
     run: Run | None = None,
-    notice: Notice = lambda line: None,
+    log: Log = lambda line: None,
 ) -> Estimate:
     """Predict the speed-up over plain dynamics for several windows.
 
     Windows take turns with each other and with plain steps. Steps per round come from the noise
-    shifts at all sites that were reached (``theory.reach``) and are ``smoothed``, times come from
-    the clock.
+    shifts at all sites that were reached (``theory.rejection_by_site``) and are smoothed; times
+    come from the clock.
 
     Parameters
     ----------
@@ -134,18 +134,18 @@ def estimate(
     windows : sequence of int
     run : Run, optional
         An LSD run of the case with windowLength='auto' that is warm already.
-    notice : callable, optional
+    log : callable, optional
         Gets lines about the progress.
     """
     begin = perf_counter()
     if run is None:
         run = case.lsd("auto")
-        notice(f"minimising, and {warm_up} steps of LSD")
+        log(f"minimising, and {warm_up} steps of LSD")
         run.equilibrate(case, warm_up)
-    plain = fastest_plain(case, run.state, 2 * PLAIN_STEPS, notice)
+    plain = fastest_plain(case, run.state, 2 * PLAIN_STEPS, log)
     plain.set_state(*run.state)
     plain.step(PLAIN_STEPS)
-    notice(f"windows {', '.join(map(str, windows))} in turns")
+    log(f"windows {', '.join(map(str, windows))} in turns")
     turns, before = _Turns(run), run.integrator.statistics
     plain_seconds: list[float] = []
     passes = 0
@@ -164,7 +164,7 @@ def estimate(
         plain_step,
         [
             turns.estimate(window, plain_step, steps)
-            for window, steps in zip(windows, smoothed(windows, measured), strict=True)
+            for window, steps in zip(windows, smooth(windows, measured), strict=True)
         ],
         offset_steps,
         run.integrator.statistics.since(before).noise_shifts_by_measurement,
@@ -192,30 +192,30 @@ class _Turns:
     def taken(self) -> Iterator[None]:
         """While this lasts the windows are those of ``take``."""
         integrator = self._run.integrator
-        integrator.watchers.append(self._watch)
+        integrator.round_callbacks.append(self._watch)
         try:
             with integrator.probe().tuned_by(self):
                 yield
         finally:
-            integrator.watchers.remove(self._watch)
+            integrator.round_callbacks.remove(self._watch)
 
     def take(self, window: int) -> None:
         """So many rounds of this window."""
         self.window, self._since_change = window, 0
         before, begin = self._run.integrator.statistics.steps, perf_counter()
         in_rounds = self._in_rounds
-        while self._since_change < ROUNDS + UNCOUNTED:
+        while self._since_change < ROUNDS + UNTIMED_ROUNDS:
             self._run.step(PLAIN_STEPS)
         done = self._run.integrator.statistics.steps - before
         self.steps += done
         self._between_rounds += perf_counter() - begin - (self._in_rounds - in_rounds)
 
     def record(self, committed: int, seconds: float, rounds: int = 1) -> None:
-        """As WindowTuner; called after every round, before the watchers."""
+        """As WindowTuner; called after every round, before the callbacks."""
         self._since_change += 1
         self._in_rounds += seconds
         before, self._spent = self._spent, self._statistics()
-        if self._since_change > UNCOUNTED:
+        if self._since_change > UNTIMED_ROUNDS:
             target, draft = (now - then for now, then in zip(self._spent, before, strict=True))
             self._times.setdefault(self.window, []).append((seconds, target, draft))
 
@@ -224,13 +224,13 @@ class _Turns:
         return statistics.target_seconds, statistics.draft_seconds
 
     def _watch(self, became: Round) -> None:
-        if self._since_change > UNCOUNTED:
+        if self._since_change > UNTIMED_ROUNDS:
             self._rounds.setdefault(self.window, []).append(became)
 
     def steps_per_round(self, window: int) -> float:
         """Expected, from the noise shifts in the rounds of this window."""
         # In others the same site has been drafted more often, or less.
-        rejections = theory.reach(self._rounds[window])
+        rejections = theory.rejection_by_site(self._rounds[window])
         missing = max(0, window - 1 - len(rejections))
         rejections = np.append(rejections, np.full(missing, rejections[-1:].sum()))
         return float(theory.expected_steps(rejections, window))
@@ -249,7 +249,7 @@ class _Turns:
         )
 
 
-def smoothed(windows: Sequence[int], steps: Sequence[float]) -> list[float]:
+def smooth(windows: Sequence[int], steps: Sequence[float]) -> list[float]:
     """Steps per round on the curve 1 + A (1 - exp(-(K - 1) / B)) that is closest to them.
 
     A few rounds of each window tell little about that window, but together enough.
@@ -305,7 +305,7 @@ def main(args: argparse.Namespace) -> int:
     if warm_up is None:
         warm_up = 1000 if isinstance(case.draft, str) else 100
     result = estimate(
-        case, steps=args.steps, warm_up=warm_up, windows=sorted(set(args.windows)), notice=say
+        case, steps=args.steps, warm_up=warm_up, windows=sorted(set(args.windows)), log=say
     )
     say(f"\n{result}\n\n{result.steps} steps of LSD, {result.seconds:.0f} s")
     write_json(args.outfile, case, estimate=result.as_dict())

@@ -102,11 +102,11 @@ def _target_system(spec: str, structure: Structure, options: Mapping[str, Any]) 
         atomic_numbers(topology)  # are known
         return _openmmml(rest, topology)
     if kind == "ase":
-        target: Any = ASETarget(called(rest), atomic_numbers(topology))
+        target: Any = ASETarget(evaluate_call_spec(rest), atomic_numbers(topology))
     elif kind == "torchsim":
-        target = TorchSimTarget(called(rest), atomic_numbers(topology).tolist())
+        target = TorchSimTarget(evaluate_call_spec(rest), atomic_numbers(topology).tolist())
     elif kind == "python":
-        target = as_target(called(rest))
+        target = as_target(evaluate_call_spec(rest))
     else:
         raise ValueError(f"target {spec!r} is of no known form; use {FORMS}")
     return with_target(structure, target)
@@ -237,7 +237,7 @@ def _openmmml(name: str, topology: app.Topology) -> openmm.System:
     return MLPotential(name).createSystem(topology)
 
 
-def called(expression: str) -> Any:
+def evaluate_call_spec(expression: str) -> Any:
     """What MODULE:CALL gives.
 
     Raises

@@ -48,7 +48,7 @@ def figures(result: Validation) -> dict[str, Any]:
             1e3 * result.times[known], *(part[known] for part in (*means, *errors))
         )
     )
-    drawn["Kinetic energy against its exact law"] = plots.kinetic_energy(
+    drawn["Kinetic energy against its exact distribution"] = plots.kinetic_energy(
         lsd.kinetic_energies.ravel(),
         plain.kinetic_energies.ravel(),
         result.case.degrees_of_freedom,
@@ -100,7 +100,7 @@ def write_report(file: Path, result: Validation) -> None:
     name = html.escape(result.case.name or "system")
     file.write_text(
         f"<!doctype html><html lang='en'><meta charset='utf-8'><title>LSD on {name}</title>"
-        f"<style>{STYLE}</style><h1>Is the law right? {name}</h1>"
+        f"<style>{STYLE}</style><h1>Is the right distribution sampled? {name}</h1>"
         f"<p class='verdict'>{html.escape(result.verdict())}</p>"
         f"<p>{html.escape(result.case.conditions())}</p>"
         "<table><tr><th></th><th>family of tests</th><th>tests</th><th>smallest p</th>"

@@ -17,7 +17,7 @@ from openmm import app, unit
 
 from ..core.statistics import Statistics
 from ..integrator.reporter import LSDReporter
-from .case import Case, Notice, choose_platform
+from .case import Case, Log, choose_platform
 from .caseoptions import case_of
 from .checkpoints import (
     CHECKPOINT,
@@ -58,7 +58,7 @@ def simulate(
     *,
     window: int | str = "auto",
     resume: bool = False,
-    notice: Notice = lambda line: None,
+    log: Log = lambda line: None,
     stream: TextIO | None = None,
 ) -> Statistics:
     """Run, and write trajectory, log, statistics of LSD, and checkpoints to ``output``.
@@ -76,7 +76,7 @@ def simulate(
         A directory.
     window : int or 'auto'
     resume : bool
-    notice : callable, optional
+    log : callable, optional
     stream : text stream, optional
         For the progress; default stderr.
     """
@@ -86,16 +86,16 @@ def simulate(
     box = case.target.getDefaultPeriodicBoxVectors() if case.is_periodic else None
     topology.setPeriodicBoxVectors(box)
     simulation = app.Simulation(topology, case.target, integrator, *chosen)
-    notice(case.description())
+    log(case.description())
     output.mkdir(parents=True, exist_ok=True)
     if resume:
         simulation.context.setPositions(case.positions)
         go_back_to_checkpoint(simulation, output)
-        notice(f"going on at step {simulation.currentStep} of {plan.steps}")
+        log(f"going on at step {simulation.currentStep} of {plan.steps}")
     else:
-        _begin(simulation, case, plan, notice)
+        _begin(simulation, case, plan, log)
     platform = simulation.context.getPlatform().getName()
-    notice(f"{case.conditions()}, platform {platform}")
+    log(f"{case.conditions()}, platform {platform}")
     checkpoints = Checkpoints(output, plan.checkpoint_interval)
     progress = Progress(plan.steps, stream or sys.stderr)
     whole = WholeMolecules(topology, case.positions)
@@ -120,7 +120,7 @@ def simulate(
     return integrator.statistics
 
 
-def _begin(simulation: app.Simulation, case: Case, plan: Plan, notice: Notice) -> None:
+def _begin(simulation: app.Simulation, case: Case, plan: Plan, log: Log) -> None:
     simulation.context.setPositions(case.positions)
     minimize, equilibration = plan.minimize, plan.equilibration
     if minimize is None:
@@ -128,21 +128,19 @@ def _begin(simulation: app.Simulation, case: Case, plan: Plan, notice: Notice) -
     if equilibration is None:
         equilibration = 1000 if case.velocities is None else 0
     if minimize:
-        notice("minimising the energy")
+        log("minimising the energy")
         simulation.minimizeEnergy()
     if case.velocities is not None and not minimize:
         simulation.context.setVelocities(case.velocities)
         speeds = np.array(case.velocities.value_in_unit(unit.nanometer / unit.picosecond))
         source = f" from {case.sources['velocities']}" if "velocities" in case.sources else ""
-        notice(
-            f"velocities{source}, {case.temperature_of(speeds):.0f} K; the energy is not minimised"
-        )
+        log(f"velocities{source}, {case.temperature_of(speeds):.0f} K; the energy is not minimised")
     else:
         seed = (case.seed,) if case.seed else ()
         simulation.context.setVelocitiesToTemperature(case.temperature * unit.kelvin, *seed)
-        notice("velocities drawn at the temperature")
+        log("velocities drawn at the temperature")
     if equilibration:
-        notice(f"equilibrating for {equilibration} steps")
+        log(f"equilibrating for {equilibration} steps")
         simulation.step(equilibration)
         # Step and time of what is written begin here; the integrator's random numbers go on.
         simulation.context.setStepCount(0)
@@ -264,7 +262,7 @@ def main(args: argparse.Namespace) -> int:
         args.checkpoint_interval,
         args.minimize,
     )
-    statistics = simulate(case, plan, output, window=args.window, resume=resume, notice=say)
+    statistics = simulate(case, plan, output, window=args.window, resume=resume, log=say)
     say(str(statistics))
     say(f"wrote trajectory.dcd, log.csv, lsd.csv, {CHECKPOINT} and {FINAL} to {output}")
     return 0

@@ -10,7 +10,7 @@ import openmm
 from ..contexts.autotune import time_candidates
 from ..contexts.cores import allowed_cores
 from ..targets.torchforce import as_torch_force
-from .case import Array, Case, Notice, Run
+from .case import Array, Case, Log, Run
 
 TRIALS = 5
 
@@ -22,9 +22,7 @@ def seconds_per_step(run: Run, steps: int) -> float:
     return (perf_counter() - begin) / steps
 
 
-def fastest(
-    candidates: Sequence[Run], state: tuple[Array, Array], steps: int, notice: Notice
-) -> Run:
+def fastest(candidates: Sequence[Run], state: tuple[Array, Array], steps: int, log: Log) -> Run:
     """The run with the shortest median time per step; one candidate is not timed."""
     if len(candidates) == 1:
         return candidates[0]
@@ -32,18 +30,18 @@ def fastest(
         run.set_state(*state)
     seconds = time_candidates(lambda run: run.step(steps), candidates, warm_up=1, turns=TRIALS)
     for run, median in seconds.items():
-        notice(f"  {settings_of(run)}: {1e3 * median / steps:.2f} ms per step")
+        log(f"  {settings_of(run)}: {1e3 * median / steps:.2f} ms per step")
     return min(seconds, key=seconds.__getitem__)
 
 
-def fastest_plain(case: Case, state: tuple[Array, Array], steps: int, notice: Notice) -> Run:
+def fastest_plain(case: Case, state: tuple[Array, Array], steps: int, log: Log) -> Run:
     """Plain dynamics on the platform and with the number of torch threads that are fastest."""
     platforms = [case.platform] if case.platform else _platforms()
     uses_torch = any(as_torch_force(force) is not None for force in case.target.getForces())
     threads = sorted({1, _cores()}) if uses_torch else [None]
     candidates = [case.plain(platform, count) for platform in platforms for count in threads]
-    notice("plain dynamics, the fastest of:")
-    return fastest(candidates, state, steps, notice)
+    log("plain dynamics, the fastest of:")
+    return fastest(candidates, state, steps, log)
 
 
 def settings_of(run: Run) -> str:

@@ -19,7 +19,7 @@ TIMES_MEASURED = ("0x", "1x", "2x", "3x+")  # before, that statistics tell apart
 
 
 class Round(NamedTuple):
-    """What became of one window, for ``watchers``.
+    """What became of one window, for ``round_callbacks``.
 
     ``noise_shifts`` are the |delta| of the committed steps that were accepted or rejected; all but
     the last of them were accepted, and the last unless ``rejected``.

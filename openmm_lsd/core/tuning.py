@@ -15,20 +15,20 @@ import numpy as np
 logger = logging.getLogger(__name__)
 
 WINDOWS = (1, 2, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # one is plain dynamics
-FIRST = 8
-TRIAL = 3  # timings of a window that is tried
-STINT, LONGEST_STINT = 8, 64  # rounds with the best window, at first and after many with it
+INITIAL_WINDOW = 8
+TRIAL_ROUNDS = 3  # timings of a window that is tried
+STAY_ROUNDS, MAX_STAY_ROUNDS = 8, 64  # rounds with the best window, at first and after many with it
 # After a change nothing is in the caches, and TorchScript compiles for a new size of the batch.
-WARM_UP = 4  # rounds that are not timed
-TIMINGS = 15  # of the present window that tell the machine's speed
-BLEND = 0.7  # weight of the last comparison of two windows' costs against earlier ones
-MOST_OFTEN = 6  # times that a step is measured; more are counted as so many
-MEMORY = 200  # rounds of which the acceptance is remembered; less at first, when the draft learns
-WORTH = 1.03  # times faster, to leave a window
-HOPELESS = 0.75  # times as fast as the present window: plain steps that are not tried again
-FIRST_PROBE, LAST_PROBE = 60, 2000  # rounds; from one to the next it is twice as many
-SCHOOL = 24  # rounds that do not tell how good a draft is that learns: it has just begun
-SURE = 600  # rounds
+UNTIMED_ROUNDS = 4  # rounds that are not timed
+SPEED_TIMINGS = 15  # of the present window that tell the machine's speed
+COST_SMOOTHING = 0.7  # weight of the last comparison of two windows' costs against earlier ones
+MAX_TIMES_MEASURED = 6  # times that a step is measured; more are counted as so many
+MEMORY_ROUNDS = 200  # of which the acceptance is remembered; less at first, when the draft learns
+SWITCH_GAIN = 1.03  # times faster, to leave a window
+RETRY_PLAIN_ABOVE = 0.75  # times as fast as the present window; else plain steps are not tried
+FIRST_RETRY, LAST_RETRY = 60, 2000  # rounds; from one to the next it is twice as many
+WARMUP_ROUNDS = 24  # rounds that do not tell how good a draft is that learns: it has just begun
+WARN_AFTER_ROUNDS = 600  # rounds
 
 
 class Acceptance:
@@ -43,8 +43,8 @@ class Acceptance:
 
     def __init__(self) -> None:
         # By how often a step was measured; and of those that never were, by how far they are off.
-        self._reached = np.zeros(MOST_OFTEN + 1), np.zeros(WINDOWS[-1])
-        self._passed = np.zeros(MOST_OFTEN + 1), np.zeros(WINDOWS[-1])
+        self._reached = np.zeros(MAX_TIMES_MEASURED + 1), np.zeros(WINDOWS[-1])
+        self._passed = np.zeros(MAX_TIMES_MEASURED + 1), np.zeros(WINDOWS[-1])
         self._own: dict[int, tuple[float, float]] = {}  # weight, mean
         self._rounds = self._since_change = 0
         self._window = 0
@@ -57,7 +57,7 @@ class Acceptance:
     def record(self, window: int, committed: int) -> None:
         """A round of ``window`` sites committed so many steps."""
         self._rounds += 1
-        keep = 1.0 - 1.0 / min(MEMORY, 20 + self._rounds / 2)
+        keep = 1.0 - 1.0 / min(MEMORY_ROUNDS, 20 + self._rounds / 2)
         measured = self._measured[:window]
         kept = len(measured)
         # The last step of a window is always accepted.
@@ -68,13 +68,13 @@ class Acceptance:
             for each in counts:
                 each *= keep
             counts[0][:] += np.bincount(
-                np.minimum(measured[:steps], MOST_OFTEN), minlength=MOST_OFTEN + 1
+                np.minimum(measured[:steps], MAX_TIMES_MEASURED), minlength=MAX_TIMES_MEASURED + 1
             )
             counts[1][: max(0, steps - kept)] += 1
         self._own = {each: (keep * weight, mean) for each, (weight, mean) in self._own.items()}
         self._since_change = self._since_change + 1 if window == self._window else 0
         self._window = window
-        if self._since_change >= WARM_UP:
+        if self._since_change >= UNTIMED_ROUNDS:
             weight, mean = self._own.get(window, (0.0, 0.0))
             self._own[window] = weight + 1.0, mean + (committed - mean) / (weight + 1.0)
         measured = np.append(measured, np.zeros(window - kept, dtype=int))
@@ -89,7 +89,7 @@ class Acceptance:
         for window in WINDOWS:
             weight, mean = self._own.get(window, (0.0, 0.0))
             expected = _steady_steps(window, measured, new)
-            result[window] = (weight * mean + STINT * expected) / (weight + STINT)
+            result[window] = (weight * mean + STAY_ROUNDS * expected) / (weight + STAY_ROUNDS)
         return result
 
 
@@ -108,7 +108,7 @@ def _steady_steps(window: int, measured: np.ndarray, new: np.ndarray) -> float:
 
     Parameters
     ----------
-    measured : (MOST_OFTEN + 1,)
+    measured : (MAX_TIMES_MEASURED + 1,)
         Chances of going on beyond a step, by how often it was measured.
     new : (K,)
         Of those that were not, by how many of these come before it.
@@ -121,7 +121,9 @@ def _steady_steps(window: int, measured: np.ndarray, new: np.ndarray) -> float:
         often = ((window - 1 - places) / steps).astype(int)
         kept = np.count_nonzero(often)
         chances = np.where(
-            often > 0, measured[np.minimum(often, MOST_OFTEN)], new[np.maximum(places - kept, 0)]
+            often > 0,
+            measured[np.minimum(often, MAX_TIMES_MEASURED)],
+            new[np.maximum(places - kept, 0)],
         )
         steps = 0.5 * (steps + 1.0 + float(np.cumprod(chances).sum()))
     return steps
@@ -139,7 +141,7 @@ class Costs:
         self._relative: dict[int, float] = {}
         self._speed_before = 1.0
         self._present: int | None = None
-        self._seconds: deque[float] = deque(maxlen=TIMINGS)  # of the present window's rounds
+        self._seconds: deque[float] = deque(maxlen=SPEED_TIMINGS)  # of the present window's rounds
 
     def __contains__(self, window: int) -> bool:
         return window in self._relative
@@ -164,7 +166,7 @@ class Costs:
         # All rounds of a window do the same work, so the median leaves out the disturbed ones.
         measured = float(np.median(seconds)) / self._speed
         known = self._relative.get(window, measured)
-        self._relative[window] = known * (measured / known) ** BLEND
+        self._relative[window] = known * (measured / known) ** COST_SMOOTHING
 
     def seconds(self, window: int) -> float:
         """On the machine as it is now; if the window was never tried, hardly less than it will be.
@@ -211,9 +213,9 @@ class WindowTuner:
     """
 
     def __init__(self, longest: int | None = None, learns: bool = False) -> None:
-        self._school = SCHOOL if learns else 0
+        self._school = WARMUP_ROUNDS if learns else 0
         self.windows = [w for w in WINDOWS if longest is None or w <= longest]
-        self.window = self._standing = min(FIRST, self.windows[-1])
+        self.window = self._standing = min(INITIAL_WINDOW, self.windows[-1])
         self._acceptance = Acceptance()
         self._costs = Costs()
         self._rounds = 0
@@ -221,11 +223,11 @@ class WindowTuner:
         self._since_change = 0  # rounds
         self._on_trial: list[float] | None = []  # seconds of the window that is tried, if one is
         self._probes = [1] if self.window > 1 else []
-        self._interval = self._next_probe = FIRST_PROBE
+        self._interval = self._next_probe = FIRST_RETRY
         self._said: int | None = None
         self._said_plain = False
 
-    def start_from(self, window: int) -> None:
+    def resume_at(self, window: int) -> None:
         """Go on with this window, if it is one of those that are tried, and with what the draft
         has learned."""
         self._school = 0
@@ -240,7 +242,7 @@ class WindowTuner:
             self._school -= rounds
             return
         window = self.window
-        if self._since_change >= WARM_UP:
+        if self._since_change >= UNTIMED_ROUNDS:
             if self._on_trial is not None:
                 self._on_trial += [seconds / rounds] * rounds
             else:
@@ -252,7 +254,7 @@ class WindowTuner:
         self._since_change += rounds
         self._rounds += rounds
         self._left -= rounds
-        if self._left <= 0 if self._on_trial is None else len(self._on_trial) >= TRIAL:
+        if self._left <= 0 if self._on_trial is None else len(self._on_trial) >= TRIAL_ROUNDS:
             self._choose()
 
     def _choose(self) -> None:
@@ -267,10 +269,10 @@ class WindowTuner:
             if self.window in self._costs:
                 self._on_trial = None
                 if self.window != self._standing:  # perhaps by mistake: look again soon
-                    self._standing, self._interval = self.window, FIRST_PROBE
-                    self._next_probe = min(self._next_probe, self._rounds + FIRST_PROBE)
+                    self._standing, self._interval = self.window, FIRST_RETRY
+                    self._next_probe = min(self._next_probe, self._rounds + FIRST_RETRY)
                 self._plan_probes()
-                self._left = min(max(STINT, self._since_change // 4), LONGEST_STINT)
+                self._left = min(max(STAY_ROUNDS, self._since_change // 4), MAX_STAY_ROUNDS)
                 if self.window == 1 and not self._probes:  # plain steps tell nothing new
                     self._left = max(self._left, self._next_probe - self._rounds)
         if self.window != before:
@@ -279,7 +281,7 @@ class WindowTuner:
     def _plan_probes(self) -> None:
         if self._rounds < self._next_probe:
             return
-        self._interval = min(2 * self._interval, LAST_PROBE)
+        self._interval = min(2 * self._interval, LAST_RETRY)
         self._next_probe = self._rounds + self._interval
         self._say()
         windows, rates = self.windows, self._rates()
@@ -288,7 +290,7 @@ class WindowTuner:
             return
         at = windows.index(self.window)
         beside = {*windows[max(0, at - 1) : at + 2]} - {self.window}
-        if rates[1] > HOPELESS * rates[self.window]:
+        if rates[1] > RETRY_PLAIN_ABOVE * rates[self.window]:
             beside.add(1)
         self._probes = sorted(beside)
 
@@ -300,7 +302,7 @@ class WindowTuner:
     def _best(self) -> int:
         rates = self._rates()
         best = max(rates, key=rates.__getitem__)
-        return best if rates[best] > WORTH * rates[self._standing] else self._standing
+        return best if rates[best] > SWITCH_GAIN * rates[self._standing] else self._standing
 
     def _say(self) -> None:
         if self.window != self._said:
@@ -314,7 +316,7 @@ class WindowTuner:
                     for each in self._costs.tried
                 ),
             )
-        if self.window == 1 and self._rounds >= SURE and not self._said_plain:
+        if self.window == 1 and self._rounds >= WARN_AFTER_ROUNDS and not self._said_plain:
             self._said_plain = True
             logger.warning(
                 "no window is faster than plain dynamics here: a batch costs too much, or the "

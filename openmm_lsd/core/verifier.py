@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-FAILED_BATCHES_TOLD = 3  # once is no more than the other node that did not answer
+FAILED_BATCHES_BEFORE_WARNING = 3  # once is no more than the other node that did not answer
 
 
 class Pair(Protocol):
@@ -133,12 +133,12 @@ class Verifier:
     def _count_failed_batch(self, error: Exception) -> None:
         """A batch has failed of which no state fails by itself."""
         self._statistics.count_failures(batches=1)
-        if self._statistics.failed_batches == FAILED_BATCHES_TOLD:
+        if self._statistics.failed_batches == FAILED_BATCHES_BEFORE_WARNING:
             logger.warning(
                 "%d batches have failed whose states can be evaluated one by one, which takes as "
                 "long as plain dynamics or longer; the last with %s: %s. Does the target take a "
                 "batch? (this is said once)",
-                FAILED_BATCHES_TOLD,
+                FAILED_BATCHES_BEFORE_WARNING,
                 type(error).__name__,
                 error,
             )

@@ -14,7 +14,7 @@ Array = NDArray[np.float64]
 BETWEEN_LOOKS = 128  # steps; as many as there are atoms, if that is more
 
 
-class BondWatch:
+class BondMonitor:
     """The bonds of a molecule, to which those are added that form.
 
     None is taken away: the terms of a bond that is broken are bounded, and those of a proton that
@@ -60,7 +60,7 @@ class BondWatch:
         self._take(MolecularGraph(elements, record["bonds"]))
         self._next_look = record["next look"]
 
-    def have_formed(self, step: int, positions: Array, box: Array | None) -> bool:
+    def update(self, step: int, positions: Array, box: Array | None) -> bool:
         """Whether there are bonds that are new; looks now and then only."""
         if step < self._next_look:
             return False

@@ -18,7 +18,7 @@ from ..contexts.digests import digest_of
 from ..contexts.forcecontext import ForceContext, describe_system, fastest_context, loaded_platforms
 from ..core.clock import Times
 from .autodraft import AutoDraft, auto_draft
-from .bonds import BondWatch
+from .bonds import BondMonitor
 from .learning import WEIGHT_OF_DIFFERENCES, Learner
 from .molgraph import elements_of_masses, graph_of_positions, graph_of_topology, with_missing_bonds
 from .valence import ValenceTerms
@@ -83,7 +83,7 @@ class LearningDraft(NativeDraft):
         The force field, with the parameters to start from.
     masses : (N,) amu
     base : ForceContext, optional
-    bonds : BondWatch, optional
+    bonds : BondMonitor, optional
         From which the terms were made. If bonds form, or the draft becomes bad, they are made anew.
     weight_of_differences : float
         See Learner.
@@ -94,7 +94,7 @@ class LearningDraft(NativeDraft):
         start: AutoDraft,
         masses: Array,
         base: ForceContext | None = None,
-        bonds: BondWatch | None = None,
+        bonds: BondMonitor | None = None,
         weight_of_differences: float = WEIGHT_OF_DIFFERENCES,
     ) -> None:
         self._weight_of_differences = weight_of_differences
@@ -207,7 +207,7 @@ class LearningDraft(NativeDraft):
             self._learner.break_sequence()
         self._shown_until = step + len(sites)
         bonds, here = self._bonds, sites[-1]
-        formed = bonds is not None and bonds.have_formed(self._shown_until, here, self._box)
+        formed = bonds is not None and bonds.update(self._shown_until, here, self._box)
         if self._learner.has_degraded(discrepancies) or formed:
             logger.info(
                 "%s at step %d: the draft is made anew",
@@ -291,7 +291,7 @@ class DraftSpec(NamedTuple):
             graph = with_missing_bonds(graph, positions, box)
         else:
             graph = graph_of_positions(elements_of_masses(masses), positions, box)
-        bonds = BondWatch(graph, positions, box)
+        bonds = BondMonitor(graph, positions, box)
         graph = bonds.graph_at(positions, box)
         draft = auto_draft(graph, positions, box)
         logger.info(

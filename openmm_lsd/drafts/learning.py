@@ -331,7 +331,7 @@ class Learner:
         discrepancies : (B, N, 3) kJ/mol/nm
             Target force minus draft force there.
         """
-        for row in self._chosen(len(sites)):
+        for row in self._select_steps(len(sites)):
             here = sites[row].copy(), discrepancies[row].copy()
             before = (sites[row - 1], discrepancies[row - 1]) if row else self._last
             self._states.append(here)
@@ -346,7 +346,7 @@ class Learner:
             self.add_equations()
         return False
 
-    def _chosen(self, steps: int) -> list[int]:
+    def _select_steps(self, steps: int) -> list[int]:
         """Which of the next ``steps`` committed steps to learn from."""
         rows, number, end = [], self._seen, self._seen + steps
         while number < end:

@@ -29,19 +29,20 @@ from ..targets.torchforce import check_torch_forces, load_plugin
 from .arguments import draft_system_of, positive_number, seed_of, whole_steps, window_of
 from .binding import Binding
 from .probe import Probe
-from .program import FRICTION, NOISE_STEP, TEMPERATURE, add_program
-from .restart import Record, RestartError, examine_before_loading, from_checkpoint, to_checkpoint
+from .program import FRICTION, NOISE_STEP, TEMPERATURE, add_program, refuse_program
+from .restart import Record, RestartError, from_checkpoint, install_load_guards, to_checkpoint
 from .snapshot import SystemSnapshot, existing
 
 PROPERTY = "openmm_lsd"  # of the XML
 
 logger = logging.getLogger(__name__)
 
-examine_before_loading()
+install_load_guards()
 
 
+@refuse_program
 class LSDIntegrator(openmm.CustomIntegrator):
-    """Langevin dynamics of a slow potential, drafted by a fast one; the law is the slow one's.
+    """Langevin dynamics of a slow potential, drafted by a fast one; exact for the slow one.
 
     A drop-in for ``openmm.LangevinMiddleIntegrator``: the System of the Simulation holds the slow
     potential (the target), ``draft`` is a classical force field for the same particles, or 'auto':
@@ -61,7 +62,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
     ``openmm.Context.loadCheckpoint``, and making a Context with an LSDIntegrator one in front of
     ``updateParametersInContext`` of every Force; for other integrators they change nothing.
 
-    Every callable in the list ``watchers`` is called after every round with its ``sampler.Round``.
+    Every callable in the list ``round_callbacks`` (``watchers`` is the same list) is called after
+    every round with its ``openmm_lsd.Round``.
 
     Parameters
     ----------
@@ -74,7 +76,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
     windowLength : int or 'auto'
         K, the number of steps drafted and evaluated per round. 'auto' finds the fastest while the
         run goes on, plain steps among them. With a number, trajectories of one seed are the same
-        to the last bit; with 'auto' they depend on the clock, and follow the same law.
+        to the last bit; with 'auto' they depend on the clock, and sample the same
+        distribution.
     scheme : 'middle' or 'aboba'
         'middle' is that of LangevinMiddleIntegrator.
     randomNumberSeed : int, optional
@@ -83,7 +86,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
         Platform of the draft's forces; default: the fastest for them, found by timing. With a
         ``windowLength`` that is a number, only what gives the same forces every time is tried: of
         the CPU platform that is one thread. ``draftPlatform='CPU'`` uses all cores, and the same
-        seed then gives another trajectory of the same law.
+        seed then gives another trajectory, of the same
+        distribution.
     topology : openmm.app.Topology, optional
         Elements and bonds for a draft that learns. Default: elements from the masses, bonds from
         distances in the first structure.
@@ -152,7 +156,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._target = target
         self._scheme, self._window = scheme, window_of(windowLength)
         self._stopwatch = Stopwatch(Statistics())
-        self.watchers: list[Callable[[Round], Any]] = []
+        self.round_callbacks: list[Callable[[Round], Any]] = []
         self._snapshot: SystemSnapshot | None = None  # of the Context
         self._binding: Binding | None = None
         self._groups_of_plain_steps: int | None = None
@@ -188,7 +192,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 "step() was called while step() runs (by a signal handler, or by a function that "
                 "it calls); call it when the first has returned"
             )
-        binding = self._bound()
+        binding = self._ensure_binding()
         settings = binding.settings()
         if self._record is not None:
             binding.resume_from(self._record)
@@ -275,7 +279,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         if self._snapshot is not None:
             self._snapshot.note_failed_update()
 
-    def _bound(self) -> Binding:
+    def _ensure_binding(self) -> Binding:
         """The binding to the Context that owns this integrator."""
         if self._binding is None:
             access = ContextAccess(int(self.this))
@@ -290,7 +294,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 self._correction,
                 self._engine,
                 self._stopwatch,
-                self.watchers,
+                self.round_callbacks,
             )
         return self._binding
 
@@ -342,7 +346,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             return record
         return {**self._binding.record(self._binding.settings()), **record}
 
-    def examine_record(self, record: Record | None) -> None:
+    def check_compatible(self, record: Record | None) -> None:
         """Raise RestartError if a run of this integrator cannot go on from a record.
 
         Called before a checkpoint is loaded.
@@ -381,7 +385,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 "state, with random numbers of its own"
             )
             return
-        self.examine_record(record)
+        self.check_compatible(record)
         self.setGlobalVariableByName(NOISE_STEP, record["noise step"])
         decisions = record.get("decisions")
         if decisions is None:  # written before the first step
@@ -401,6 +405,11 @@ class LSDIntegrator(openmm.CustomIntegrator):
         if self._binding is None:
             raise RuntimeError("there is nothing to look at before the first step")
         return Probe(self._binding)
+
+    @property
+    def watchers(self) -> list[Callable[[Round], Any]]:
+        """The list ``round_callbacks``, by the name it had first."""
+        return self.round_callbacks
 
     @property
     def statistics(self) -> Statistics:
@@ -462,38 +471,6 @@ class LSDIntegrator(openmm.CustomIntegrator):
             "target": self._target,
         }
         return arguments, {"setIntegrationForceGroups": self.getIntegrationForceGroups()}
-
-
-def _refuse(name: str) -> Callable:
-    def refuse(self: LSDIntegrator, *arguments: Any) -> None:
-        raise ValueError(
-            f"{name}() would have no effect: an LSDIntegrator runs the steps of its own scheme. "
-            "Forces, restraints and barostats belong into the System; temperature, friction and "
-            "the Context's parameters can be changed between steps; a program of your own needs "
-            "an openmm.CustomIntegrator"
-        )
-
-    refuse.__name__ = name
-    refuse.__doc__ = "Raises ValueError: the steps are those of the scheme."
-    return refuse
-
-
-for _name in (
-    "addGlobalVariable",
-    "addPerDofVariable",
-    "addTabulatedFunction",
-    "addComputeGlobal",
-    "addComputePerDof",
-    "addComputeSum",
-    "addConstrainPositions",
-    "addConstrainVelocities",
-    "addUpdateContextState",
-    "beginIfBlock",
-    "beginWhileBlock",
-    "endBlock",
-    "setKineticEnergyExpression",
-):
-    setattr(LSDIntegrator, _name, _refuse(_name))
 
 
 def _rebuild(arguments: dict[str, Any], settings: dict[str, Any]) -> LSDIntegrator:

@@ -114,28 +114,28 @@ def from_checkpoint(
     return unpack(checkpoint[start:end])
 
 
-def examine_before_loading() -> None:
+def install_load_guards() -> None:
     """Let an integrator refuse a checkpoint before OpenMM loads it.
 
     OpenMM asks its integrators last, when positions and all else have been overwritten, and it
     would read on beyond the end of a file that was cut short. So ``Context.loadCheckpoint`` first
-    calls the ``examine_record`` of its integrator, if it has one; for all other integrators nothing
-    changes.
+    calls the ``check_compatible`` of its integrator, if it has one; for all other integrators
+    nothing changes.
     """
     load = openmm.Context.loadCheckpoint
 
     @functools.wraps(load)
     def examined(self: openmm.Context, checkpoint: Any) -> None:
         integrator = getattr(self, "_integrator", None)
-        if hasattr(integrator, "examine_record"):
-            _examine_checkpoint(self, integrator, checkpoint)
+        if hasattr(integrator, "check_compatible"):
+            _check_checkpoint(self, integrator, checkpoint)
         load(self, checkpoint)
 
     if not hasattr(load, "__wrapped__"):
         openmm.Context.loadCheckpoint = examined
 
 
-def _examine_checkpoint(context: openmm.Context, integrator: Any, checkpoint: bytes) -> None:
+def _check_checkpoint(context: openmm.Context, integrator: Any, checkpoint: bytes) -> None:
     if not isinstance(checkpoint, bytes):
         return  # OpenMM says what is wrong
 
@@ -146,6 +146,6 @@ def _examine_checkpoint(context: openmm.Context, integrator: Any, checkpoint: by
         return {before, context.createCheckpoint().rfind(MARK)}
 
     try:
-        integrator.examine_record(from_checkpoint(checkpoint, lengths))
+        integrator.check_compatible(from_checkpoint(checkpoint, lengths))
     except RestartError as error:
         raise RestartError(f"the checkpoint was not loaded: {error}") from error

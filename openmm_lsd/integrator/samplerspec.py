@@ -181,4 +181,4 @@ class SamplerSpec:
     def resume_tuner(self, record: dict[str, Any]) -> None:
         """Let the tuner start from the window that was found."""
         if isinstance(self.tuner, WindowTuner) and record["tuned window"] is not None:
-            self.tuner.start_from(record["tuned window"])
+            self.tuner.resume_at(record["tuned window"])

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ..core.clock import Times
 from ..core.schemes import Scheme
 from ..targets import BatchedTarget, RayTarget, TargetMismatchError, validate_target
-from ..targets.base import Evaluation, perturbed
+from ..targets.base import Evaluation, perturb
 from ..targets.validate import NotFiniteError
 
 Array = NDArray[np.float64]
@@ -27,7 +27,7 @@ FAST = 0.1  # s per state, below which a mere warning is worth some more states
 TIMED_EVALUATIONS = 3
 # nm; where states so far away cannot be evaluated, plain dynamics may still be sound.
 DISPLACEMENTS = (1e-3, 1e-5, 0.0)
-TOLD = 10.0  # s, of the whole check, after which a user is told what they went into
+SLOW_SET_UP = 10.0  # s, of the whole check, after which a user is told what they went into
 
 
 class Surroundings(NamedTuple):
@@ -94,7 +94,7 @@ def set_up_target(
         _check_gradient_of_system(target, around)
     elapsed = perf_counter() - begin
     logger.info("the target is ready after %.3g s", elapsed)
-    if elapsed > TOLD:
+    if elapsed > SLOW_SET_UP:
         logger.warning(
             "before the first step the target was prepared and checked for %.0f s: compiling it, "
             "and finding the fastest way to a batch; a state takes %.2g s now, and this happens "
@@ -148,7 +148,7 @@ def _check_nearby(
         reference = None
         try:
             if around.reference is not None:
-                expected = around.reference(perturbed(around.positions, batch, displacement))
+                expected = around.reference(perturb(around.positions, batch, displacement))
                 if not (np.isfinite(expected).all() or is_last):
                     continue
                 reference = lambda _, expected=expected: expected  # noqa: E731 (the same states)

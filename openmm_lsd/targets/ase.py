@@ -46,7 +46,7 @@ class ASETarget(BatchedTarget):
         Whether the calculator may start each state from what it keeps of the state before, as
         tblite and many other codes do with the density. Then the results depend on the order of
         the states within what self-consistency leaves undetermined, and runs with the same seed
-        and different numbers of workers are different trajectories of the same law. Alanine
+        and different numbers of workers are different trajectories of one distribution. Alanine
         dipeptide by GFN2-xTB (tblite, accuracy 1): a quarter less time, and forces that differ
         from the converged ones by a noise shift of at most 0.0064 (afresh: 0.0057).
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 Evaluation = tuple[Array, Array]
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class ForceSettings(NamedTuple):
 class BatchedTarget(ABC):
     """Energies and forces of B independent states of the same N particles.
 
-    Made for LSDIntegrator, which evaluates the sites of a window at once, and useful wherever many
+    T for LSDIntegrator, which evaluates the sites of a window at once, and useful wherever many
     conformations are to be evaluated: scoring, replica exchange, path ensembles.
     """
 
@@ -126,19 +126,19 @@ def checked(
     return energies, checked_forces(forces, positions.shape, name)
 
 
-def perturbed(positions: Array, count: int, displacement: float) -> Array:
+def perturb(positions: Array, count: int, displacement: float) -> Array:
     """``count`` states (count, N, 3) near ``positions``, the first equal to it; always the same."""
     noise = np.random.default_rng(0).standard_normal((count, *positions.shape))
     noise[0] = 0.0
     return positions + displacement * noise
 
 
-def for_size(prepared: Mapping[int, Made], size: int) -> Made:
+def nearest_prepared(prepared: Mapping[int, T], size: int) -> T:
     """What was prepared for the next size that is no smaller, or else for the largest."""
     return prepared[min((each for each in prepared if each >= size), default=max(prepared))]
 
 
-class SubBatches:
+class MemoryLimitedBatches:
     """A batch in parts that fit into the memory of a device, or of the machine.
 
     Parameters
@@ -250,17 +250,17 @@ def on_host(energies: torch.Tensor, forces: torch.Tensor) -> Evaluation:
     return both[:count].reshape(energies.shape), both[count:].reshape(forces.shape)
 
 
-class Held(Generic[Made]):
+class CachedOnDevice(Generic[T]):
     """What ``make`` makes of an array, made again when the array is another.
 
     For what must be on a device and hardly ever changes, such as the box.
     """
 
-    def __init__(self, make: Callable[[Array], Made]) -> None:
+    def __init__(self, make: Callable[[Array], T]) -> None:
         self._make = make
-        self._last: tuple[Array, Made] | None = None
+        self._last: tuple[Array, T] | None = None
 
-    def __call__(self, array: Array) -> Made:
+    def __call__(self, array: Array) -> T:
         """The same object as the last time, if the array has the same values."""
         if self._last is None or not np.array_equal(array, self._last[0]):
             self._last = np.array(array), self._make(array)

@@ -20,7 +20,7 @@ from ..contexts.forcecontext import (
     no_platform,
 )
 from ..core.clock import Times
-from .base import Array, BatchedTarget, Evaluation, for_size, perturbed
+from .base import Array, BatchedTarget, Evaluation, nearest_prepared, perturb
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +95,7 @@ class ContextTarget(BatchedTarget):
         self.uses_times = self._pool(self._first)[0].uses_times
         self._chosen: dict[int, Layout] = {}  # by the largest number of Contexts that can share
 
-    def renewed(self, system: openmm.System) -> ContextTarget:
+    def renew(self, system: openmm.System) -> ContextTarget:
         """The same for a System whose forces have other parameters."""
         self.close()
         result = ContextTarget(
@@ -137,7 +137,7 @@ class ContextTarget(BatchedTarget):
         """How so many states are run."""
         if not self._chosen:
             return self._first
-        return for_size(self._chosen, self._sharing(batch))
+        return nearest_prepared(self._chosen, self._sharing(batch))
 
     def _pool(self, layout: Layout) -> list[ForceContext]:
         if layout not in self._pools:
@@ -157,7 +157,7 @@ class ContextTarget(BatchedTarget):
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """See BatchedTarget; the platform and the number of Contexts are chosen."""
-        states = perturbed(positions, batch, BATCH_PERTURBATION)
+        states = perturb(positions, batch, BATCH_PERTURBATION)
         xml = openmm.XmlSerializer.serialize(self._system)
         sharing = self._sharing(batch)
         platforms = [(name, sorted(own.items())) for name, own in self._platforms.items()]

@@ -17,7 +17,7 @@ from .base import (
     Array,
     BatchedTarget,
     Evaluation,
-    SubBatches,
+    MemoryLimitedBatches,
     checked,
     finite_rows,
     is_out_of_memory,
@@ -96,7 +96,7 @@ class ModelTarget(BatchedTarget):
         self.periodic = periodic
         self._scales = scales
         keep_torch_alive_in_children()
-        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; the box counts only if the model is periodic.

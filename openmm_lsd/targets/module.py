@@ -10,9 +10,9 @@ from ..contexts.cores import keep_torch_alive_in_children
 from .base import (
     Array,
     BatchedTarget,
+    CachedOnDevice,
     Evaluation,
-    Held,
-    SubBatches,
+    MemoryLimitedBatches,
     checked,
     is_out_of_memory,
     on_host,
@@ -73,9 +73,9 @@ class ModuleTarget(BatchedTarget):
         if cuda_graph and self._device.type != "cuda":
             raise ValueError(f"a CUDA graph needs a CUDA device; the module is on {self._device}")
         self._graphed = CUDAGraphed(self._compute, device=self._device) if cuda_graph else None
-        self._box = Held(self._tensor)
+        self._box = CachedOnDevice(self._tensor)
         keep_torch_alive_in_children()
-        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""

@@ -20,7 +20,7 @@ from .base import (
     BatchedTarget,
     Evaluation,
     ForceSettings,
-    SubBatches,
+    MemoryLimitedBatches,
     checked,
     is_out_of_memory,
 )
@@ -128,7 +128,7 @@ class PythonForceTarget(BatchedTarget):
         self.keeps_cores_busy = self.batched is not None and self.batched.keeps_cores_busy
         # A State has them, and nobody knows whether the function asks for them.
         self.uses_times = self.batched is None or self.batched.uses_times
-        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
 
     @classmethod
     def of_force(cls, force: openmm.Force, settings: ForceSettings) -> PythonForceTarget | None:

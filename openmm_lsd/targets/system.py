@@ -26,7 +26,7 @@ from .base import Array, BatchedTarget, Evaluation, ForceSettings
 from .contextpool import ContextTarget
 from .pythonforce import PythonForceTarget
 from .torchforce import TorchForceTarget
-from .virtualsites import ForcesToParents
+from .virtualsites import VirtualSiteForces
 
 # What recognises a Force and gives the form of it that takes a batch; the first that does, counts.
 FORMS: tuple[Callable[[openmm.Force, ForceSettings], BatchedTarget | None], ...] = (
@@ -80,7 +80,7 @@ class SystemTarget(BatchedTarget):
         cores = allowed_cores(properties.get("Threads"))
         self._system = system  # owns the forces that the parts refer to
         self._default_box = default_box(system)
-        self._to_parents = ForcesToParents(system)
+        self._to_parents = VirtualSiteForces(system)
         where = ForceSettings(
             positions, self._default_box, platform, properties, cores, time, step_count
         )
@@ -117,7 +117,7 @@ class SystemTarget(BatchedTarget):
     def refresh(self, forces: Sequence[openmm.Force]) -> None:
         """Take over new parameters, from Forces that are otherwise those of the System."""
         self.in_contexts = [
-            target.renewed(part)
+            target.renew(part)
             for target, part in zip(self.in_contexts, self._parts_of(forces), strict=True)
         ]
         self.parts = [*self._own_parts, *self.in_contexts]

@@ -27,14 +27,14 @@ from ..contexts.digests import digest_of
 from .base import (
     Array,
     BatchedTarget,
+    CachedOnDevice,
     Evaluation,
     ForceSettings,
-    Held,
-    SubBatches,
-    for_size,
+    MemoryLimitedBatches,
     is_out_of_memory,
+    nearest_prepared,
     on_host,
-    perturbed,
+    perturb,
 )
 from .cudagraph import CUDAGraphed
 
@@ -198,8 +198,8 @@ class TorchForceTarget(BatchedTarget):
         self._warmup = int(properties.get("CUDAGraphWarmupSteps", 10))
         self._graphed: dict[str, CUDAGraphed] = {}
         self._pools: dict[tuple[int, int], ThreadPool] = {}
-        self._environment = Held(self._environment_tensors)
-        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
+        self._environment = CachedOnDevice(self._environment_tensors)
+        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
         self.plans: dict[int, Plan] = {}  # by the size of the batch
         self._cores = allowed_cores() if cores is None else cores
         keep_torch_alive_in_children()
@@ -229,7 +229,7 @@ class TorchForceTarget(BatchedTarget):
 
     def plan(self, batch: int) -> Plan:
         """How so many states are run."""
-        return for_size(self.plans, batch) if self.plans else self._one_by_one
+        return nearest_prepared(self.plans, batch) if self.plans else self._one_by_one
 
     def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
         return self._run(self.plan(len(positions)), positions, box)
@@ -248,7 +248,7 @@ class TorchForceTarget(BatchedTarget):
         its own; batching and executor are those of the first size that was prepared.
         """
         # Without the present one: at a minimum of the energy rounding is larger than the forces.
-        states = perturbed(positions, batch + 1, BATCH_PERTURBATION)[1:]
+        states = perturb(positions, batch + 1, BATCH_PERTURBATION)[1:]
         begin = perf_counter()
         try:
             reference = self._run(self._one_by_one, states, box)

@@ -15,9 +15,9 @@ from .base import (
     KJ_PER_MOL_PER_EV,
     Array,
     BatchedTarget,
+    CachedOnDevice,
     Evaluation,
-    Held,
-    SubBatches,
+    MemoryLimitedBatches,
     checked,
     finite_rows,
     is_out_of_memory,
@@ -110,13 +110,13 @@ class TorchSimTarget(BatchedTarget):
                 f"there are masses of shape {self._masses.shape} for {len(self._numbers)} atomic "
                 "numbers"
             )
-        self._cell = Held(self._tensor)
+        self._cell = CachedOnDevice(self._tensor)
         self._on_device = (
             self._tensor(self._masses),
             torch.tensor(self._numbers, device=model.device),
         )
         keep_torch_alive_in_children()
-        self._in_parts = SubBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget. Periodic in all directions if there is a box, else in none."""

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..core.clock import Times
 from ..core.schemes import MOLAR_GAS_CONSTANT, Middle, Scheme, reciprocal
-from .base import Array, BatchedTarget, Evaluation, checked, perturbed
+from .base import Array, BatchedTarget, Evaluation, checked, perturb
 
 # A force may be wrong by what shifts a step by this many standard deviations of its noise, per
 # component, or by rounding in single precision; an energy by this many kT
@@ -110,7 +110,7 @@ def validate_target(
     scheme = Middle(300.0, 1.0, 0.001) if scheme is None else scheme
     when = time, step_count
     examination = _Examination(target, np.array(masses, dtype=np.float64), box, scheme, when)
-    states = perturbed(np.array(positions, dtype=np.float64), batch, displacement)
+    states = perturb(np.array(positions, dtype=np.float64), batch, displacement)
     values = examination.evaluate(states)
     if rows:
         examination.rows(states, values)

@@ -63,7 +63,7 @@ class VirtualSiteTarget(BatchedTarget):
         self._target.close()
 
 
-class ForcesToParents:
+class VirtualSiteForces:
     """Forces on virtual sites, handed on to their parents by the chain rule.
 
     OpenMM does it: in a Context where each site is pulled by the force in question.

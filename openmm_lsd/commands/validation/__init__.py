@@ -1,4 +1,4 @@
-"""Is the law right on this system? LSD against plain dynamics of the target, in three ways.
+"""Does LSD sample the right distribution? LSD against plain dynamics of the target, in three ways.
 
 Short: thousands of runs of a few steps from one state, against the plain scheme, by two-sample
 tests. Exact: the noise that drove every committed step is worked out from the path and must be

@@ -16,7 +16,7 @@ from .verdict import Check
 
 BLOCKS = 24  # pairs of long runs: all choices of their signs can just be gone through
 BINS = 12
-EVERY = 2  # steps between recorded states of a long run
+STRIDE = 2  # steps between recorded states of a long run
 LAGS = 100  # recorded states
 TESTED_LAGS = 20
 EDGES = np.linspace(-np.pi, np.pi, BINS + 1)
@@ -51,7 +51,7 @@ def run_in_pairs(
         velocities = thermal_speeds * rng.standard_normal(positions.shape)
         for each, rows in zip((plain, run), blocks, strict=True):
             each.set_state(positions, velocities)
-            rows.append(run_block(case, each, max(1, steps // BLOCKS // EVERY), quadruples))
+            rows.append(run_block(case, each, max(1, steps // BLOCKS // STRIDE), quadruples))
         positions = (plain, run)[rng.integers(2)].state[0]
     plain_run, lsd_run = (LongRun(*map(np.array, zip(*rows, strict=True))) for rows in blocks)
     return lsd_run, plain_run
@@ -63,7 +63,7 @@ def run_block(case: Case, run: Run, count: int, quadruples: Indices) -> tuple[Ar
     removal = bool(cm_removal_frequency(case.target))
     positions, velocities = [], []
     for _ in range(count):
-        run.step(EVERY)
+        run.step(STRIDE)
         x, v = run.state
         positions.append(x)
         velocities.append(remove_cm_motion(v, masses) if removal else v)
@@ -148,7 +148,7 @@ def long_law_check(lsd: LongRun, plain: LongRun, names: list[str], level: float)
     lags = np.flatnonzero(np.isfinite(lsd.autocorrelation).all(axis=0))
     for lag in lags[:: max(1, len(lags) // TESTED_LAGS)]:
         difference = lsd.autocorrelation[:, lag] - plain.autocorrelation[:, lag]
-        columns[f"velocity autocorrelation, lag {lag * EVERY} steps"] = difference
+        columns[f"velocity autocorrelation, lag {lag * STRIDE} steps"] = difference
     results = [
         (float(stats.ttest_1samp(differences, 0.0).pvalue), name)
         for name, differences in columns.items()

@@ -33,10 +33,10 @@ class Validation:
     def verdict(self) -> str:
         """In one sentence."""
         if not self.passed:
-            return "THE LAW IS WRONG on this system: do not use these trajectories."
+            return "THE DISTRIBUTION IS WRONG on this system: do not use these trajectories."
         judged = sum(check.tests for check in self.checks)
         return (
-            f"The law is right as far as {judged} tests can tell (chance of a false alarm in all "
+            f"The distribution is right as far as {judged} tests can tell (chance of a false alarm in all "
             f"of them: {FAMILY_WISE:g})."
         )
 

@@ -23,7 +23,7 @@ def few_step_check(
     plain = _plain_ensemble(case, run, start, PLAIN_PER_RUN * runs, steps, seed)
     observables = Observables(case, run, start, plain, np.random.default_rng(seed))
     return _two_samples(
-        f"few-step law ({runs} runs of {steps[-1]} steps)",
+        f"few-step distribution ({runs} runs of {steps[-1]} steps)",
         observables(lsd),
         observables(plain),
         level,

@@ -10,7 +10,7 @@ import numpy as np
 
 from ...contexts.checks import barostat_frequency
 from ...core.statistics import Round
-from ..case import Case, Notice
+from ..case import Case, Log
 from ..caseoptions import case_of
 from ..options import Options, positive_integer, whole_number
 from ..output import check_output, say, say_what, write_json
@@ -18,8 +18,8 @@ from ..report import write_report
 from .geometry import dihedral_quadruples
 from .longruns import (
     BLOCKS,
-    EVERY,
     LAGS,
+    STRIDE,
     kinetic_energy_check,
     long_law_check,
     run_in_pairs,
@@ -41,9 +41,9 @@ def validate(
     path_steps: int = 1000,
     long_steps: int = 20_000,
     equilibration: int = 5000,
-    notice: Notice = lambda line: None,
+    log: Log = lambda line: None,
 ) -> Validation:
-    """Test the law of LSD on a case.
+    """Test the distribution that LSD samples on a case.
 
     Parameters
     ----------
@@ -59,28 +59,28 @@ def validate(
         Of LSD and of plain dynamics, in all blocks together.
     equilibration : int
         Steps of LSD before.
-    notice : callable, optional
+    log : callable, optional
     """
     if barostat_frequency(case.target) is not None:
         raise ValueError("validation needs a System without a barostat; leave it out here")
     seed = case.seed or 1
     level = FAMILY_WISE / FAMILIES
     run = case.lsd(window)
-    notice(f"minimising, and {equilibration} steps of LSD")
+    log(f"minimising, and {equilibration} steps of LSD")
     run.equilibrate(case, max(1, equilibration))
-    notice(f"{runs} short LSD runs and {PLAIN_PER_RUN * runs} plain ones from one state")
+    log(f"{runs} short LSD runs and {PLAIN_PER_RUN * runs} plain ones from one state")
     short = few_step_check(case, run, runs, tuple(short_steps), seed, level)
-    notice(f"the noise of {path_steps} steps")
+    log(f"the noise of {path_steps} steps")
     noise = noise_check(case, run, path_steps, level)
     quadruples, names = dihedral_quadruples(case.topology)
-    times = EVERY * case.step_size * np.arange(LAGS, dtype=np.float64)
+    times = STRIDE * case.step_size * np.arange(LAGS, dtype=np.float64)
     if not (short.passed and noise.passed):
         return Validation(case, [short, noise], [], names, None, None, times)
     rounds: list[Round] = []
-    run.integrator.watchers.append(rounds.append)
-    notice(f"{long_steps} steps of LSD and as many plain ones, in {BLOCKS} pairs")
+    run.integrator.round_callbacks.append(rounds.append)
+    log(f"{long_steps} steps of LSD and as many plain ones, in {BLOCKS} pairs")
     lsd, plain = run_in_pairs(case, run, case.plain(), long_steps, quadruples, seed)
-    run.integrator.watchers.remove(rounds.append)
+    run.integrator.round_callbacks.remove(rounds.append)
     checks = [
         short,
         noise,
@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> int:
         path_steps=args.path_steps,
         long_steps=args.long_steps,
         equilibration=args.equilibration,
-        notice=say,
+        log=say,
     )
     say(f"\n{result}")
     write_json(args.outfile, case, validation=result.as_dict())
