@@ -1,7 +1,7 @@
 """``openmm-lsd``: run, estimate, benchmark, validate from the command line.
 
-Exit status: 0; 1 if ``validate`` finds the distribution wrong; 2 for a bad file or option or a failure, with
-one line that says what; 130 after Ctrl-C.
+Exit status: 0; 1 if ``validate`` finds the distribution wrong; 2 for a bad file or option or a
+failure, with one line that says what; 130 after Ctrl-C.
 """
 
 from __future__ import annotations

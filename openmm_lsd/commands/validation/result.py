@@ -36,8 +36,8 @@ class Validation:
             return "THE DISTRIBUTION IS WRONG on this system: do not use these trajectories."
         judged = sum(check.tests for check in self.checks)
         return (
-            f"The distribution is right as far as {judged} tests can tell (chance of a false alarm in all "
-            f"of them: {FAMILY_WISE:g})."
+            f"The distribution is right as far as {judged} tests can tell (chance of a false alarm "
+            f"in all of them: {FAMILY_WISE:g})."
         )
 
     def __str__(self) -> str:
