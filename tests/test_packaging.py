@@ -132,3 +132,13 @@ assert len(names) == len(set(names)), names
 def test_openmm_may_be_imported_before_torch():
     result = run_python(OPENMM_BEFORE_TORCH)
     assert result.returncode == 0, result.stderr
+
+
+def test_every_form_of_the_command_line_is_documented_and_can_be_installed():
+    from openmm_lsd.commands.forms import FORMS
+
+    page, project = (ROOT / "docs" / "commands.md").read_text(), ROOT / "pyproject.toml"
+    extras = re.search(r"optional-dependencies\]\n(.*?)\n\[", project.read_text(), re.DOTALL)[1]
+    for form in FORMS.values():
+        assert f"| `{form.usage}` |" in page
+        assert form.extra is None or f"\n{form.extra} = [" in extras

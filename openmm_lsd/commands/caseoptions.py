@@ -10,6 +10,7 @@ from .. import systems
 from ..structures import read_structure
 from .case import Case
 from .options import Options, positive_number, seed_number
+from .forms import FORMS
 from .potentials import draft_system, target_system
 
 SHORTHAND = "systems/NAME of the repository, in place of topology, coordinates, draft and target"
@@ -26,11 +27,11 @@ def add_case_options(options: Options) -> None:
         metavar="FILE",
         help=".inpcrd, .rst7, or a format of --topology; default: those of the topology",
     )
+    usages = "; ".join(form.usage for form in FORMS.values())
     add(
         "--target",
         metavar="SPEC",
-        help="model.pt; force field or System .xml; ase:MODULE:CALL; torchsim:MODULE:CALL; "
-        "python:MODULE:CALL; openmmml:NAME (MODULE may be a .py file)",
+        help=f"model.pt; force field or System .xml; {usages} (MODULE may be a .py file)",
     )
     add(
         "--draft",

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import importlib.util
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -27,16 +22,11 @@ from ..contexts.checks import (
 )
 from ..contexts.forcecontext import is_empty
 from ..contexts.periodicity import box_in_words, is_same_box, topology_box
-from ..structures import Structure, atomic_numbers
+from ..structures import Structure
 from ..systems import read_system, with_target, with_torch_force
-from ..targets import ASETarget, TorchSimTarget, as_target
+from .forms import FORMS, in_words
 
 logger = logging.getLogger(__name__)
-
-FORMS = (
-    "model.pt (TorchScript), amoeba2018.xml (OpenMM force field), system.xml (serialized System), "
-    "ase:MODULE:CALL, torchsim:MODULE:CALL, python:MODULE:CALL or openmmml:NAME"
-)
 
 
 def target_system(spec: str, structure: Structure, cutoff: float) -> openmm.System:
@@ -49,7 +39,7 @@ def target_system(spec: str, structure: Structure, cutoff: float) -> openmm.Syst
     Parameters
     ----------
     spec : str
-        One of ``FORMS``. MODULE is a module or a .py file, CALL a function with literal keyword
+        See ``forms``. MODULE is a module or a .py file, CALL a function with literal keyword
         arguments: ``ase:tblite.ase:TBLite(method="GFN2-xTB")``. 'ase' takes a calculator,
         'torchsim' a model, 'python' what ``targets.as_target`` takes.
     structure : Structure
@@ -97,19 +87,11 @@ def _target_system(spec: str, structure: Structure, options: Mapping[str, Any]) 
             return system
         if spec.endswith((".pt", ".pth")):
             return with_torch_force(structure, spec)
-        raise ValueError(f"target {spec!r} is of no known form; use {FORMS}")
-    if kind == "openmmml":
-        atomic_numbers(topology)  # are known
-        return _openmmml(rest, topology)
-    if kind == "ase":
-        target: Any = ASETarget(evaluate_call_spec(rest), atomic_numbers(topology))
-    elif kind == "torchsim":
-        target = TorchSimTarget(evaluate_call_spec(rest), atomic_numbers(topology).tolist())
-    elif kind == "python":
-        target = as_target(evaluate_call_spec(rest))
-    else:
-        raise ValueError(f"target {spec!r} is of no known form; use {FORMS}")
-    return with_target(structure, target)
+        raise ValueError(f"target {spec!r} is of no known form; use {in_words()}")
+    if kind not in FORMS:
+        raise ValueError(f"target {spec!r} is of no known form; use {in_words()}")
+    made = FORMS[kind].build(rest, topology)
+    return made if isinstance(made, openmm.System) else with_target(structure, made)
 
 
 def _serialized_target(name: str, structure: Structure) -> openmm.System:
@@ -224,65 +206,3 @@ def nonbonded_options(topology: app.Topology, cutoff: float) -> dict[str, Any]:
     if topology.getPeriodicBoxVectors() is not None:
         options |= {"nonbondedMethod": app.PME, "nonbondedCutoff": cutoff * unit.nanometer}
     return options
-
-
-def _openmmml(name: str, topology: app.Topology) -> openmm.System:
-    try:
-        from openmmml import MLPotential
-    except ImportError as error:
-        raise ImportError(
-            f"a target of OpenMM-ML needs openmmml, which cannot be imported here ({error}); "
-            "install it with: pip install openmmml"
-        ) from error
-    return MLPotential(name).createSystem(topology)
-
-
-def evaluate_call_spec(expression: str) -> Any:
-    """What MODULE:CALL gives.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be read, or the call fails.
-    """
-    where, separator, call = expression.partition(":")
-    try:
-        tree = ast.parse(call, mode="eval").body if separator and where else None
-    except SyntaxError:
-        tree = None
-    name, arguments = (tree.func, tree) if isinstance(tree, ast.Call) else (tree, None)
-    if not isinstance(name, ast.Name):
-        raise ValueError(
-            f"{expression!r} cannot be read; write MODULE:FUNCTION(name=value, ...), where MODULE "
-            "is a module or a .py file"
-        )
-    try:
-        positional = [ast.literal_eval(each) for each in arguments.args] if arguments else []
-        keywords = (
-            {str(each.arg): ast.literal_eval(each.value) for each in arguments.keywords}
-            if arguments
-            else {}
-        )
-    except ValueError:
-        raise ValueError(
-            f"the arguments in {expression!r} must be literal numbers, strings, lists or dicts"
-        ) from None
-    function = getattr(_module(where), name.id, None)
-    if not callable(function):
-        raise ValueError(f"{where} has no function or class {name.id}")
-    try:
-        return function(*positional, **keywords)
-    except Exception as error:
-        raise ValueError(f"{call} failed: {type(error).__name__}: {error}") from error
-
-
-def _module(where: str) -> ModuleType:
-    if not where.endswith(".py"):
-        return importlib.import_module(where)
-    if not Path(where).is_file():
-        raise FileNotFoundError(f"there is no file {where}")
-    spec = importlib.util.spec_from_file_location(Path(where).stem, where)
-    assert spec is not None and spec.loader is not None
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
