@@ -9,8 +9,8 @@ from typing import Any
 from .. import systems
 from ..structures import read_structure
 from .case import Case
-from .options import Options, positive_number, seed_number
 from .forms import FORMS
+from .options import Options, positive_number, seed_number
 from .potentials import draft_system, target_system
 
 SHORTHAND = "systems/NAME of the repository, in place of topology, coordinates, draft and target"
