@@ -163,11 +163,11 @@ def test_state_goes_in_and_comes_out(alanine):
 
 def test_changes_of_the_context_are_noticed(alanine):
     context, integrator, access = custom_context(alanine)
-    assert access.touched and access.state_changed
+    assert access.maybe_dirty and access.state_changed
     state = context.getState(positions=True)
     moved = alanine[1] + 0.005 * np.random.default_rng(1).standard_normal((22, 3))
     bonds = next(f for f in alanine[0].getForces() if isinstance(f, openmm.HarmonicBondForce))
-    # What is done, and whether it changes what acknowledge() remembers.
+    # What is done, and whether it changes what mark_clean() remembers.
     deeds = [
         (lambda: context.setPositions(state.getPositions()), False),
         (lambda: context.setPositions(moved), True),
@@ -178,16 +178,16 @@ def test_changes_of_the_context_are_noticed(alanine):
         (lambda: context.reinitialize(preserveState=True), False),
     ]
     for deed, changes in deeds:
-        access.acknowledge()
-        assert not access.touched and not access.state_changed
+        access.mark_clean()
+        assert not access.maybe_dirty and not access.state_changed
         deed()
-        assert access.touched
+        assert access.maybe_dirty
         assert access.state_changed == changes
         assert access.changed_parameters == []
-    access.acknowledge()
+    access.mark_clean()
     context.getState(positions=True, forces=True, velocities=True, energy=True)
     integrator.setGlobalVariableByName("number", 3.0)
-    assert not access.touched
+    assert not access.maybe_dirty
 
 
 def test_deleted_context_is_an_openmm_exception(alanine):

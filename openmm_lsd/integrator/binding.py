@@ -158,7 +158,7 @@ class Binding:
         finally:
             self._moves.end(sampler.state.step)
             self._shown.end(sampler.state, is_wanted=self._moves.next_step is not None)
-            self._access.acknowledge()
+            self._access.mark_clean()
 
     def take_tuner(self, tuner: Tuner | None) -> Tuner | None:
         """Let another tuner choose the windows from now on; the one that did so before."""

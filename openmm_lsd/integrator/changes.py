@@ -35,7 +35,7 @@ class ContextChanges:
     @property
     def may_be_there(self) -> bool:
         """Whether it is worth a look."""
-        return self._access.touched or self.has_new_forces
+        return self._access.maybe_dirty or self.has_new_forces
 
     @property
     def has_new_forces(self) -> bool:
@@ -46,7 +46,7 @@ class ContextChanges:
     def are_in_state(self) -> bool:
         """Whether state or parameters of the Context have changed."""
         access = self._access
-        return access.touched and bool(access.state_changed or access.changed_parameters)
+        return access.maybe_dirty and bool(access.state_changed or access.changed_parameters)
 
     def follow(self, is_first: bool) -> bool:
         """Take them over; whether there were any. In the first step everything is new."""

@@ -135,17 +135,17 @@ void bindContextAccess(nb::module_& m) {
         .def("get_time", &getTime, "Time and step count.")
         .def("get_settings", &ContextAccess::getSettings,
              "Temperature, friction, step size, seed, force groups (bits) of the integrator.")
-        .def_prop_ro("touched", &ContextAccess::touched,
-                     "Whether the Context may have been changed since acknowledge().")
+        .def_prop_ro("maybe_dirty", &ContextAccess::maybeDirty,
+                     "Whether the Context may have been changed since mark_clean().")
         .def_prop_ro("updates", &ContextAccess::updates,
                      "How often parameters of a Force were updated in the Context, since it was "
                      "made.")
         .def_prop_ro("state_changed", &ContextAccess::stateChanged,
                      "Whether positions, velocities or box of the Context have changed since "
-                     "acknowledge().")
+                     "mark_clean().")
         .def_prop_ro("changed_parameters", &ContextAccess::changedParameters,
-                     "Names of the Context's parameters that have changed since acknowledge().")
-        .def("acknowledge", &ContextAccess::acknowledge)
+                     "Names of the Context's parameters that have changed since mark_clean().")
+        .def("mark_clean", &ContextAccess::markClean)
         .def("renew_plain_noise", &ContextAccess::renewPlainNoise,
              "From now on other random numbers for plain steps, unless a seed was given.")
         .def("get_box", &getBox, "Periodic box vectors (3, 3).")

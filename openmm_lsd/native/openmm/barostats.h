@@ -101,7 +101,7 @@ inline void beginStep(OpenMM::ContextImpl& context) {
     });
 }
 
-inline std::vector<double> remembered(OpenMM::ContextImpl& context) {
+inline std::vector<double> readMemory(OpenMM::ContextImpl& context) {
     std::vector<double> values;
     forEach(context, [&](auto&, auto memory) {
         values.push_back(memory.step);
@@ -112,8 +112,8 @@ inline std::vector<double> remembered(OpenMM::ContextImpl& context) {
     return values;
 }
 
-inline void remember(OpenMM::ContextImpl& context, const double* values, size_t count) {
-    if (count != remembered(context).size())
+inline void writeMemory(OpenMM::ContextImpl& context, const double* values, size_t count) {
+    if (count != readMemory(context).size())
         throw std::invalid_argument("these are not the memories of this System's barostats");
     forEach(context, [&](auto&, auto memory) {
         memory.step = (int)*values++;

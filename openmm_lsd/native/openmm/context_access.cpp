@@ -29,7 +29,7 @@ struct IntegratorAccess : OpenMM::Integrator {
     }
 };
 
-// What acknowledge() remembers.
+// What markClean() remembers.
 constexpr int watched =
     OpenMM::State::Positions | OpenMM::State::Velocities | OpenMM::State::Parameters;
 
@@ -117,15 +117,15 @@ int ContextAccess::updates() const { return speculative().updates; }
 
 void ContextAccess::renewPlainNoise() { speculative().renewPlainNoise(); }
 
-bool ContextAccess::touched() const {
-    return !everAcknowledged || speculative().touched || box() != boxOf(acknowledged) || moved();
+bool ContextAccess::maybeDirty() const {
+    return !wasEverClean || speculative().touched || box() != boxOf(cleanState) || moved();
 }
 
-// Whether atoms are elsewhere than at acknowledge(). A device may wrap molecules at any time, which
+// Whether atoms are elsewhere than at markClean(). A device may wrap molecules at any time, which
 // changes positions by their rounding to single precision.
 bool ContextAccess::moved() const {
     const OpenMM::State now = context().getState(OpenMM::State::Positions);
-    const std::vector<Vec3>& before = acknowledged.getPositions();
+    const std::vector<Vec3>& before = cleanState.getPositions();
     const std::vector<Vec3>& after = now.getPositions();
     if (after == before)
         return false;
@@ -142,18 +142,18 @@ bool ContextAccess::moved() const {
 }
 
 bool ContextAccess::stateChanged() const {
-    if (!everAcknowledged)
+    if (!wasEverClean)
         return true;
     const OpenMM::State now = context().getState(watched);
-    return now.getPositions() != acknowledged.getPositions() ||
-           now.getVelocities() != acknowledged.getVelocities() ||
-           boxOf(now) != boxOf(acknowledged);
+    return now.getPositions() != cleanState.getPositions() ||
+           now.getVelocities() != cleanState.getVelocities() ||
+           boxOf(now) != boxOf(cleanState);
 }
 
 std::vector<std::string> ContextAccess::changedParameters() const {
     std::vector<std::string> names;
     for (const auto& [name, value] : context().getParameters()) {
-        const auto& before = acknowledged.getParameters();
+        const auto& before = cleanState.getParameters();
         const auto found = before.find(name);
         if (found == before.end() || found->second != value)
             names.push_back(name);
@@ -161,9 +161,9 @@ std::vector<std::string> ContextAccess::changedParameters() const {
     return names;
 }
 
-void ContextAccess::acknowledge() {
-    acknowledged = context().getState(watched);
-    everAcknowledged = true;
+void ContextAccess::markClean() {
+    cleanState = context().getState(watched);
+    wasEverClean = true;
     speculative().touched = false;
 }
 
@@ -185,11 +185,11 @@ void ContextAccess::countSteps(int steps) { barostats::countSteps(implementation
 void ContextAccess::beginStep() { barostats::beginStep(implementation()); }
 
 std::vector<double> ContextAccess::barostatMemory() const {
-    return barostats::remembered(implementation());
+    return barostats::readMemory(implementation());
 }
 
 void ContextAccess::setBarostatMemory(const double* values, size_t count) {
-    barostats::remember(implementation(), values, count);
+    barostats::writeMemory(implementation(), values, count);
 }
 
 void ContextAccess::placeVirtualSites(size_t batch, size_t particles, const double* positions,

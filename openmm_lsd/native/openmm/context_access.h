@@ -47,17 +47,17 @@ public:
     int updates() const;
     void renewPlainNoise();
 
-    // Whether the Context may have been changed since acknowledge(). Not all that moves atoms tells
+    // Whether the Context may have been changed since markClean(). Not all that moves atoms tells
     // the integrator: OpenMM's minimiser does not where it runs on a device.
-    bool touched() const;
+    bool maybeDirty() const;
 
-    // Whether positions, velocities or box have changed since acknowledge().
+    // Whether positions, velocities or box have changed since markClean().
     bool stateChanged() const;
 
-    // Names of the parameters that have changed since acknowledge().
+    // Names of the parameters that have changed since markClean().
     std::vector<std::string> changedParameters() const;
 
-    void acknowledge();
+    void markClean();
 
     std::map<std::string, std::string> getProperties() const;
 
@@ -81,8 +81,8 @@ public:
 private:
     OpenMM::Integrator* integrator;
     std::vector<OpenMM::Vec3> vectors; // scratch
-    OpenMM::State acknowledged;
-    bool everAcknowledged = false;
+    OpenMM::State cleanState;
+    bool wasEverClean = false;
     bool hasVirtualSites = false;
     bool onDevice = false;
     bool wraps = false; // molecules at sites, for the sake of single precision
