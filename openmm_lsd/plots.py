@@ -370,7 +370,7 @@ def ramachandran(
 ) -> Figure:
     """Two dihedrals against each other: contours of LSD over the filled density of plain dynamics.
 
-    Both are smooth by a Gaussian of 10 degrees and drawn as free energies, in kT above the lowest
+    Both are smoothed by a Gaussian of 10 degrees and drawn as free energies, in kT above the lowest
     of each.
 
     Parameters

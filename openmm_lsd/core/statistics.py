@@ -212,12 +212,13 @@ class Stopwatch:
     def part(self, name: str) -> Iterator[None]:
         """While this lasts, the time is spent in 'draft', 'target', 'learning' or 'overhead'."""
         self.flush()
+        outer = len(self._running)
         self._running.append(name)
         try:
             yield
         finally:
             self.flush()
-            self._running.pop()
+            del self._running[outer:]  # also what an interrupt has left there
 
     def flush(self) -> None:
         """Let the statistics have what has been spent so far."""

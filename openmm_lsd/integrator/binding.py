@@ -175,7 +175,7 @@ class Binding:
 
     @property
     def sampler(self) -> SpeculativeSampler:
-        """T in the first step."""
+        """Made in the first step."""
         assert self._sampler is not None
         return self._sampler
 

@@ -51,7 +51,7 @@ class ForceSettings(NamedTuple):
 class BatchedTarget(ABC):
     """Energies and forces of B independent states of the same N particles.
 
-    T for LSDIntegrator, which evaluates the sites of a window at once, and useful wherever many
+    Made for LSDIntegrator, which evaluates the sites of a window at once, and useful wherever many
     conformations are to be evaluated: scoring, replica exchange, path ensembles.
     """
 
