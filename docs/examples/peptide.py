@@ -1,4 +1,4 @@
-"""A peptide with a machine-learned potential, and no force field: the draft is built from the bonds.
+"""A peptide with a machine-learned potential and no force field: the draft is built from bonds.
 
     python docs/examples/peptide.py --steps 10000
 
