@@ -149,13 +149,16 @@ class Peeking(Following):
         return corrections
 
 
-def judged_by_the_next_row(discrepancies, errors, first, *limits):
+class JudgedByTheNextRow(Following):
     """A correction is dropped if the one after it is lower: a choice made by the step's noise."""
-    result = discrepancies.copy()
-    for row in range(first, len(result) - 1):
-        if discrepancies[row + 1, 0, 0] < discrepancies[row, 0, 0]:
-            result[row, 0] = 0.0
-    return result
+
+    def _held(self, measured):
+        _, largest = super()._held(measured)
+        discrepancies, judged = measured.discrepancies, measured.discrepancies.copy()
+        for row in range(measured.committed, len(judged) - 1):
+            if discrepancies[row + 1, 0, 0] < discrepancies[row, 0, 0]:
+                judged[row, 0] = 0.0
+        return judged, largest
 
 
 class PlainBeforeFailingSite(NumpyEngine):
@@ -181,9 +184,8 @@ def test_peeking_correction_is_caught(kind, reference):
 
 
 @pytest.mark.parametrize("kind", SCHEMES)
-def test_correction_judged_by_the_next_row_is_caught(kind, mild_reference, monkeypatch):
-    monkeypatch.setattr(correctors, "hold_outliers", judged_by_the_next_row)
-    states, _ = ensemble(kind, MILD, draft=mild_draft)
+def test_correction_judged_by_the_next_row_is_caught(kind, mild_reference):
+    states, _ = ensemble(kind, MILD, draft=mild_draft, correction=JudgedByTheNextRow)
     name, score = worst(z_scores(states, mild_reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
 
