@@ -136,7 +136,8 @@ def figure(files, output):
     panels[0].set_ylabel("steps per round")
     below[0].set_ylabel("mean noise shift, draft auto")
     below[0].legend(frameon=False, title="measured before")
-    panels[0].legend(frameon=False, title="draft")
+    most = int(np.argmax([len(document["curves"]) for document in documents]))
+    panels[most].legend(frameon=False, title="draft", loc="lower right")
     output.parent.mkdir(parents=True, exist_ok=True)
     panels[0].figure.savefig(output, dpi=130)
 
