@@ -11,6 +11,7 @@ members), its MACE that of a small model (16 channels, l <= 1, two layers).
 import argparse
 import functools
 import importlib.util
+import sys
 import time
 from pathlib import Path
 
@@ -54,6 +55,7 @@ def torch_force():
 
 @functools.cache
 def ani():
+    sys.path.append(str(ROOT / "systems" / "make"))
     from train_mlip import Potential, build_model
 
     module = Potential(build_model(["H", "C", "N", "O"]), numbers(), 0.0).eval()

@@ -17,7 +17,7 @@ import torch
 from openmmtorch import TorchForce
 
 from openmm_lsd import LSDIntegrator, batched
-from openmm_lsd.integrator.integrator import NOISE_STEP
+from openmm_lsd.integrator.program import NOISE_STEP
 
 REFERENCE = openmm.Platform.getPlatform("Reference")
 

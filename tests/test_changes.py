@@ -38,7 +38,7 @@ from openmm_lsd import LSDIntegrator
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.core.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
 from openmm_lsd.drafts.draft import Draft
-from openmm_lsd.integrator.integrator import NOISE_STEP
+from openmm_lsd.integrator.program import NOISE_STEP
 
 # What is changed in between
 
@@ -379,3 +379,22 @@ def test_copies_are_working_integrators(simulate, state_of, clone):
     fresh = simulate(system_of(restraint()), fresh, POSITIONS, VELOCITIES)
     fresh.step(20)
     assert state_of(twin).equals(state_of(fresh))
+
+
+class Own(LSDIntegrator):
+    """With something of its own."""
+
+    answer = 42
+
+
+def test_a_subclass_stays_one():
+    """An engine of its own must not be lost on the way."""
+    integrator = Own(300, 1, 0.001, draft_system(), randomNumberSeed=3)
+    xml = openmm.XmlSerializer.serialize(integrator)
+    for other in (
+        copy.copy(integrator),
+        copy.deepcopy(integrator),
+        pickle.loads(pickle.dumps(integrator)),
+        Own.fromXml(xml, draft_system()),
+    ):
+        assert type(other) is Own and other.getRandomNumberSeed() == 3

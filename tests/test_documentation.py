@@ -125,7 +125,9 @@ def is_there(name):
             is_path = module.__name__ == ".".join(["openmm_lsd", *path])
             named = getattr(module, path[0], None) if len(path) == 1 else None
             owners = [module] * is_path + [named] * (named is not None)
-        if any(hasattr(owner, last) for owner in owners):
+        if any(
+            last in dir(owner) or last in getattr(owner, "__annotations__", ()) for owner in owners
+        ):
             return True
     return False
 

@@ -22,7 +22,7 @@ from test_law import SOFT, STEP_SIZE, STEPS, TARGET
 from openmm_lsd import LSDIntegrator
 from openmm_lsd.core.sampler import SpeculativeSampler
 from openmm_lsd.integrator.barostat import BarostatMoves
-from openmm_lsd.integrator.integrator import NOISE_STEP
+from openmm_lsd.integrator.program import NOISE_STEP
 from openmm_lsd.targets.virtualsites import VirtualSiteTarget
 
 RUNS, REFERENCE_RUNS = 2_500, 20_000

@@ -21,7 +21,7 @@ from restarting import COUNT, DRAFTS, barostat, build, digest
 import openmm_lsd.integrator.restart
 from openmm_lsd import LSDIntegrator
 from openmm_lsd.drafts.molgraph import MolecularGraph
-from openmm_lsd.integrator.integrator import NOISE_STEP
+from openmm_lsd.integrator.program import NOISE_STEP
 from openmm_lsd.integrator.restart import MARK, VERSION, RestartError, from_checkpoint, pack, unpack
 
 SAVED = ["Checkpoint", "State"]

@@ -18,7 +18,7 @@ from restarting import build, digest
 
 from openmm_lsd import BatchedTarget
 from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, Middle
-from openmm_lsd.integrator.integrator import NOISE_STEP
+from openmm_lsd.integrator.program import NOISE_STEP
 
 MASSES = [12.0] * 8
 KT = MOLAR_GAS_CONSTANT * 300.0

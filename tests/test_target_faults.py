@@ -21,7 +21,7 @@ from particles import (
 from openmm_lsd import TargetError, TargetMismatchError
 from openmm_lsd.core import correctors, lessons, sampler, verifier, window
 from openmm_lsd.drafts import nativeengine
-from openmm_lsd.integrator.integrator import NOISE_STEP
+from openmm_lsd.integrator.program import NOISE_STEP
 
 WINDOW = 16
 

@@ -478,3 +478,27 @@ def test_slow_torch_forces_are_tried_once(monkeypatch):
     assert sizes == [4, 4]
     assert target.plan(4).batching == "batch" and target.plan(1).batching == "loop"
     assert_same(target.evaluate(STATES[:4]), reference(STATES[:4]))
+
+
+def test_a_form_follows_new_parameters_of_its_force(monkeypatch):
+    """Of a Force that can have them, the part is made anew."""
+
+    class Springs(FunctionTarget):
+        def __init__(self, force, settings):
+            constant = force.getParticleParameters(0)[1][0]
+            super().__init__(lambda positions: -constant * positions)
+
+    def of_force(force, settings):
+        return Springs(force, settings) if force.getName() == "CustomExternalForce" else None
+
+    monkeypatch.setattr("openmm_lsd.targets.system.FORMS", (of_force,))
+    force = openmm.CustomExternalForce("0.5*k*(x*x+y*y+z*z)")
+    force.addPerParticleParameter("k")
+    for index in range(4):
+        force.addParticle(index, [10.0])
+    target = SystemTarget(system_of(force), POSITIONS)
+    np.testing.assert_allclose(target.evaluate(STATES)[1], -10.0 * STATES)
+    for index in range(4):
+        force.setParticleParameters(index, index, [20.0])
+    target.refresh([force])
+    np.testing.assert_allclose(target.evaluate(STATES)[1], -20.0 * STATES)

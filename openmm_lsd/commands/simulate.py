@@ -91,7 +91,7 @@ def simulate(
     if resume:
         simulation.context.setPositions(case.positions)
         go_back_to_checkpoint(simulation, output)
-        log(f"going on at step {simulation.currentStep} of {plan.steps}")
+        log(f"resumed at step {simulation.currentStep} of {plan.steps}")
     else:
         _begin(simulation, case, plan, log)
     platform = simulation.context.getPlatform().getName()

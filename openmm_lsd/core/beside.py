@@ -15,8 +15,8 @@ class Beside(Generic[T]):
 
     Parameters
     ----------
-    function : callable, () -> T, optional
-        By default there is nothing to do. Its error is raised at the end, if the block has none.
+    function : callable, () -> T, or None
+        None: there is nothing to do. Its error is raised at the end, if the block has none.
 
     Attributes
     ----------

@@ -15,8 +15,9 @@ Array = NDArray[np.float64]
 class Corrections(NamedTuple):
     """Of the draft's force at each step of a window of length K.
 
-    ``forces`` (K, N, 3) are what is added at ``sites`` (K, N, 3), and ``jacobian`` says how that
-    changes away from them; without it they are added wherever the draft leads.
+    ``forces`` (K, N, 3) are what is added at ``sites`` (K, N, 3). ``jacobian`` says how that
+    changes away from them, and ``secant`` how it did from one round to the next; without
+    ``jacobian`` they are added wherever the draft leads.
     """
 
     forces: Array

@@ -32,6 +32,11 @@ class Corrector(ABC):
     keeps_rows: ClassVar[bool] = False  # whether a step is corrected by what was measured for it
     learns: ClassVar[bool] = False
 
+    @classmethod
+    def make(cls, scheme: Scheme, masses: Array) -> Corrector:
+        """For a scheme and masses (N, 1) amu."""
+        return cls()
+
     def start(self, step: int) -> None:  # noqa: B027
         """A run starts at this step; what was learned from it or later ones is forgotten."""
 
@@ -54,7 +59,7 @@ class Corrector(ABC):
         """The draft has changed, or the state: what comes does not follow from what was."""
 
     def snapshot(self) -> dict[str, Any]:
-        """What the run has changed and no longer-lived object keeps, for ``restore``."""
+        """What the run has changed, without what other objects keep, for ``restore``."""
         return {}
 
     def restore(self, record: dict[str, Any]) -> None:  # noqa: B027
@@ -97,6 +102,11 @@ class PerStep(Corrector):
 
     def __init__(self, scheme: Scheme, masses: Array) -> None:
         self._jumps = JumpLimit(scheme, masses)
+
+    @classmethod
+    def make(cls, scheme: Scheme, masses: Array) -> Corrector:
+        """See Corrector."""
+        return cls(scheme, masses)
 
     def start(self, step: int) -> None:
         """See Corrector."""
@@ -219,5 +229,4 @@ def make_corrector(name: str, scheme: Scheme, masses: Array) -> Corrector:
     """
     if name not in CORRECTORS:
         raise ValueError(f"correction is {name!r}; it must be one of {tuple(CORRECTORS)}")
-    kind = CORRECTORS[name]
-    return kind(scheme, masses) if issubclass(kind, PerStep) else kind()
+    return CORRECTORS[name].make(scheme, masses)

@@ -35,7 +35,7 @@ class TrainableDraft(Protocol):
 
 
 class Engine(Protocol):
-    """Drafts windows and commits them, each with arrays of its own kind.
+    """Drafts windows and commits them; NumPy arrays in and out.
 
     Attributes
     ----------
@@ -86,7 +86,7 @@ class NumpyEngine:
 
     Parameters
     ----------
-    scheme : schemes.Middle or schemes.ABOBA
+    scheme : Scheme
     masses : (N,) amu
         Particles of zero mass do not move.
     draft : callable, positions (N, 3) nm -> forces (N, 3) kJ/mol/nm
@@ -99,7 +99,7 @@ class NumpyEngine:
         If a mass is negative or not finite, or the scheme's noise cannot be computed.
     """
 
-    transport = staticmethod(transport)
+    transport = staticmethod(transport)  # tests plant others here
 
     def __init__(self, scheme: Scheme, masses: ArrayLike, draft: Callable[..., Array]) -> None:
         self.scheme = scheme

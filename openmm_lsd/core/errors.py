@@ -11,8 +11,8 @@ Array = NDArray[np.float64]
 class TargetError(RuntimeError):
     """The target's forces at a committed state cannot be had: an exception, or not finite.
 
-    The sampler stands at the last committed state, ``step``; ``atom`` is the index of the first
-    atom whose force is not finite, or None.
+    The sampler stands at the last committed state; ``step`` is its step count, and ``atom`` the
+    index of the first atom whose force is not finite, or None.
     """
 
     def __init__(self, message: str, step: int, atom: int | None = None) -> None:

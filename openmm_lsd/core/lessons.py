@@ -41,7 +41,7 @@ class Lessons:
     last : MeasuredRound or None
         The last round, of which steps may still have to be handed out.
     ahead : Ahead or None
-        What the round before the next has measured for the next one's steps.
+        Steps that the last closed round has measured and not committed.
     """
 
     def __init__(self, draft: TrainableDraft | None, corrector: Corrector, beside: bool) -> None:

@@ -158,7 +158,7 @@ class Prediction:
     def learn(
         self, step: int, sites: Array, discrepancies: Array, jacobian: LocalJacobian | None
     ) -> None:
-        """Learn from the committed steps of a round, after all of them have been handed out.
+        """Learn from committed steps in a row, after all of them have been handed out.
 
         Parameters
         ----------

@@ -37,7 +37,7 @@ Array = NDArray[np.float64]
 
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
 
-PlainSteps = Callable[[State, int], tuple[Array, Array, int]]
+DoPlainSteps = Callable[[State, int], tuple[Array, Array, int]]
 
 
 class Intervention(Protocol):
@@ -125,6 +125,9 @@ class SpeculativeSampler:
         self._clock, self._tuner, self._intervention = clock, tuner, intervention
         self._round_callbacks = round_callbacks
         self._state: State | None = None
+        self._queue: deque[State] = deque()
+        self._step_count_offset = 0
+        self._outlook = Outlook.nothing(window, len(engine.masses))
 
     @classmethod
     def of_forces(
@@ -205,7 +208,7 @@ class SpeculativeSampler:
         velocities[self.engine.masses[:, 0] == 0] = 0.0
         self.finish_lessons(step)
         self._state = State(positions, velocities, step)
-        self._queue: deque[State] = deque()
+        self._queue = deque()
         self._step_count_offset = (step if step_count is None else step_count) - step
         self._outlook = Outlook.nothing(self.window, len(positions))
         self._lessons.start(step)
@@ -252,9 +255,10 @@ class SpeculativeSampler:
         """The committed state from which the next window is drafted."""
         return self._queue[-1] if self._queue else self.state
 
-    def advance(self, n: int, plain: PlainSteps | None = None) -> tuple[Array, Array]:
+    def advance(self, n: int, plain: DoPlainSteps | None = None) -> tuple[Array, Array]:
         """Positions and velocities exactly ``n`` steps on; further committed steps stay queued.
 
+        The arrays are the sampler's own: not to be changed.
         If the target fails, or the run is interrupted, ``state`` is the last committed state.
 
         Parameters
@@ -328,7 +332,7 @@ class SpeculativeSampler:
         for tell in self._round_callbacks:
             tell(became)
 
-    def _plain_round(self, plain: PlainSteps, n: int) -> None:
+    def _plain_round(self, plain: DoPlainSteps, n: int) -> None:
         """Steps without a draft; what is known about later ones belongs to other noise."""
         self._learn_at_once()
         with self._stopwatch.part("target"):

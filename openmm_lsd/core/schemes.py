@@ -32,7 +32,7 @@ SMALLEST = 1e-100  # of noise and step size, so that no square underflows and no
 
 
 def reciprocal(values: Array) -> Array:
-    """1 / values, and zero where values are zero."""
+    """1 / values, and zero where values are not positive."""
     return np.divide(1.0, values, out=np.zeros_like(values), where=values > 0)
 
 

@@ -228,7 +228,7 @@ class Stopwatch:
         self._mark = now
 
     def begin_lap(self) -> None:
-        """See ``lap``."""
+        """From now on ``lap`` counts."""
         self.lap()
 
     def lap(self) -> float:

@@ -18,7 +18,7 @@ Array = NDArray[np.float64]
 def native_estimates(
     masses: Array, find_pairs: Callable[[Array, float], tuple[Pairs, Array]] = pairs_within
 ) -> tuple[JacobianEstimate, Prediction]:
-    """SpeculativeSampler's ``jacobian`` and ``prediction``; arguments as of JacobianEstimate."""
+    """Estimates for ``correctors.Following``; arguments as of JacobianEstimate."""
     return (
         JacobianEstimate(masses, find_pairs, add_differences, solve_ridge),
         Prediction(len(masses), Kernels(changes_in_time, add_lagged, predict_changes)),

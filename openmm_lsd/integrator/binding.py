@@ -204,7 +204,7 @@ class Binding:
     def _follow_changes(self, settings: Settings) -> bool:
         """Take over what the user has changed; whether there was anything."""
         before = self._settings
-        has_changed = self._changes.may_be_there and self._changes.follow(before is None)
+        has_changed = self._changes.may_exist and self._changes.follow(before is None)
         has_changed |= self._moves.begin(self.noise_step)
         if self._record is not None:
             self._sampler = None
@@ -264,7 +264,7 @@ class Binding:
             sampler is not None
             and settings == self._settings
             and not self._changes.has_new_forces
-            and not self._changes.are_in_state
+            and not self._changes.touch_state
             and self._is_where_it_was(sampler)
         )
         if sampler is not None and not is_in_step:  # as the next step would

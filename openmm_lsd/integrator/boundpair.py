@@ -42,8 +42,8 @@ class BoundPair:
     window : int
         Sites at once.
     is_tuned : bool
-        Whether the window will change. If it does not, all forces are the same to the last bit
-        wherever positions are.
+        Whether the window will change. If it does not, the same positions always give the same
+        forces, to the last bit.
     statistics : Statistics
     interrupts : InterruptWatch
 
@@ -51,6 +51,8 @@ class BoundPair:
     ----------
     draft : NativeDraft
     target : BoundTarget
+    box : (3, 3) nm or None
+        In which forces are evaluated.
     """
 
     def __init__(
@@ -73,7 +75,7 @@ class BoundPair:
         self._window, self._is_tuned = window, is_tuned
         self._is_periodic = is_periodic(system, access.get_box(), spec.system, spec.topology)
         if given is not None and not has_forces(system):
-            warn_of_missing_forces(system, given, self._is_periodic)
+            warn_of_missing_forces(given, self._is_periodic)
         self.target = BoundTarget(
             access, system, masses, given, window, not is_tuned, statistics, interrupts
         )

@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager
 from functools import partial
 
 import numpy as np
-import openmm
 from numpy.typing import NDArray
 
 from .._native import ContextAccess, keep_freed_memory
@@ -200,7 +199,7 @@ class BoundTarget:
             self._built.close()
 
 
-def warn_of_missing_forces(system: openmm.System, target: BatchedTarget, is_periodic: bool) -> None:
+def warn_of_missing_forces(target: BatchedTarget, is_periodic: bool) -> None:
     """Tell the user what a System without forces cannot do."""
     logger.warning("the System has no forces: energies that reporters ask the Context for are zero")
     if is_periodic and not target.takes_box:

@@ -33,7 +33,7 @@ class ContextChanges:
         self.unchecked = {"target"}
 
     @property
-    def may_be_there(self) -> bool:
+    def may_exist(self) -> bool:
         """Whether it is worth a look."""
         return self._access.maybe_dirty or self.has_new_forces
 
@@ -43,7 +43,7 @@ class ContextChanges:
         return self._system.version != self._version
 
     @property
-    def are_in_state(self) -> bool:
+    def touch_state(self) -> bool:
         """Whether state or parameters of the Context have changed."""
         access = self._access
         return access.maybe_dirty and bool(access.state_changed or access.changed_parameters)

@@ -35,6 +35,7 @@ class ContextState:
         self._has_immobile = bool(self._immobile.any())
         self.step, self.step_count = 0, -1
         self.time = self._step_size = 0.0
+        self._start_velocities: Array = np.zeros((len(masses), 3))
         self._shown: Array | None = None  # positions of a state that the Context itself has made
 
     def read(self) -> tuple[Array, Array]:

@@ -108,7 +108,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
     """
 
     _correction: str | None = None  # see SamplerSpec
-    _engine: Callable[..., Engine] = NativeEngine
+    _engine: type[Engine] = NativeEngine
 
     def __init__(  # OpenMM's argument names
         self,
@@ -248,7 +248,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         except (ElementTree.ParseError, KeyError, ValueError) as error:
             raise ValueError(f"this is not the XML of an LSDIntegrator ({error!r})") from error
         given = {"draft": draft, "topology": topology, "target": target}
-        return _rebuild({**settings["arguments"], **given}, settings["setters"])
+        return _rebuild(cls, {**settings["arguments"], **given}, settings["setters"])
 
     def _take_system(self, system: openmm.System, platform: str) -> None:
         """A Context was made, or made anew by ``reinitialize``: all is learned again."""
@@ -446,13 +446,13 @@ class LSDIntegrator(openmm.CustomIntegrator):
         return self.getGlobalVariableByName(variable)
 
     def __copy__(self) -> LSDIntegrator:
-        return _rebuild(*self._recipe())
+        return _rebuild(type(self), *self._recipe())
 
     def __deepcopy__(self, memo: dict) -> LSDIntegrator:
-        return _rebuild(*self._recipe())
+        return _rebuild(type(self), *self._recipe())
 
     def __reduce__(self) -> tuple:
-        return _rebuild, self._recipe()
+        return _rebuild, (type(self), *self._recipe())
 
     def _recipe(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """Arguments of the constructor, and what setters set; not the binding to a Context."""
@@ -473,8 +473,10 @@ class LSDIntegrator(openmm.CustomIntegrator):
         return arguments, {"setIntegrationForceGroups": self.getIntegrationForceGroups()}
 
 
-def _rebuild(arguments: dict[str, Any], settings: dict[str, Any]) -> LSDIntegrator:
-    integrator = LSDIntegrator(**arguments)
+def _rebuild(
+    kind: type[LSDIntegrator], arguments: dict[str, Any], settings: dict[str, Any]
+) -> LSDIntegrator:
+    integrator = kind(**arguments)
     for setter, value in settings.items():
         getattr(integrator, setter)(value)
     return integrator

@@ -51,12 +51,14 @@ def add_program(integrator: openmm.CustomIntegrator, scheme: str) -> None:
         program.addComputePerDof(integrator, "lsd_x", "x")
         program.addConstrainPositions(integrator)
         program.addComputePerDof(integrator, "v", "v + (x-lsd_x)/dt")
-    else:
+    elif scheme == "aboba":
         program.addComputePerDof(integrator, "x", "x + 0.5*dt*v")
         program.addComputePerDof(
             integrator, "v", "lsd_a*v + 0.5*(1+lsd_a)*dt*f/m + lsd_b*sqrt(lsd_kT/m)*gaussian"
         )
         program.addComputePerDof(integrator, "x", "x + 0.5*dt*v")
+    else:
+        raise ValueError(f"there is no program of scheme {scheme!r}")
 
 
 def refuse_program(integrator: type[Integrator]) -> type[Integrator]:

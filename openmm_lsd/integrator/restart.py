@@ -26,6 +26,7 @@ Record = dict[str, Any]
 VERSION = 5
 MARKS = b"\nopenmm-lsd record, version "  # of all versions
 MARK = MARKS + str(VERSION).encode() + b"\n"
+GUARD = "_openmm_lsd_guard"  # attribute of the function that examines checkpoints
 LENGTH_BYTES, DIGEST_BYTES = 8, hashlib.sha256().digest_size
 
 
@@ -97,7 +98,7 @@ def from_checkpoint(
             version = checkpoint[other + len(MARKS) :].split(b"\n", 1)[0].decode(errors="replace")
             raise RestartError(
                 f"its record has version {version}, and this openmm-lsd reads version {VERSION}; "
-                "go on from a State, or with the openmm-lsd that wrote it"
+                "start from a State, or with the openmm-lsd that wrote it"
             )
         if lengths is None or len(checkpoint) in lengths():
             return None
@@ -131,7 +132,8 @@ def install_load_guards() -> None:
             _check_checkpoint(self, integrator, checkpoint)
         load(self, checkpoint)
 
-    if not hasattr(load, "__wrapped__"):
+    if not hasattr(load, GUARD):
+        setattr(examined, GUARD, True)
         openmm.Context.loadCheckpoint = examined
 
 

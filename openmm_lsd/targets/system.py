@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import bisect
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -84,8 +83,7 @@ class SystemTarget(BatchedTarget):
         where = ForceSettings(
             positions, self._default_box, platform, properties, cores, time, step_count
         )
-        self.parts: list[BatchedTarget] = []
-        ranks: list[int] = []  # of the forms
+        own_parts: list[tuple[int, int, BatchedTarget]] = []  # rank of the form, index of the force
         # Indices of forces of which Contexts take care, and of those that hold users' functions.
         rest: list[int] = []
         python_rest: list[int] = []
@@ -96,8 +94,7 @@ class SystemTarget(BatchedTarget):
             made = ((rank, of_force(force, where)) for rank, of_force in enumerate(FORMS))
             rank, part = next((each for each in made if each[1] is not None), (-1, None))
             if part is not None:
-                self.parts.insert(bisect.bisect(ranks, rank), part)
-                bisect.insort(ranks, rank)
+                own_parts.append((rank, index, part))
             else:
                 (python_rest if holds_python(force) else rest).append(index)
         # These take care of virtual sites, too.
@@ -109,18 +106,29 @@ class SystemTarget(BatchedTarget):
             ContextTarget(part, platforms=platforms, groups=groups, cores=cores)
             for part in self._parts_of(system.getForces())
         ]
-        self._own_parts = self.parts.copy()
-        self.parts += self.in_contexts
+        own_parts.sort(key=lambda each: each[:2])
+        self._own_parts, self._where = own_parts, where
+        self.parts = [*(part for *_, part in own_parts), *self.in_contexts]
         self.uses_times = any(part.uses_times for part in self.parts)
         self.keeps_cores_busy = any(part.keeps_cores_busy for part in self.parts)
 
     def refresh(self, forces: Sequence[openmm.Force]) -> None:
-        """Take over new parameters, from Forces that are otherwise those of the System."""
+        """Take over new parameters, from Forces that are otherwise those of the System.
+
+        A part whose Force can have new ones is made anew.
+        """
+        for row, (rank, index, part) in enumerate(self._own_parts):
+            made = None
+            if hasattr(forces[index], "updateParametersInContext"):
+                made = FORMS[rank](forces[index], self._where)
+            if made is not None:
+                part.close()
+                self._own_parts[row] = rank, index, made
         self.in_contexts = [
             target.renew(part)
             for target, part in zip(self.in_contexts, self._parts_of(forces), strict=True)
         ]
-        self.parts = [*self._own_parts, *self.in_contexts]
+        self.parts = [*(part for *_, part in self._own_parts), *self.in_contexts]
 
     def forget_history(self) -> None:
         """See ContextTarget."""

@@ -80,7 +80,7 @@ def validate_target(
     positions : (N, 3) nm
     masses : (N,) amu
     box : (3, 3) nm, optional
-    scheme : schemes.Middle or schemes.ABOBA, optional
+    scheme : schemes.Scheme, optional
         Whose noise the errors of forces are measured by, and whose kT those of energies; default
         Middle at 300 K, 1/ps, 1 fs.
     reference : callable, optional

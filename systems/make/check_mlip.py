@@ -9,6 +9,7 @@ it was trained on, at frames of the run.
 
 import argparse
 import dataclasses
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +26,7 @@ SEGMENTS = 20
 
 def compare_with_gfn2(context, trajectory, frames):
     """Force errors at frames evenly spaced over the run."""
+    sys.path.append(str(Path(__file__).resolve().parent.parent.parent / "benchmarks"))
     from steps_per_round import gfn2_target
 
     chosen = trajectory.xyz[:: max(1, len(trajectory) // frames)].astype(float)
