@@ -34,7 +34,7 @@ from particles import (
     torch_force,
 )
 
-from openmm_lsd import LSDIntegrator
+from openmm_lsd import LSDIntegrator, TargetError
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.core.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
 from openmm_lsd.drafts.draft import Draft
@@ -398,3 +398,43 @@ def test_a_subclass_stays_one():
         Own.fromXml(xml, draft_system()),
     ):
         assert type(other) is Own and other.getRandomNumberSeed() == 3
+
+
+def test_callbacks_may_be_assigned_at_any_time(simulate):
+    rounds = []
+    simulation = simulate(draft_system(), lsd(), POSITIONS, VELOCITIES)
+    integrator = simulation.integrator
+    integrator.watchers = [rounds.append]
+    simulation.step(5)
+    assert rounds and integrator.round_callbacks == [rounds.append]
+    integrator.round_callbacks = []
+    seen = len(rounds)
+    simulation.step(50)
+    assert len(rounds) == seen and integrator.watchers == []
+
+
+@pytest.mark.parametrize("fails_in", ["first step", "other groups"])
+def test_a_target_that_failed_while_it_was_set_up_is_made_anew(simulate, fails_in):
+    """The next step may be in other force groups."""
+    failures = []
+
+    def push(state):
+        if failures:
+            raise failures.pop()
+        positions = state.getPositions(asNumpy=True)._value
+        return 0.0, np.zeros_like(positions)
+
+    other = harmonic_bonds(500.0)
+    other.setForceGroup(1)
+    system = system_of(harmonic_bonds(), other, openmm.PythonForce(push))
+    simulation = simulate(system, lsd(), POSITIONS, VELOCITIES)
+    integrator = simulation.integrator
+    if fails_in == "other groups":
+        simulation.step(3)
+        integrator.setIntegrationForceGroups({0})
+    failures.append(RuntimeError("once"))
+    with pytest.raises(TargetError, match="once"):
+        simulation.step(3)
+    integrator.setIntegrationForceGroups({0} if fails_in == "first step" else {0, 1})
+    simulation.step(3)
+    assert simulation.currentStep == (3 if fails_in == "first step" else 6)

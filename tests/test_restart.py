@@ -487,7 +487,7 @@ def test_checkpoint_of_another_version(saved, tmp_path):
     refused(
         simulation,
         tmp_path / "old",
-        f"version 1, and this openmm-lsd reads version {VERSION}; go on",
+        f"version 1, and this openmm-lsd reads version {VERSION}; start",
     )
 
 

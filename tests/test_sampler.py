@@ -498,3 +498,20 @@ def test_noise_is_standard_normal_and_uniform():
     # Neither from step to step nor between the numbers of one step is there a correlation.
     for product in (noise[1:] * noise[:-1], noise * (uniform - 0.5)[:, None, None]):
         assert abs(product.mean()) < 5.5 * product.std() / np.sqrt(product.size)
+
+
+def test_records_that_kept_unverified_sites_continue():
+    """As those of before, where the window was cut short at a site that failed."""
+    sampler = make_sampler(target=failing_from(3, 3, "nan"))
+    while not sampler.statistics.failed_sites:
+        sampler.advance(1)
+    record = sampler.snapshot()
+    lesson = record["lesson"]
+    extra = lesson["sites"][-1:] + 0.01
+    before = {**record, "lesson": {**lesson, "sites": np.append(lesson["sites"], extra, 0)}}
+    paths = []
+    for each in (record, before):
+        other = make_sampler()
+        other.restore(each)
+        paths.append(other.advance(60))
+    assert np.array_equal(*paths)

@@ -142,6 +142,8 @@ class Lessons:
         if last is not None:
             times = last["times"]
             last = MeasuredRound(**last | {"times": None if times is None else Times(*times)})
+            # Records of before kept the sites that could not be verified, too.
+            last = last._replace(sites=last.sites[: len(last.discrepancies)])
         self.last = last
         self._waiting = [Lesson(*each) for each in record["waiting"]]
         self._learned = record["learned"]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .._native import ContextAccess
 from ..contexts import autotune
-from ..contexts.checks import barostat_frequency, masses_of
+from ..contexts.checks import barostat_frequency, check_pair, check_system, masses_of
 from ..contexts.digests import digest_of
 from ..contexts.interrupts import InterruptWatch
 from ..core.engine import Engine
@@ -71,6 +71,9 @@ class Binding:
         stopwatch: Stopwatch,
         round_callbacks: Sequence[Callable[[Round], Any]],
     ) -> None:
+        check_system(system, "target")
+        if draft.system is not None:
+            check_pair(system, draft.system)
         self._access, self._system, self._stopwatch = access, system, stopwatch
         masses, tuner = masses_of(system), None
         self._shown, self._interrupts = ContextState(access, masses), InterruptWatch()
@@ -278,6 +281,7 @@ class Binding:
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
             "barostats": self._access.get_barostat_memory(),
             "decisions": autotune.snapshot(),
+            "begun": 0,  # always; readers of before ask for it
         }
 
     def _digest_of_state(self) -> str:

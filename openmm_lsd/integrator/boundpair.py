@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._native import ContextAccess
-from ..contexts.checks import check_pair, check_system, has_forces
+from ..contexts.checks import has_forces
 from ..contexts.cores import allowed_cores
 from ..contexts.interrupts import InterruptWatch
 from ..contexts.periodicity import is_periodic
@@ -68,9 +68,6 @@ class BoundPair:
         statistics: Statistics,
         interrupts: InterruptWatch,
     ) -> None:
-        check_system(system, "target")
-        if spec.system is not None:
-            check_pair(system, spec.system)
         self._access, self._system, self._interrupts = access, system, interrupts
         self._window, self._is_tuned = window, is_tuned
         self._is_periodic = is_periodic(system, access.get_box(), spec.system, spec.topology)

@@ -155,8 +155,10 @@ class BoundTarget:
             if self._is_reproducible and self._built is not None:
                 self._built.forget_history()  # how much was tried depends on the clock
         except TargetMismatchError:
+            self._discard_unchecked()
             raise
         except Exception as error:
+            self._discard_unchecked()
             self._interrupts.raise_interrupt(error)
             raise TargetError(
                 f"the target failed at the state before step {step_count}, or close to it: {error}",
@@ -165,8 +167,13 @@ class BoundTarget:
         finally:
             self._access.set_state(positions, velocities, time, step_count)
 
+    def _discard_unchecked(self) -> None:
+        """What failed before it was checked is made anew: other forces may count then."""
+        if not self._is_checked:
+            self.discard()
+
     def _build(self, force_groups: int, positions: Array, time: float, step_count: int) -> None:
-        self._target = self._built = SystemTarget(
+        self._built = SystemTarget(
             self._system,
             positions,
             groups=force_groups,
@@ -177,6 +184,7 @@ class BoundTarget:
             step_count=step_count,
             reproducible=self._is_reproducible,
         )
+        self._target = self._built
         if virtual_sites(self._system):
             self._target = VirtualSiteTarget(self._built, self._system)
 

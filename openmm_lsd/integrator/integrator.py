@@ -7,7 +7,7 @@ import json
 import logging
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 from xml.etree import ElementTree
 
@@ -156,7 +156,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._target = target
         self._scheme, self._window = scheme, window_of(windowLength)
         self._stopwatch = Stopwatch(Statistics())
-        self.round_callbacks: list[Callable[[Round], Any]] = []
+        self._round_callbacks: list[Callable[[Round], Any]] = []
         self._snapshot: SystemSnapshot | None = None  # of the Context
         self._binding: Binding | None = None
         self._groups_of_plain_steps: int | None = None
@@ -294,7 +294,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 self._correction,
                 self._engine,
                 self._stopwatch,
-                self.round_callbacks,
+                self._round_callbacks,
             )
         return self._binding
 
@@ -407,9 +407,15 @@ class LSDIntegrator(openmm.CustomIntegrator):
         return Probe(self._binding)
 
     @property
-    def watchers(self) -> list[Callable[[Round], Any]]:
-        """The list ``round_callbacks``, by the name it had first."""
-        return self.round_callbacks
+    def round_callbacks(self) -> list[Callable[[Round], Any]]:
+        """Called after every round with its Round."""
+        return self._round_callbacks
+
+    @round_callbacks.setter
+    def round_callbacks(self, callbacks: Iterable[Callable[[Round], Any]]) -> None:
+        self._round_callbacks[:] = callbacks
+
+    watchers = round_callbacks  # the name it had first
 
     @property
     def statistics(self) -> Statistics:
