@@ -37,7 +37,7 @@ def test_shifted_kick_lands_on_the_drafted_positions(kind):
     other_velocities = velocities
     if kind is Middle:  # the two may differ there
         other_velocities = velocities + 0.1 * rng.standard_normal((4, 3))
-    shift = scheme.kick_shift(other_velocities, velocities, target, draft)
+    shift = scheme.kick_shift(positions, other_velocities, velocities, target, draft)
     drafted, _ = scheme.step(positions, velocities, draft, kick)
     committed, _ = scheme.step(positions, other_velocities, target, kick - shift)
     assert np.abs(committed - drafted).max() < 1e-14

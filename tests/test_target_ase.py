@@ -149,7 +149,7 @@ def noise_shift(force_error, masses):
     scheme = SCHEMES["middle"](TEMPERATURE, FRICTION, STEP_SIZE)
     inverse = 1 / np.asarray(masses)[:, None]
     zero = np.zeros_like(force_error)
-    shift = scheme.kick_shift(zero, zero, force_error * inverse, zero)
+    shift = scheme.kick_shift(zero, zero, zero, force_error * inverse, zero)
     return np.abs(shift / scheme.noise_scale(inverse)).max()
 
 

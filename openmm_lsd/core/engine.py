@@ -164,8 +164,8 @@ class NumpyEngine:
         """See Engine."""
         positions, velocities, _ = state
         verified, inverse_scale = len(target_forces), reciprocal(self.noise_scale)
-        drafted = window.draft_forces[:verified] + window.corrections[:verified]
-        draft_accelerations = drafted * self._inverse_masses
+        draft_forces = window.draft_forces[:verified] + window.corrections[:verified]
+        draft_accelerations = draft_forces * self._inverse_masses
         path: list[tuple[Array, Array]] = []
         shifts: list[float] = []
         accepted = True
@@ -175,7 +175,11 @@ class NumpyEngine:
             noise = draws.noise[k]
             if k + 1 < len(draws.noise):
                 shift = inverse_scale * self.scheme.kick_shift(
-                    velocities, window.velocities[k], acceleration, draft_accelerations[k]
+                    positions,
+                    velocities,
+                    window.velocities[k],
+                    acceleration,
+                    draft_accelerations[k],
                 )
                 shifts.append(float(np.sqrt(np.vdot(shift, shift))))
                 noise, accepted = self.transport(noise, shift, draws.log_uniforms[k])

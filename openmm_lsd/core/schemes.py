@@ -123,6 +123,7 @@ class Scheme(ABC):
     @abstractmethod
     def kick_shift(
         self,
+        positions: Array,
         target_velocities: Array,
         draft_velocities: Array,
         target_acceleration: Array,
@@ -130,9 +131,10 @@ class Scheme(ABC):
     ) -> Array:
         """Mean of the target step minus mean of the draft step, as a kick (N, 3) in nm/ps.
 
-        Both steps start from the same positions. The velocities (N, 3), nm/ps, may differ: after an
-        accepted step of the Middle scheme draft and target stand at the same place with different
-        ones. Accelerations in nm/ps^2. Divided by ``noise_scale`` it is the noise shift.
+        Both steps start from the same positions (N, 3), nm. The velocities (N, 3), nm/ps, may
+        differ: after an accepted step of the Middle scheme draft and target stand at the same place
+        with different ones. Accelerations in nm/ps^2. Divided by ``noise_scale`` it is the noise
+        shift.
         """
 
 
@@ -160,6 +162,7 @@ class Middle(Scheme):
 
     def kick_shift(
         self,
+        positions: Array,
         target_velocities: Array,
         draft_velocities: Array,
         target_acceleration: Array,
@@ -195,6 +198,7 @@ class ABOBA(Scheme):
 
     def kick_shift(
         self,
+        positions: Array,
         target_velocities: Array,
         draft_velocities: Array,
         target_acceleration: Array,

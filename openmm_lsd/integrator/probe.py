@@ -86,12 +86,15 @@ class _Recording:
         inverse_masses = reciprocal(self.masses)
         inverse_scale = reciprocal(self.scheme.noise_scale(inverse_masses))
         drafted = window.draft_forces + window.corrections
-        starts = [state.velocities, *committed.velocities[:-1]]
+        starts = [
+            state[:2],
+            *zip(committed.positions[:-1], committed.velocities[:-1], strict=True),
+        ]
         for k in range(len(committed.noise_shifts)):
-            v = starts[k]
+            x, v = starts[k]
             if draws.cm_removals[k]:
                 v = remove_cm_motion(v, self.masses)
             accelerations = target_forces[k] * inverse_masses, drafted[k] * inverse_masses
-            shift = self.scheme.kick_shift(v, window.velocities[k], *accelerations)
+            shift = self.scheme.kick_shift(x, v, window.velocities[k], *accelerations)
             self.shifts[state.step + k] = inverse_scale * shift
         return committed

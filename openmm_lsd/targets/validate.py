@@ -143,9 +143,8 @@ class _Examination:
         inverse_masses = reciprocal(masses.reshape(-1, 1))
         zero = np.zeros_like(inverse_masses)
         # Noise shift per force, (N, 1) mol nm/kJ; zero where an atom does not move.
-        self.shift_per_force = scheme.kick_shift(zero, zero, inverse_masses, zero) * reciprocal(
-            scheme.noise_scale(inverse_masses)
-        )
+        shift = scheme.kick_shift(zero, zero, zero, inverse_masses, zero)
+        self.shift_per_force = shift * reciprocal(scheme.noise_scale(inverse_masses))
         self.kT = MOLAR_GAS_CONSTANT * scheme.temperature
         self.checks: list[Check] = []
 

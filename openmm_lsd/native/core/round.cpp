@@ -68,7 +68,7 @@ Committed commitWindow(const Round& round, const Verified& window, double* posit
         }
         std::copy_n(window.noise + row, components, xi.begin());
         if (k + 1 < round.length) {
-            scheme.findKickShift(components, v.data(), window.draftVelocities + row,
+            scheme.findKickShift(components, x.data(), v.data(), window.draftVelocities + row,
                                  acceleration.data(), drafted.data(), shift.data());
             double squared = 0.0;
             for (size_t i = 0; i < components; i++) {

@@ -43,9 +43,10 @@ struct Scheme {
             }
     }
 
-    void findKickShift(size_t components, const double* vTarget, const double* vDraft,
-                       const double* accelerationOfTarget, const double* accelerationOfDraft,
-                       double* shift) const {
+    // Of two steps from positions x.
+    void findKickShift(size_t components, const double* /*x*/, const double* vTarget,
+                       const double* vDraft, const double* accelerationOfTarget,
+                       const double* accelerationOfDraft, double* shift) const {
         for (size_t i = 0; i < components; i++) {
             const double difference = stepSize * (accelerationOfTarget[i] - accelerationOfDraft[i]);
             shift[i] = aboba ? 0.5 * (1.0 + decay) * difference
