@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .clock import Times
+from .constraints import ConstraintError
 from .corrections import Corrections
 from .schemes import Scheme, reciprocal, remove_cm_motion
 from .transport import transport
@@ -155,9 +156,13 @@ class NumpyEngine:
             added[k] = corrections.at(k, site, self.masses)
             if k + 1 < length:
                 acceleration = (force + added[k]) * self._inverse_masses
-                positions, velocities = self.scheme.step(
-                    positions, velocities, acceleration, kicks[k]
-                )
+                try:
+                    positions, velocities = self.scheme.step(
+                        positions, velocities, acceleration, kicks[k]
+                    )
+                except ConstraintError:  # a draft may lead anywhere
+                    length = k + 1
+                    break
         return Window(*(array[:length] for array in arrays))
 
     def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:

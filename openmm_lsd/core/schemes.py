@@ -22,6 +22,8 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from .constraints import Projection
+
 Array = NDArray[np.float64]
 
 BOLTZMANN = 1.380649e-23  # J/K, exact in the SI
@@ -138,6 +140,7 @@ class Scheme(ABC):
         """
 
 
+@dataclass(frozen=True)
 class Middle(Scheme):
     """The scheme of ``openmm.LangevinMiddleIntegrator`` (LFMiddle; Zhang et al.,
     J. Phys. Chem. A 123, 6056 (2019)).
@@ -145,7 +148,17 @@ class Middle(Scheme):
         v_half = v + h F(x) / m
         v'     = a v_half + kick
         x'     = x + (h/2) (v_half + v')
+
+    With constraints v_half is projected onto the velocities that keep them at x, x' is moved onto
+    them, and v' changes by that displacement over h.
+
+    Parameters
+    ----------
+    temperature, friction, step_size : see Scheme
+    projection : constraints.Projection, optional
     """
+
+    projection: Projection | None = field(default=None, repr=False, compare=False)
 
     name = "middle"
     velocity_offset = 0.5  # without friction this is the leapfrog scheme
@@ -157,8 +170,14 @@ class Middle(Scheme):
         self, positions: Array, velocities: Array, acceleration: Array, kick: Array
     ) -> tuple[Array, Array]:
         half = velocities + self.step_size * acceleration
+        if self.projection is not None:
+            half = self.projection.velocities(positions, half)
         new_velocities = self.decay * half + kick
-        return positions + 0.5 * self.step_size * (half + new_velocities), new_velocities
+        new_positions = positions + 0.5 * self.step_size * (half + new_velocities)
+        if self.projection is None:
+            return new_positions, new_velocities
+        constrained = self.projection.positions(positions, new_positions)
+        return constrained, new_velocities + (constrained - new_positions) / self.step_size
 
     def kick_shift(
         self,
@@ -171,6 +190,8 @@ class Middle(Scheme):
         half_difference = (target_velocities - draft_velocities) + self.step_size * (
             target_acceleration - draft_acceleration
         )
+        if self.projection is not None:
+            half_difference = self.projection.velocities(positions, half_difference)
         return (1.0 + self.decay) * half_difference
 
 
