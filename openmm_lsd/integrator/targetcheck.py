@@ -75,24 +75,37 @@ def set_up_target(
     """
     begin = perf_counter()
     logger.info("the target is new: it is evaluated at a few states to prepare and check it")
-    seconds, forces = _time_first(target, around)
+    seconds, forces = time_first_state(target, around)
     is_slow = seconds > SLOW
     if is_slow:
         logger.info("a state takes %.3g s: as few as possible are evaluated", seconds)
+    prepare_target(target, around, window, is_slow)
+    if not np.isfinite(forces).all():
+        return None
+    check_new_target(target, around, is_slow)
+    if not is_slow:
+        seconds = time_state(target, around)
+    if around.reference is not None and not is_given and seconds < FAST:
+        check_gradient_of_system(target, around)
+    _tell_time(perf_counter() - begin, seconds)
+    return seconds
+
+
+def prepare_target(target: BatchedTarget, around: Surroundings, window: int, is_slow: bool) -> None:
+    """For windows of this length; for shorter ones, if states are slow."""
     is_shared = isinstance(target, RayTarget)  # so that each worker has a few states only
     sites = min(window, PREPARED_STATES_IF_SLOW) if is_slow and not is_shared else window
     target.prepare(around.positions, sites, around.box)
-    if not np.isfinite(forces).all():
-        return None
+
+
+def check_new_target(target: BatchedTarget, around: Surroundings, is_slow: bool) -> None:
+    """As ``check_target``; rows of a batch too, and where the Context has no forces, gradients."""
     batch = CHECKED_STATES_IF_SLOW if is_slow else CHECKED_STATES
     directions = 0 if around.reference is not None else 1 if is_slow else 2
     check_target(target, around, batch=batch, directions=directions, rows=True)
-    if not is_slow:
-        with target.single_states():
-            seconds = min(_seconds(target, around)[0] for _ in range(TIMED_EVALUATIONS))
-    if around.reference is not None and not is_given and seconds < FAST:
-        _check_gradient_of_system(target, around)
-    elapsed = perf_counter() - begin
+
+
+def _tell_time(elapsed: float, seconds: float) -> None:
     logger.info("the target is ready after %.3g s", elapsed)
     if elapsed > SLOW_SET_UP:
         logger.warning(
@@ -102,7 +115,6 @@ def set_up_target(
             elapsed,
             seconds,
         )
-    return seconds
 
 
 def check_target(
@@ -195,7 +207,7 @@ class _StateByState(BatchedTarget):
         return np.concatenate(energies), np.concatenate(forces)
 
 
-def _check_gradient_of_system(target: BatchedTarget, around: Surroundings) -> None:
+def check_gradient_of_system(target: BatchedTarget, around: Surroundings) -> None:
     """A potential of the user's own may be what it likes: no more than a warning."""
     if not target.conservative or not target.gives_energies:
         return
@@ -223,12 +235,18 @@ def _check_gradient_of_system(target: BatchedTarget, around: Surroundings) -> No
         logger.info("the gradient of the energy cannot be had (%s)", error)
 
 
-def _time_first(target: BatchedTarget, around: Surroundings) -> tuple[float, Array]:
+def time_first_state(target: BatchedTarget, around: Surroundings) -> tuple[float, Array]:
     """Seconds per state, and forces at present; a first evaluation may compile what it needs."""
     seconds, forces = _seconds(target, around)
     if seconds > SLOW:
         seconds = min(seconds, _seconds(target, around)[0])
     return seconds, forces
+
+
+def time_state(target: BatchedTarget, around: Surroundings) -> float:
+    """Seconds of one, as plain steps take them."""
+    with target.single_states():
+        return min(_seconds(target, around)[0] for _ in range(TIMED_EVALUATIONS))
 
 
 def _seconds(target: BatchedTarget, around: Surroundings) -> tuple[float, Array]:
