@@ -28,7 +28,10 @@ BROKEN = {
         + "".join(f"        self.a{k} = {k}\n" for k in range(16)),
         "class Crowded has 16 attributes",
     ),
-    "cli.py": ("def meddle(sampler):\n    sampler.window = 3", "sampler.window is assigned"),
+    "cli.py": (
+        "def meddle(find):\n    sampler = find()\n    sampler.window = 3",
+        "sampler.window is assigned",
+    ),
     "theory.py": ("\n" * 500, "theory.py has"),
     "systems.py": (
         "def tangled(x):\n" + "".join(f"    if x == {k}:\n        x += 1\n" for k in range(11)),

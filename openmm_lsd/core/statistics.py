@@ -61,15 +61,15 @@ class Round(NamedTuple):
 
 def _examined(became: Round) -> Array:
     """What a round adds to ``Statistics.examined``."""
-    rows, shifts = [[0, 0, 0.0] for _ in TIMES_MEASURED], became.noise_shifts
-    times = [min(int(times), len(rows) - 1) for times in became.times_measured[: len(shifts)]]
-    times += [0] * (len(shifts) - len(times))
-    for row, shift in zip(times, shifts, strict=True):
-        rows[row][0] += 1
-        rows[row][2] += shift
+    result, shifts = np.zeros((len(TIMES_MEASURED), 3)), became.noise_shifts
+    times = np.zeros(len(shifts), dtype=int)
+    known = np.minimum(became.times_measured[: len(shifts)], len(result) - 1)
+    times[: len(known)] = known
+    result[:, 0] = np.bincount(times, minlength=len(result))
+    result[:, 2] = np.bincount(times, shifts, minlength=len(result))
     if became.rejected:
-        rows[times[-1]][1] += 1
-    return np.array(rows)
+        result[times[-1], 1] = 1.0
+    return result
 
 
 @dataclasses.dataclass
