@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from time import perf_counter
 from typing import NamedTuple
 
@@ -113,8 +112,14 @@ class Statistics:
 
     def add_seconds(self, part: str, seconds: float) -> None:
         """Spent in ``part``: draft, target, learning or overhead."""
-        name = f"{part}_seconds"
-        setattr(self, name, getattr(self, name) + seconds)
+        if part == "target":
+            self.target_seconds += seconds
+        elif part == "draft":
+            self.draft_seconds += seconds
+        elif part == "learning":
+            self.learning_seconds += seconds
+        else:
+            self.overhead_seconds += seconds
 
     def count_round(self, became: Round, window: int, is_shortened: bool) -> None:
         """A round, while K is ``window``."""
@@ -208,17 +213,20 @@ class Stopwatch:
         self._running: list[str] = []
         self._mark = self._lap_began = 0.0
 
-    @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def part(self, name: str) -> Part:
         """While this lasts, the time is spent in 'draft', 'target', 'learning' or 'overhead'."""
+        return Part(self, name)
+
+    def enter(self, name: str) -> int:
+        """That part is running now; for ``leave``."""
         self.flush()
-        outer = len(self._running)
         self._running.append(name)
-        try:
-            yield
-        finally:
-            self.flush()
-            del self._running[outer:]  # also what an interrupt has left there
+        return len(self._running) - 1
+
+    def leave(self, outer: int) -> None:
+        """What ran before is running again."""
+        self.flush()
+        del self._running[outer:]  # also what an interrupt has left there
 
     def flush(self) -> None:
         """Let the statistics have what has been spent so far."""
@@ -237,3 +245,18 @@ class Stopwatch:
         before = self._lap_began
         self._lap_began = self.statistics.seconds - self.statistics.learning_seconds
         return self._lap_began - before
+
+
+class Part:
+    """See Stopwatch.part; in the time of a short round a generator would be seen."""
+
+    __slots__ = ("_name", "_outer", "_stopwatch")
+
+    def __init__(self, stopwatch: Stopwatch, name: str) -> None:
+        self._stopwatch, self._name = stopwatch, name
+
+    def __enter__(self) -> None:
+        self._outer = self._stopwatch.enter(self._name)
+
+    def __exit__(self, *_: object) -> None:
+        self._stopwatch.leave(self._outer)
