@@ -46,7 +46,7 @@ def first_steps(name, timestep, draft, steps):
     case = dataclasses.replace(case, platform=plain.platform)
     lsd = case.lsd("auto", "auto" if draft == "auto" else molecule.draft)
     for run in (plain, lsd):
-        run.state = state
+        run.set_state(*state)
         run.step(1)
     seconds = [
         [seconds_per_step(run, BLOCK) for run in (plain, lsd)] for _ in range(steps // BLOCK)

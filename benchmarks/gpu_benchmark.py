@@ -45,7 +45,7 @@ import torch
 from openmm import unit
 
 from openmm_lsd import LSDIntegrator, systems
-from openmm_lsd.commands.benchmark import machine, measure_rows
+from openmm_lsd.commands.benchmark import Kind, Way, machine, time_in_turns
 from openmm_lsd.commands.case import Case, Run
 from openmm_lsd.commands.timing import seconds_per_step
 from openmm_lsd.contexts.checks import default_box
@@ -388,12 +388,12 @@ def fastest_plain(runs, state, seconds, clock):
     """Its name, and milliseconds per step of all, in turns."""
     steps, times = {}, {}
     for name, run in runs.items():
-        run.state = state
+        run.set_state(*state)
         run.step(2)
         steps[name] = max(2, min(200, round(seconds / 10 / seconds_per_step(run, 3))))
     for _ in range(5):
         for name, run in runs.items():
-            run.state = state
+            run.set_state(*state)
             times.setdefault(name, []).append(seconds_per_step(run, steps[name]))
     medians = {name: 1e3 * float(np.median(own)) for name, own in times.items()}
     for name, cost in medians.items():
@@ -459,21 +459,21 @@ def compare(case, plain_name, plain, runs, state, args, clock):
         try:
             if clock.left() < seconds:
                 raise TimeoutError("no time left")
-            run.state = state
+            run.set_state(*state)
             warm(run, seconds / (2 * len(runs)), args.warm_up)
         except Exception as error:
             skipped[name] = why(error)
             clock.say(f"  {name}: left out ({why(error)})")
             del runs[name]
-    everyone = {"plain": plain, **runs}
-    plain.state = state
+    ways = [Way("plain", Kind.PLAIN, plain)]
+    ways += [Way(name, Kind.LSD, run) for name, run in runs.items()]
+    plain.set_state(*state)
     per_step = seconds_per_step(plain, 8)
     # Twenty blocks of each run, if the time allows that; five at least.
-    block = 8 * round(seconds / len(everyone) / 20 / per_step / 8)
+    block = 8 * round(seconds / len(ways) / 20 / per_step / 8)
     block = max(8, min(args.block, block))
-    rows = measure_rows(case, everyone, state, seconds, block, clock.say)
-    rows[0]["settings"] = plain_name
-    return [{**row, "steps per block": block} for row in rows], skipped
+    first, *others = time_in_turns(case, ways, state, seconds, block, clock.say)
+    return [dataclasses.replace(first, settings=plain_name), *others], skipped
 
 
 def comparison_table(rows):
@@ -482,17 +482,17 @@ def comparison_table(rows):
         f"{'steps/round':>13s}{'K':>5s}{'T, K':>7s}   target/draft/learning/other"
     ]
     for row in rows:
-        quartiles = "{:.2f} to {:.2f}".format(*row["ratio quartiles"])
+        quartiles = "{:.2f} to {:.2f}".format(*row.ratio_quartiles)
         line = (
-            f"{row['run']:34s}{row['ns/day']:8.1f}{row['ms per step']:9.3f}{row['ratio']:10.2f}"
+            f"{row.name:34s}{row.ns_per_day:8.1f}{row.ms_per_step:9.3f}{row.ratio:10.2f}"
             f"{quartiles:>15s}"
         )
-        kelvin = f"{row['temperature, K']:7.0f}"
-        if "steps per round" in row:
-            shares = " / ".join(f"{100 * row[f'{part} share']:.0f}" for part in PARTS)
-            line += f"{row['steps per round']:13.2f}{row['window']:5d}{kelvin}   {shares} %"
+        kelvin = "blew up" if row.temperature is None else f"{row.temperature:7.0f}"
+        if row.spent is not None:
+            shares = " / ".join(f"{100 * row.spent.shares[part]:.0f}" for part in PARTS)
+            line += f"{row.spent.steps_per_round:13.2f}{row.spent.window:5d}{kelvin}   {shares} %"
         else:
-            line += f"{'':18s}{kelvin}   {row['settings']}"
+            line += f"{'':18s}{kelvin}   {row.settings}"
         lines.append(line)
     return "\n".join(lines)
 
@@ -674,14 +674,14 @@ def one_system(name, args, clock, result, save):
         cases["auto"], plain_name, candidates[plain_name], runs, state, args, clock
     )
     result["LSD, left out"] |= failed
-    result["rows"] = rows
+    result["rows"] = [row.as_dict() for row in rows]
     print(f"\n{name}, {own_case.conditions()}\n{comparison_table(rows)}\n", flush=True)
     save()
 
     if args.profile:
-        fixed = [row for row in rows[1:] if "K auto" not in row["run"]]
+        fixed = [row for row in rows[1:] if "K auto" not in row.name]
         if fixed:
-            fastest = max(fixed, key=lambda row: row["ratio"])["run"]
+            fastest = max(fixed, key=lambda row: row.ratio).name
             result["profile"] = {
                 "run": fastest,
                 **profile_rounds(runs[fastest], device),

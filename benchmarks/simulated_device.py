@@ -30,7 +30,7 @@ from water_boxes import perturb
 
 from openmm_lsd import systems
 from openmm_lsd.commands import Case
-from openmm_lsd.commands.benchmark import machine, measure_rows
+from openmm_lsd.commands.benchmark import Kind, Way, machine, time_in_turns
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import BatchedTarget
 
@@ -86,7 +86,7 @@ def gfn2_row(case, state, warm_up, steps, window):
     target = Computed(gfn2_factory(case.topology, 0.0)())
     case = dataclasses.replace(case, target=systems.with_target(case.target, target))
     run = case.lsd(window)
-    run.state = state  # the force field's: minimising, GFN2-xTB may fail
+    run.set_state(*state)  # the force field's: minimising, GFN2-xTB may fail
     run.step(warm_up)
     before = dataclasses.replace(run.integrator.statistics)
     run.step(steps)
@@ -135,18 +135,25 @@ def main():
         )
         run = case.lsd("auto")
         run.equilibrate(case, args.warm_up)
-        runs = {"plain": case.plain(), "LSD": run}
+        ways = [Way("plain", Kind.PLAIN, case.plain()), Way("LSD", Kind.LSD, run)]
         block = int(np.clip(round(500 / milliseconds), 100, 1000))  # as `openmm-lsd benchmark`
-        plain, lsd = measure_rows(case, runs, run.state, args.seconds, block, lambda line: None)
-        host = lsd["ms per step"] * lsd["steps per round"] * (1 - lsd["target share"])
+        plain, lsd = time_in_turns(case, ways, run.state, args.seconds, block, lambda line: None)
+        spent = lsd.spent
+        host = lsd.ms_per_step * spent.steps_per_round * (1 - spent.shares["target"])
         print(
-            f"{milliseconds:10g}   {plain['ms per step']:14.2f}   {lsd['ms per step']:12.2f}   "
-            f"{lsd['window']:2d}   {lsd['steps per round']:11.2f}   {host:14.2f}   "
-            f"{lsd['ratio']:8.2f}",
+            f"{milliseconds:10g}   {plain.ms_per_step:14.2f}   {lsd.ms_per_step:12.2f}   "
+            f"{spent.window:2d}   {spent.steps_per_round:11.2f}   {host:14.2f}   {lsd.ratio:8.2f}",
             flush=True,
         )
-        rows.append({"device, ms": milliseconds, "plain": plain, "LSD": lsd, "host, ms": host})
-    document = {"machine": machine(), "per state": args.per_state, "rows": rows}
+        rows.append((milliseconds, plain, lsd, host))
+    document = {
+        "machine": machine(),
+        "per state": args.per_state,
+        "rows": [
+            {"device, ms": ms, "plain": plain.as_dict(), "LSD": lsd.as_dict(), "host, ms": host}
+            for ms, plain, lsd, host in rows
+        ],
+    }
     if args.gfn2:
         result = gfn2_row(case, run.state, args.warm_up, args.gfn2, args.gfn2_window)
         print(
@@ -155,11 +162,11 @@ def main():
             "host per round"
         )
         result["ratios"] = []
-        for row in rows:
-            batch = row["device, ms"] * (1.0 + args.per_state * (result["window"] - 1))
-            lsd = (batch + result["host, ms"]) / result["steps per round"]
-            result["ratios"].append(row["plain"]["ms per step"] / lsd)
-            print(f"{row['device, ms']:10g} ms per state: {result['ratios'][-1]:.2f} times plain")
+        for milliseconds, plain, *_ in rows:
+            batch = milliseconds * (1.0 + args.per_state * (result["window"] - 1))
+            ms_per_step = (batch + result["host, ms"]) / result["steps per round"]
+            result["ratios"].append(plain.ms_per_step / ms_per_step)
+            print(f"{milliseconds:10g} ms per state: {result['ratios'][-1]:.2f} times plain")
         document["GFN2-xTB"] = result
     if args.outfile:
         args.outfile.write_text(json.dumps(document, indent=1) + "\n")

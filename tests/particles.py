@@ -191,15 +191,22 @@ def target_system():
     )
 
 
-def lsd(temperature=300.0, friction=1.0, step_size=0.001, draft=None, **keywords):
+def lsd(
+    temperature=300.0, friction=1.0, step_size=0.001, draft=None, kind=LSDIntegrator, **keywords
+):
     """LSDIntegrator whose draft runs on Reference: the platform must not be a matter of luck."""
-    return LSDIntegrator(
+    return kind(
         temperature,
         friction,
         step_size,
         draft_system() if draft is None else draft,
         **{"randomNumberSeed": SEED, "draftPlatform": "Reference", "windowLength": 16, **keywords},
     )
+
+
+def planted(**parts):
+    """An LSDIntegrator of other parts: ``_engine``, ``_moves``, ``_take_snapshot``..."""
+    return type("Planted", (LSDIntegrator,), parts)
 
 
 # Three particles on springs

@@ -10,7 +10,7 @@ import numpy as np
 import openmm
 import pytest
 from openmm import unit
-from particles import COLD, ROUNDING, SEED, Cycling, always, lsd
+from particles import COLD, ROUNDING, SEED, Cycling, always, lsd, planted
 
 from openmm_lsd.integrator.barostat import BarostatMoves
 
@@ -173,12 +173,18 @@ def test_a_frequency_counts_at_once(build_fluid):
     assert_same(histories[1], histories[0], 1e-6)
 
 
-def test_planted_bug_is_seen(build_fluid, monkeypatch):
+class LateMoves(BarostatMoves):
     """A move that comes a step late."""
-    next_step = BarostatMoves.next_step.fget
-    monkeypatch.setattr(BarostatMoves, "next_step", property(lambda self: next_step(self) + 1))
+
+    @property
+    def next_step(self):
+        return super().next_step + 1
+
+
+def test_planted_bug_is_seen(build_fluid):
     plain = history(build_fluid(isotropic(), plain=True), PATTERN)
-    ours = history(build_fluid(isotropic(), plain=False), PATTERN)
+    late = planted(_moves=LateMoves)
+    ours = history(build_fluid(isotropic(), plain=False, kind=late), PATTERN)
     with pytest.raises(AssertionError, match="after"):
         assert_same(ours, plain)
 
@@ -230,21 +236,27 @@ def test_pressure_is_that_of_the_context(build_fluid):
     assert volumes[0] > 7.97 and volumes[1] < 7.87
 
 
+class FailsOnce(BarostatMoves):
+    """The energy of the first move from step ``at`` on cannot be had."""
+
+    failed = False
+
+    def apply(self, state):
+        if state.step >= self.at and not self.failed:
+            self.failed = True
+            raise openmm.OpenMMException("no energy")
+        return super().apply(state)
+
+
 @pytest.mark.parametrize("at", [5, 12])
-def test_failing_energy_of_a_move(build_fluid, at, monkeypatch):
+def test_failing_energy_of_a_move(build_fluid, at):
     """The box is what it was, and the move is tried once only."""
-    simulation = build_fluid(isotropic(), plain=False)
+    fails = type("Fails", (FailsOnce,), {"at": at})
+    simulation = build_fluid(isotropic(), plain=False, kind=planted(_moves=fails))
     simulation.step(at)
     before = history(simulation, [0])[0]
-    begin_step = BarostatMoves.apply
-
-    def fails(self, state):
-        raise openmm.OpenMMException("no energy")
-
-    monkeypatch.setattr(BarostatMoves, "apply", fails)
     with pytest.raises(openmm.OpenMMException, match="no energy"):
         simulation.step(10)
-    monkeypatch.setattr(BarostatMoves, "apply", begin_step)
     after = history(simulation, [0])[0]
     assert (after[2] == before[2]).all()
     count = simulation.context.getStepCount()

@@ -16,16 +16,16 @@ import pytest
 from law import TEMPERATURE, worst, z_scores
 from openmm import app, unit
 from openmm_lsd._native import ContextAccess
-from particles import PLATFORM
+from particles import PLATFORM, planted
 from test_law import SOFT, STEP_SIZE, STEPS, TARGET
 
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.core.sampler import SpeculativeSampler
+from openmm_lsd.drafts.nativeengine import NativeEngine
 from openmm_lsd.integrator.barostat import BarostatMoves
 from openmm_lsd.integrator.program import NOISE_STEP
-from openmm_lsd.targets.virtualsites import VirtualSiteTarget
 
 RUNS, REFERENCE_RUNS = 2_500, 20_000
+WINDOW = 4
 Z = 5.5
 BOX = np.diag([2.0, 2.2, 2.4])
 PRESSURE = 60.0  # bar
@@ -144,13 +144,13 @@ class Runs:
         return [np.array(row) for row in rows]
 
 
-def lsd(case):
-    return LSDIntegrator(
+def lsd(case, kind=LSDIntegrator):
+    return kind(
         TEMPERATURE,
         1 / STEP_SIZE,
         STEP_SIZE,
         draft_system(case),
-        windowLength=4,
+        windowLength=WINDOW,
         randomNumberSeed=11,
         draftPlatform="Reference",
         target=forces_with_site if case == "virtual site" else None,
@@ -164,8 +164,8 @@ def reference(case):
     return Runs(case, plain).states(REFERENCE_RUNS, seed=21)
 
 
-def score(case):
-    integrator = lsd(case)
+def score(case, kind=LSDIntegrator):
+    integrator = lsd(case, kind)
     states = Runs(case, integrator).states(RUNS, seed=22)
     statistics = integrator.statistics
     assert 0.1 < statistics.acceptance_rate < 0.95
@@ -180,20 +180,65 @@ def test_law_of_a_simulation(case):
     assert (statistics.shortened_windows > 0) == (case in ("barostat", "NPT after NVT"))
 
 
-def test_a_barostat_that_is_not_looked_for_again_is_caught(monkeypatch):
-    """What was learned when the Context was made first stays, as it did before."""
-    take = LSDIntegrator._take_system
+class NoMoves(BarostatMoves):
+    """The fault that was: barostats were looked for when the Context was made first."""
 
-    def once(self, system, platform):
-        if self._snapshot is None:
-            take(self, system, platform)
+    next_step = None
 
-    monkeypatch.setattr(LSDIntegrator, "_take_system", once)
-    monkeypatch.setattr(BarostatMoves, "next_step", None)
-    integrator = lsd("NPT after NVT")
-    states = Runs("NPT after NVT", integrator).states(RUNS, seed=22)
-    moment, z = worst(z_scores(states, reference("barostat")))
-    assert abs(z) > Z, f"{moment}: z = {z:.1f}"
+
+class OnlyTheBox(BarostatMoves):
+    """The particles stay where they were."""
+
+    def apply(self, state):
+        super().apply(state)
+        return state.positions, state.velocities
+
+
+class MovesBetweenWindows(BarostatMoves):
+    """Windows go on beyond a move, which is made when the window is over."""
+
+    @property
+    def next_step(self):
+        step = super().next_step
+        return None if step is None else step + WINDOW - 1
+
+
+class CentreStays(NativeEngine):
+    """The motion of the centre of mass is never removed."""
+
+    def draft(self, state, corrections, draws, times):
+        return super().draft(state, corrections, self._without(draws), times)
+
+    def commit(self, state, window, target_forces, draws):
+        return super().commit(state, window, target_forces, self._without(draws))
+
+    def _without(self, draws):
+        return draws._replace(cm_removals=np.zeros_like(draws.cm_removals))
+
+
+class SiteStaysBehind(NativeEngine):
+    """The target's forces are those with the virtual site where it was before the window."""
+
+    def commit(self, state, window, target_forces, draws):
+        sites = window.sites[: len(target_forces)].copy()
+        sites[:, 2] = sites[0, 2]
+        return super().commit(state, window, forces_with_site(sites), draws)
+
+
+@pytest.mark.parametrize(
+    ("case", "part", "fault"),
+    [
+        ("NPT after NVT", "_moves", NoMoves),
+        ("barostat", "_moves", OnlyTheBox),
+        ("barostat", "_moves", MovesBetweenWindows),
+        ("CMMotionRemover", "_engine", CentreStays),
+        ("virtual site", "_engine", SiteStaysBehind),
+    ],
+    ids=lambda value: getattr(value, "__name__", value),
+)
+def test_planted_faults_are_caught(case, part, fault):
+    _, z, message = score(case, planted(**{part: fault}))
+    assert abs(z) > Z, message
 
 
 # Replicas that a sampler moves in and out of one Context
@@ -253,41 +298,4 @@ def test_law_of_replicas():
 
 def test_noise_that_comes_back_is_caught():
     z, message = score_of_replicas(ReplicasWithNoise)
-    assert abs(z) > Z, message
-
-
-def test_motion_of_the_centre_that_stays_is_caught(monkeypatch):
-    monkeypatch.setattr("openmm_lsd.integrator.samplerspec.cm_removal_frequency", lambda system: 0)
-    _, z, message = score("CMMotionRemover")
-    assert abs(z) > Z, message
-
-
-def test_positions_that_a_barostat_does_not_move_are_caught(monkeypatch):
-    apply = BarostatMoves.apply
-
-    def only_the_box(self, state):
-        apply(self, state)
-        return state.positions, state.velocities
-
-    monkeypatch.setattr(BarostatMoves, "apply", only_the_box)
-    _, z, message = score("barostat")
-    assert abs(z) > Z, message
-
-
-def test_windows_that_go_on_beyond_a_move_are_caught(monkeypatch):
-    monkeypatch.setattr(SpeculativeSampler, "_length", lambda self: self.window)
-    _, z, message = score("barostat")
-    assert abs(z) > Z, message
-
-
-def test_virtual_sites_that_stay_behind_are_caught(monkeypatch):
-    monkeypatch.setattr(
-        VirtualSiteTarget,
-        "evaluate_at",
-        lambda self, x, box=None, times=None: self._target.evaluate_at(x, box, times),
-    )
-    monkeypatch.setattr(
-        "openmm_lsd.integrator.targetcheck.validate_target", lambda *args, **keywords: None
-    )
-    _, z, message = score("virtual site")
     assert abs(z) > Z, message

@@ -24,11 +24,12 @@ from particles import (
     external_force,
     harmonic_bonds,
     lsd,
+    planted,
     restraint,
     system_of,
 )
 
-from openmm_lsd import LSDIntegrator
+from openmm_lsd.integrator.barostat import BarostatMoves
 from openmm_lsd.integrator.snapshot import SystemSnapshot
 
 WINDOWS = [8, "auto"]
@@ -213,15 +214,10 @@ def test_edits_act_as_in_plain_dynamics(name, when):
     )
 
 
-def test_edits_that_leak_are_seen(monkeypatch):
+def test_edits_that_leak_are_seen():
     """The fault that was: the target was built from the System as it is by then."""
-    monkeypatch.setattr(
-        "openmm_lsd.integrator.integrator.SystemSnapshot", lambda system: LiveSystem(system)
-    )
-    expected = edited(plain_integrator(), soften, "before the first step")
     with pytest.raises(ValueError, match="forces of the target and of the Context"):
-        edited(cold(), soften, "before the first step")
-    assert expected is not None
+        edited(cold(kind=planted(_take_snapshot=LiveSystem)), soften, "before the first step")
 
 
 class LiveSystem:
@@ -452,17 +448,14 @@ def test_npt_after_nvt(window, how):
     np.testing.assert_array_equal(integrator._binding.pair.box, box)
 
 
-def test_a_binding_that_stays_is_caught(monkeypatch):
-    """The fault that was: barostats were looked for once."""
-    take = LSDIntegrator._take_system
+class NoMoves(BarostatMoves):
+    """The fault that was: barostats were looked for when the Context was made first."""
 
-    def once(self, system, platform):
-        if self._snapshot is None:
-            take(self, system, platform)
+    next_step = None
 
-    monkeypatch.setattr(LSDIntegrator, "_take_system", once)
-    monkeypatch.setattr("openmm_lsd.integrator.barostat.BarostatMoves.next_step", None)
-    _, after, _ = volumes(lsd(draft=gas()), "a barostat is added")
+
+def test_a_barostat_that_is_not_looked_for_again_is_caught():
+    _, after, _ = volumes(lsd(draft=gas(), kind=planted(_moves=NoMoves)), "a barostat is added")
     assert after == pytest.approx(8)
 
 

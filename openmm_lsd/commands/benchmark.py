@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -24,7 +24,7 @@ from .output import add_output_options, check_output, say, say_what, write_json
 from .rows import Benchmark, Kind, Row, Spent
 from .timing import fastest_plain, seconds_per_step, settings_of
 
-__all__ = ["Benchmark", "Way", "benchmark", "machine", "measure_rows", "time_in_turns"]
+__all__ = ["Benchmark", "Way", "benchmark", "machine", "time_in_turns"]
 
 SECONDS_PER_DAY = 86400.0
 MIN_BLOCKS = 5
@@ -146,22 +146,6 @@ class ConstantOffset(LSDIntegrator):
     """The published rule: one offset, the discrepancy of the last committed step."""
 
     _correction = "constant"
-
-
-def measure_rows(
-    case: Case,
-    runs: Mapping[str, Run],
-    state: tuple[Array, Array],
-    seconds: float,
-    block: int,
-    log: Log,
-) -> list[dict[str, Any]]:
-    """``time_in_turns`` of plain dynamics, which comes first, and of LSD; rows as for JSON."""
-    plain, *others = runs.items()
-    ways = [Way(plain[0], Kind.PLAIN, plain[1])]
-    ways += [Way(name, Kind.LSD, run) for name, run in others]
-    rows = time_in_turns(case, ways, state, seconds, block, log)
-    return [row.as_dict() for row in rows]
 
 
 def time_in_turns(

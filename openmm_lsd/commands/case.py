@@ -233,10 +233,6 @@ class Run:
         velocities = state.getVelocities(asNumpy=True)
         return positions, velocities.value_in_unit(unit.nanometer / unit.picosecond)
 
-    @state.setter
-    def state(self, state: tuple[Array, Array]) -> None:
-        self.set_state(*state)
-
     def set_state(self, positions: Array, velocities: Array) -> None:
         """Go on from these."""
         self.simulation.context.setPositions(positions)

@@ -52,6 +52,8 @@ class Binding:
     correction : str or None
     engine : callable
         As in ``SamplerSpec``.
+    moves : type
+        Of the Intervention.
     stopwatch : Stopwatch
         With the Statistics that are counted on.
     round_callbacks : sequence of callables
@@ -68,6 +70,7 @@ class Binding:
         window: int | None,
         correction: str | None,
         engine: Callable[..., Engine],
+        moves: type[BarostatMoves],
         stopwatch: Stopwatch,
         round_callbacks: Sequence[Callable[[Round], Any]],
     ) -> None:
@@ -92,7 +95,7 @@ class Binding:
             stopwatch.statistics,
             self._interrupts,
         )
-        self._moves = BarostatMoves(access, self._shown.show, self.pair.take_environment)
+        self._moves = moves(access, self._shown.show, self.pair.take_environment)
         self._changes = ContextChanges(access, system, self.pair)
         self._spec = SamplerSpec(
             access,

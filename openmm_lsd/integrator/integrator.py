@@ -27,6 +27,7 @@ from ..drafts.nativeengine import NativeEngine
 from ..targets import BatchedTarget, as_target
 from ..targets.torchforce import check_torch_forces, load_plugin
 from .arguments import draft_system_of, positive_number, seed_of, whole_steps, window_of
+from .barostat import BarostatMoves
 from .binding import Binding
 from .probe import Probe
 from .program import FRICTION, NOISE_STEP, TEMPERATURE, add_program, refuse_program
@@ -109,6 +110,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     _correction: str | None = None  # see SamplerSpec
     _engine: type[Engine] = NativeEngine
+    _moves: type[BarostatMoves] = BarostatMoves
+    _take_snapshot: Callable[[openmm.System], SystemSnapshot] = SystemSnapshot
 
     def __init__(  # OpenMM's argument names
         self,
@@ -254,7 +257,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         """A Context was made, or made anew by ``reinitialize``: all is learned again."""
         check_torch_forces(system, platform)
         self._forget_binding()
-        self._snapshot = SystemSnapshot(system)
+        self._snapshot = self._take_snapshot(system)
 
     def _forget_binding(self) -> None:
         if self._binding is not None:
@@ -293,6 +296,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 self._window,
                 self._correction,
                 self._engine,
+                self._moves,
                 self._stopwatch,
                 self._round_callbacks,
             )
