@@ -8,8 +8,13 @@ from numpy.typing import NDArray
 from openmm import unit
 
 from .._native import class_of_force
+from ..core.schemes import Middle
+from .constraints import constraints_of
 
 SAME_MASS = 0.01  # amu
+# Of the shorter of two: steps keep the target's constraints, and those of another force field (TIP3P
+# for AMOEBA water) are a bit longer or shorter.
+SAME_LENGTH = 0.1
 KNOWN_PLUGINS = ("TorchForce",)
 
 
@@ -113,14 +118,18 @@ def _check_force(force: openmm.Force, role: str) -> None:
 
 def check_system(system: openmm.System, role: str) -> None:
     """Raise ValueError if a System holds what LSD cannot do; ``role``: 'target' or 'draft'."""
-    count = system.getNumConstraints()
-    if count:
-        raise ValueError(
-            f"the {role} System has {count} constraints, which LSDIntegrator does not support yet; "
-            "build it with constraints=None, rigidWater=False"
-        )
     for force in system.getForces():
         _check_force(force, role)
+
+
+def check_scheme(system: openmm.System, scheme: str) -> None:
+    """Raise ValueError if a scheme cannot keep the constraints of a System."""
+    count = system.getNumConstraints()
+    if count and scheme != Middle.name:
+        raise ValueError(
+            f"the target System has {count} constraints, which scheme={scheme!r} does not know; "
+            f"use scheme={Middle.name!r}"
+        )
 
 
 def different_masses(masses: NDArray[np.float64], others: NDArray[np.float64]) -> list[int]:
@@ -133,8 +142,34 @@ def different_masses(masses: NDArray[np.float64], others: NDArray[np.float64]) -
     return np.flatnonzero(differ).tolist()
 
 
+def _check_constraints(target: openmm.System, draft: openmm.System) -> None:
+    lengths, draft_lengths = constraints_of(target), constraints_of(draft)
+    different = sorted(
+        pair
+        for pair in lengths.keys() | draft_lengths.keys()
+        if not _are_alike(lengths.get(pair), draft_lengths.get(pair))
+    )
+    if not different:
+        return
+    first = different[0]
+    own, drafts = (
+        f"{each[first]:.4g} nm" if first in each else "none" for each in (lengths, draft_lengths)
+    )
+    raise ValueError(
+        f"the target and draft Systems have different constraints, {len(different)} in all; the "
+        f"first is that between particles {first[0]} and {first[1]}: {own} in the target System, "
+        f"{drafts} in the draft System; build both with the same constraints and rigidWater"
+    )
+
+
+def _are_alike(length: float | None, other: float | None) -> bool:
+    if length is None or other is None:
+        return False
+    return abs(length - other) < SAME_LENGTH * min(length, other)
+
+
 def check_pair(target: openmm.System, draft: openmm.System) -> None:
-    """Raise ValueError unless draft and target hold the same particles."""
+    """Raise ValueError unless draft and target hold the same particles and constraints."""
     count, draft_count = target.getNumParticles(), draft.getNumParticles()
     if count != draft_count:
         raise ValueError(
@@ -157,3 +192,4 @@ def check_pair(target: openmm.System, draft: openmm.System) -> None:
             f"{masses[first]} amu in the target System, {draft_masses[first]} amu in the draft "
             "System; give both the same (hydrogenMass, fixed atoms of zero mass)"
         )
+    _check_constraints(target, draft)

@@ -65,7 +65,8 @@ class Engine(Protocol):
         step of a full window, from which nothing was drafted, takes its noise untransported. A
         window that was cut short by a failing site (V < K) is no exception to that: whether the
         site fails depends on the noise of the step before it, so the failure must not choose how
-        that noise is used.
+        that noise is used. Raises ConstraintError if not even the first step can meet the
+        constraints.
 
         Parameters
         ----------
@@ -188,11 +189,22 @@ class NumpyEngine:
                 )
                 shifts.append(float(np.sqrt(np.vdot(shift, shift))))
                 noise, accepted = self.transport(noise, shift, draws.log_uniforms[k])
-            positions, velocities = self.scheme.step(
-                positions, velocities, acceleration, self.noise_scale * noise
-            )
+            try:
+                positions, velocities = self.scheme.step(
+                    positions, velocities, acceleration, self.noise_scale * noise
+                )
+            except ConstraintError:
+                if not path:
+                    raise
+                return self._committed(path, shifts[: len(path)], True)
             path.append((positions, velocities))
             if not accepted:
                 break
-        committed_positions, committed_velocities = map(np.stack, zip(*path, strict=True))
-        return Committed(committed_positions, committed_velocities, shifts, accepted)
+        return self._committed(path, shifts, accepted)
+
+    @staticmethod
+    def _committed(
+        path: list[tuple[Array, Array]], shifts: list[float], accepted: bool
+    ) -> Committed:
+        positions, velocities = map(np.stack, zip(*path, strict=True))
+        return Committed(positions, velocities, shifts, accepted)

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .beside import Beside
 from .clock import Clock
+from .constraints import ConstraintError
 from .corrections import Corrections, Outlook
 from .correctors import Corrector, Following, make_corrector
 from .engine import Engine, NumpyEngine
@@ -31,7 +32,7 @@ from .noise import StepNoise
 from .schemes import Scheme
 from .statistics import Round, Statistics, Stopwatch
 from .verifier import ForcePair, Pair, Verifier
-from .window import Committed, MeasuredRound, State
+from .window import Committed, Draws, MeasuredRound, State, Verified, Window
 
 Array = NDArray[np.float64]
 
@@ -121,7 +122,7 @@ class SpeculativeSampler:
         )
         self._lessons = Lessons(engine.trainable, self._corrector, learns_beside)
         self._stopwatch = Stopwatch(Statistics()) if stopwatch is None else stopwatch
-        self._verifier = Verifier(pair, self.statistics)
+        self._verifier = Verifier(pair, self.statistics, self._project)
         self._clock, self._tuner, self._intervention = clock, tuner, intervention
         self._round_callbacks = round_callbacks
         self._state: State | None = None
@@ -298,7 +299,7 @@ class SpeculativeSampler:
             window = self.engine.draft(state, corrections, draws, times)
         with part("learning"), Beside(to_learn) as learning, part("target"):
             verified = self._verifier.verify(window.sites, window.draft_forces, count, times)
-        committed = self.engine.commit(state, window, verified.target_forces, draws)
+        committed = self._commit(state, window, verified, draws)
         steps = len(committed.positions)
         measured = MeasuredRound.of(state.step, window, verified, steps, times)
         if learning.result:
@@ -306,6 +307,17 @@ class SpeculativeSampler:
         self._keep(measured, committed, known.times_measured)
         became = Round.of(measured, committed, len(window.sites), known.times_measured)
         self._account(measured, became, is_shortened=length < self.window)
+
+    def _commit(self, state: State, window: Window, verified: Verified, draws: Draws) -> Committed:
+        try:
+            return self.engine.commit(state, window, verified.target_forces, draws)
+        except ConstraintError as error:
+            count = state.step + self._step_count_offset
+            raise TargetError(
+                f"a step of the target's forces went wrong, from the state before step {count}: "
+                f"{error}; is the starting structure, the time step or the potential sound there?",
+                count,
+            ) from error
 
     def _keep(
         self, measured: MeasuredRound, committed: Committed, times_measured: NDArray[np.int_]
@@ -390,7 +402,12 @@ class SpeculativeSampler:
         """The same, against a draft that has changed."""
         self._lessons.forget_ahead()
         draft_forces = self.engine.forces(measured.sites, measured.times)
-        return measured._replace(discrepancies=measured.target_forces - draft_forces)
+        discrepancies = measured.target_forces - draft_forces
+        return measured._replace(discrepancies=self._project(measured.sites, discrepancies))
+
+    def _project(self, sites: Array, discrepancies: Array) -> Array:
+        """Without what acts along constraints."""
+        return self.engine.scheme.project_forces(sites, discrepancies, self.engine.masses)
 
     def finish_lessons(self, step: int) -> None:
         """Learn now from what is past, if this is the next step: before something else changes."""

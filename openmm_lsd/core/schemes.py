@@ -58,11 +58,13 @@ class Scheme(ABC):
         Friction coefficient in 1/ps.
     step_size : float
         Time step in ps.
+    projection : constraints.Projection, optional
+        Onto constraints, where the scheme knows them.
 
     Raises
     ------
     ValueError
-        If one of them is not a positive finite number.
+        If one of the numbers is not positive and finite.
     """
 
     name: ClassVar[str]
@@ -71,6 +73,7 @@ class Scheme(ABC):
     temperature: float
     friction: float
     step_size: float
+    projection: Projection | None = field(default=None, repr=False, compare=False)
     decay: float = field(init=False, repr=False)  # a = exp(-friction * step_size)
 
     def __post_init__(self) -> None:
@@ -102,6 +105,13 @@ class Scheme(ABC):
     def thermal_speed(self, inverse_masses: Array) -> Array:
         """Standard deviation sqrt(kT / m) of a velocity component in nm/ps, zero for zero mass."""
         return np.sqrt(MOLAR_GAS_CONSTANT * self.temperature * inverse_masses)
+
+    def project_forces(self, sites: Array, forces: Array, masses: Array) -> Array:
+        """Forces (B, N, 3) at force sites without what acts along constraints, of which nothing
+        comes; masses (N, 1)."""
+        if self.projection is None:
+            return forces
+        return masses * self.projection.velocities(sites, forces * reciprocal(masses))
 
     @abstractmethod
     def site(self, positions: Array, velocities: Array) -> Array:
@@ -140,7 +150,6 @@ class Scheme(ABC):
         """
 
 
-@dataclass(frozen=True)
 class Middle(Scheme):
     """The scheme of ``openmm.LangevinMiddleIntegrator`` (LFMiddle; Zhang et al.,
     J. Phys. Chem. A 123, 6056 (2019)).
@@ -151,14 +160,7 @@ class Middle(Scheme):
 
     With constraints v_half is projected onto the velocities that keep them at x, x' is moved onto
     them, and v' changes by that displacement over h.
-
-    Parameters
-    ----------
-    temperature, friction, step_size : see Scheme
-    projection : constraints.Projection, optional
     """
-
-    projection: Projection | None = field(default=None, repr=False, compare=False)
 
     name = "middle"
     velocity_offset = 0.5  # without friction this is the leapfrog scheme
@@ -205,6 +207,11 @@ class ABOBA(Scheme):
     """
 
     name = "aboba"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.projection is not None:
+            raise ValueError("this scheme knows no constraints; use 'middle'")
 
     def site(self, positions: Array, velocities: Array) -> Array:
         return positions + 0.5 * self.step_size * velocities

@@ -56,10 +56,14 @@ class Verifier:
     pair : Pair
     statistics : Statistics
         Where failures are counted.
+    project : callable, sites, discrepancies -> discrepancies
+        Takes away what makes no difference: what acts along constraints.
     """
 
-    def __init__(self, pair: Pair, statistics: Statistics) -> None:
-        self._pair, self._statistics = pair, statistics
+    def __init__(
+        self, pair: Pair, statistics: Statistics, project: Callable[[Array, Array], Array]
+    ) -> None:
+        self._pair, self._statistics, self._project = pair, statistics, project
 
     def verify(
         self, sites: Array, draft_forces: Array, step_count: int, times: Times | None
@@ -79,6 +83,12 @@ class Verifier:
         TargetError
             If it fails at the first.
         """
+        forces, discrepancies = self._verify(sites, draft_forces, step_count, times)
+        return Verified(forces, self._project(sites[: len(forces)], discrepancies))
+
+    def _verify(
+        self, sites: Array, draft_forces: Array, step_count: int, times: Times | None
+    ) -> Verified:
         count = len(sites)
         when = None if times is None else times.rows(slice(count))
         try:
@@ -120,7 +130,7 @@ class Verifier:
             one = slice(k, k + 1)
             own = None if times is None else times.rows(one)
             try:
-                rows.append(self.verify(sites[one], draft_forces[one], step_count + k, own))
+                rows.append(self._verify(sites[one], draft_forces[one], step_count + k, own))
             except TargetError:
                 if not rows:
                     raise

@@ -50,8 +50,8 @@ class Window(NamedTuple):
 class Verified(NamedTuple):
     """What the target says of the leading V sites of a window, each array (V, N, 3) in kJ/mol/nm.
 
-    ``discrepancies`` are target force minus draft force. Where the draft is wild the target's force
-    cannot be had back from them, so it comes with them.
+    ``discrepancies`` are target force minus draft force, less what acts along constraints. The
+    target's force cannot be had back from them, so it comes with them.
     """
 
     target_forces: Array

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .molgraph import BOND_TOLERANCE, MolecularGraph, covalent_radii
+from .molgraph import BOND_TOLERANCE, MolecularGraph, Pairs, covalent_radii
 from .valence import ANGLE, ATOMS_OF_KIND, DISTANCE, MOST_FACTORS, TORSION, ValenceTerms
 
 Array = NDArray[np.float64]
@@ -44,6 +44,10 @@ ANGLE_CUBIC = -0.5  # 1/rad, times the coefficient of the square
 GUESSED = (DISTANCE, ANGLE)  # kinds of coordinates whose powers have guesses
 
 
+RIGID = -1  # number of every coordinate that does not change
+NO_PAIRS: Pairs = np.zeros((0, 2), dtype=int)
+
+
 class AutoDraft(NamedTuple):
     """A valence force field that can be learned."""
 
@@ -61,25 +65,31 @@ def auto_draft(
     positions: Array,
     box: Array | None = None,
     most_parameters: int = MOST_PARAMETERS,
+    constraints: Pairs = NO_PAIRS,
     stages: Sequence[Callable[[MolecularGraph, Number], list[Product]]] | None = None,
 ) -> AutoDraft:
     """A valence force field for a molecule.
 
+    ``constraints`` (C, 2) are pairs of atoms at a fixed distance: what they make rigid has no terms.
     ``stages`` make the terms, as STAGES does by default; the parameters of the first come first.
     Reference values of bonds and angles are means over equivalent ones at ``positions`` (N, 3) in
     nm, where a bond that is broken counts with the sum of the covalent radii; those of torsions are
     zero.
     """
     numbers: dict[Coordinate, int] = {}
+    is_fixed = set(map(frozenset, constraints.tolist()))
 
     def number(kind: int, *atoms: int) -> int:
+        if kind in GUESSED and all(map(is_fixed.__contains__, _pairs_of(atoms))):
+            return RIGID
         return numbers.setdefault((kind, min(atoms, atoms[::-1])), len(numbers))
 
     # In small rings torsions share angles and bonds: each product once.
     products: list[Product] = []
     ends: list[int] = []
     for stage in STAGES if stages is None else stages:
-        products += (tuple(sorted(each)) for each in stage(graph, number))
+        made = (tuple(sorted(each)) for each in stage(graph, number))
+        products += (each for each in made if RIGID not in each)
         products = list(dict.fromkeys(products))
         ends.append(len(products))
     coordinates = list(numbers)
@@ -120,6 +130,10 @@ def auto_draft(
     terms = dataclasses.replace(terms, references=references, limits=limits)
     guesses = _guesses(graph, terms, products, is_contact)
     return AutoDraft(terms, guesses, tuple(1 + max(classes[:end], default=-1) for end in ends))
+
+
+def _pairs_of(atoms: Sequence[int]) -> Iterator[frozenset[int]]:
+    return map(frozenset, itertools.combinations(atoms, 2))
 
 
 def class_two_terms(graph: MolecularGraph, number: Number) -> list[Product]:

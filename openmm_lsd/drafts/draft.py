@@ -17,10 +17,17 @@ from .._native import Valence
 from ..contexts.digests import digest_of
 from ..contexts.forcecontext import ForceContext, describe_system, fastest_context, loaded_platforms
 from ..core.clock import Times
-from .autodraft import AutoDraft, auto_draft
+from ..core.schemes import reciprocal
+from .autodraft import NO_PAIRS, AutoDraft, auto_draft
 from .bonds import BondMonitor
 from .learning import WEIGHT_OF_DIFFERENCES, Learner
-from .molgraph import elements_of_masses, graph_of_positions, graph_of_topology, with_missing_bonds
+from .molgraph import (
+    Pairs,
+    elements_of_masses,
+    graph_of_positions,
+    graph_of_topology,
+    with_missing_bonds,
+)
 from .valence import ValenceTerms
 
 Array = NDArray[np.float64]
@@ -87,6 +94,8 @@ class LearningDraft(NativeDraft):
         From which the terms were made. If bonds form, or the draft becomes bad, they are made anew.
     weight_of_differences : float
         See Learner.
+    constraints : (C, 2) int
+        Pairs of atoms at a fixed distance. What acts along them is not learned.
     """
 
     def __init__(
@@ -96,7 +105,9 @@ class LearningDraft(NativeDraft):
         base: ForceContext | None = None,
         bonds: BondMonitor | None = None,
         weight_of_differences: float = WEIGHT_OF_DIFFERENCES,
+        constraints: Pairs = NO_PAIRS,
     ) -> None:
+        self._constraints = constraints.astype(np.int32)
         self._weight_of_differences = weight_of_differences
         self._base = base
         self.uses_times = base is not None and base.uses_times
@@ -119,6 +130,8 @@ class LearningDraft(NativeDraft):
             terms.classes,
         )
         self._valence.set_box(self._box)
+        if len(self._constraints):
+            self._valence.set_constraints(self._constraints, reciprocal(self._masses))
         self._learner = Learner(
             draft.guesses,
             self._masses,
@@ -224,7 +237,8 @@ class LearningDraft(NativeDraft):
     def _make_anew(self, positions: Array) -> None:
         """Terms of the structure as it is now; if they are the same, only learn them again."""
         if self._bonds is not None:
-            draft = auto_draft(self._bonds.graph_at(positions, self._box), positions, self._box)
+            graph = self._bonds.graph_at(positions, self._box)
+            draft = auto_draft(graph, positions, self._box, constraints=self._constraints)
             if not np.array_equal(draft.terms.classes, self._terms.classes):
                 self._take(draft if self._base is None else draft.without_guesses())
                 return
@@ -260,9 +274,11 @@ class DraftSpec(NamedTuple):
         box: Array | None,
         cores: int | None = None,
         reproducible: bool = False,
+        constraints: Pairs = NO_PAIRS,
     ) -> NativeDraft:
         """The draft for a molecule at ``positions`` (N, 3) nm with ``masses`` (N,) amu.
 
+        ``constraints`` (C, 2) are pairs of atoms at a fixed distance.
         ``cores`` is the most that it may use; by default all that are allowed. ``reproducible``:
         the same to the last bit, unless the user chose a platform that is not.
 
@@ -293,7 +309,7 @@ class DraftSpec(NamedTuple):
             graph = graph_of_positions(elements_of_masses(masses), positions, box)
         bonds = BondMonitor(graph, positions, box)
         graph = bonds.graph_at(positions, box)
-        draft = auto_draft(graph, positions, box)
+        draft = auto_draft(graph, positions, box, constraints=constraints)
         logger.info(
             "valence draft: %d bonds, %d contacts, %d terms, %d parameters",
             len(graph.bonds),
@@ -309,4 +325,4 @@ class DraftSpec(NamedTuple):
             )
         if base is not None:
             draft = draft.without_guesses()
-        return LearningDraft(draft, masses, base, bonds)
+        return LearningDraft(draft, masses, base, bonds, constraints=constraints)

@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _native
+from ..contexts.constraints import SystemProjection
 from ..core.clock import Times
 from ..core.corrections import Corrections
 from ..core.engine import NumpyEngine
@@ -21,7 +22,17 @@ class NativeEngine(NumpyEngine):
 
     def __init__(self, scheme: Scheme, masses: ArrayLike, draft: NativeDraft) -> None:
         super().__init__(scheme, masses, draft)
-        self._native_scheme = _native.Scheme(scheme.name, scheme.step_size, scheme.decay)
+        constraints = None
+        if scheme.projection is not None:
+            if not isinstance(scheme.projection, SystemProjection):
+                raise TypeError(
+                    f"the projection is a {type(scheme.projection).__name__}; native steps need a "
+                    "SystemProjection"
+                )
+            constraints = scheme.projection.native
+        self._native_scheme = _native.Scheme(
+            scheme.name, scheme.step_size, scheme.decay, constraints
+        )
 
     def draft(
         self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None

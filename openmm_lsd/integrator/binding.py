@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .._native import ContextAccess
 from ..contexts import autotune
-from ..contexts.checks import barostat_frequency, check_pair, check_system, masses_of
+from ..contexts.checks import barostat_frequency, check_pair, check_scheme, check_system, masses_of
 from ..contexts.digests import digest_of
 from ..contexts.interrupts import InterruptWatch
 from ..core.engine import Engine
@@ -75,6 +75,7 @@ class Binding:
         round_callbacks: Sequence[Callable[[Round], Any]],
     ) -> None:
         check_system(system, "target")
+        check_scheme(system, scheme_name)
         if draft.system is not None:
             check_pair(system, draft.system)
         self._access, self._system, self._stopwatch = access, system, stopwatch

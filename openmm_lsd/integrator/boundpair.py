@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from .._native import ContextAccess
 from ..contexts.checks import has_forces
+from ..contexts.constraints import constraints_of
 from ..contexts.cores import allowed_cores
 from ..contexts.interrupts import InterruptWatch
 from ..contexts.periodicity import is_periodic
@@ -78,7 +79,15 @@ class BoundPair:
         )
         cores = allowed_cores(access.get_properties().get("Threads"))
         self.box = self.find_box()
-        self.draft = spec.build(positions, masses, self.box, cores, reproducible=not is_tuned)
+        constraints = np.array(sorted(constraints_of(system)), dtype=int).reshape(-1, 2)
+        self.draft = spec.build(
+            positions,
+            masses,
+            self.box,
+            cores,
+            reproducible=not is_tuned,
+            constraints=constraints,
+        )
         self.take_environment()
 
     def find_box(self) -> Array | None:

@@ -5,6 +5,7 @@
 
 #include "bindings/bindings.h"
 #include "core/keep_freed_memory.h"
+#include "core/projection.h"
 
 #include <OpenMM.h>
 
@@ -17,11 +18,15 @@ NB_MODULE(_native, m) {
     // to the end of the process; nanobind would call that a fault of this module.
     nb::set_leak_warnings(false);
     nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+        const auto set = [](const char* module, const char* name, const std::exception& exception) {
+            PyErr_SetString(nb::module_::import_(module).attr(name).ptr(), exception.what());
+        };
         try {
             std::rethrow_exception(pointer);
         } catch (const OpenMM::OpenMMException& exception) {
-            nb::object type = nb::module_::import_("openmm").attr("OpenMMException");
-            PyErr_SetString(type.ptr(), exception.what());
+            set("openmm", "OpenMMException", exception);
+        } catch (const ConstraintError& exception) {
+            set("openmm_lsd.core.constraints", "ConstraintError", exception);
         }
     });
     m.attr("openmm_version") = OPENMM_VERSION;
@@ -30,6 +35,7 @@ NB_MODULE(_native, m) {
           "giving it back; only with glibc, and unless the user has tuned its malloc by the "
           "environment. Whether that was done.");
     bindIntegrator(m);
+    bindConstraints(m);
     bindRound(m);
     bindContextAccess(m);
     bindValence(m);

@@ -142,8 +142,10 @@ class _Examination:
         self.box = None if box is None else np.array(box, dtype=np.float64)
         inverse_masses = reciprocal(masses.reshape(-1, 1))
         zero = np.zeros_like(inverse_masses)
-        # Noise shift per force, (N, 1) mol nm/kJ; zero where an atom does not move.
-        shift = scheme.kick_shift(zero, zero, zero, inverse_masses, zero)
+        # Noise shift per force, (N, 1) mol nm/kJ; zero where an atom does not move, less along
+        # constraints.
+        free = dataclasses.replace(scheme, projection=None)
+        shift = free.kick_shift(zero, zero, zero, inverse_masses, zero)
         self.shift_per_force = shift * reciprocal(scheme.noise_scale(inverse_masses))
         self.kT = MOLAR_GAS_CONSTANT * scheme.temperature
         self.checks: list[Check] = []

@@ -5,7 +5,8 @@
 #include <nanobind/nanobind.h>
 
 void bindIntegrator(nanobind::module_& m);
-void bindRound(nanobind::module_& m); // before what has rollouts
+void bindConstraints(nanobind::module_& m); // before schemes
+void bindRound(nanobind::module_& m);       // before what has rollouts
 void bindContextAccess(nanobind::module_& m);
 void bindValence(nanobind::module_& m);
 void bindEstimates(nanobind::module_& m);

@@ -134,7 +134,8 @@ void bindContextAccess(nb::module_& m) {
              nb::arg("step_count"))
         .def("get_time", &getTime, "Time and step count.")
         .def("get_settings", &ContextAccess::getSettings,
-             "Temperature, friction, step size, seed, force groups (bits) of the integrator.")
+             "Temperature, friction, step size, seed, force groups (bits), constraint tolerance of the "
+             "integrator.")
         .def_prop_ro("maybe_dirty", &ContextAccess::maybeDirty,
                      "Whether the Context may have been changed since mark_clean().")
         .def_prop_ro("updates", &ContextAccess::updates,

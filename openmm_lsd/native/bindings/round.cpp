@@ -1,6 +1,7 @@
 #include "round.h"
 
 #include "../core/checks.h"
+#include "../openmm/constraints.h"
 #include "bindings.h"
 #include "jacobian.h"
 
@@ -33,6 +34,11 @@ Corrections correctionsOf(const RolloutArguments& given) {
     return result;
 }
 
+void checkProjection(const Scheme& scheme, size_t particles) {
+    if (scheme.projection != nullptr)
+        checkParticles(particles, scheme.projection->numParticles());
+}
+
 using CommitResult = std::tuple<NumpyArray, NumpyArray, std::vector<double>, bool>;
 
 CommitResult commit(const Scheme& scheme, Masses masses, Masses noiseScale, Vectors startPositions,
@@ -45,6 +51,7 @@ CommitResult commit(const Scheme& scheme, Masses masses, Masses noiseScale, Vect
                          draftVelocities.shape(1), targetForces.shape(1), draftForces.shape(1),
                          noise.shape(1)})
         checkParticles(given, particles);
+    checkProjection(scheme, particles);
     if (logUniforms.shape(0) != length || cmRemovals.shape(0) != length || verified < 1 ||
         verified > length || draftVelocities.shape(0) < verified ||
         draftForces.shape(0) != verified)
@@ -82,6 +89,7 @@ RolloutResult rollOut(const RolloutArguments& given, const DraftForce& draftForc
     for (size_t each :
          {given.positions.shape(0), given.velocities.shape(0), given.kicks.shape(1)})
         checkParticles(each, particles);
+    checkProjection(given.scheme, particles);
     if (given.kicks.shape(0) != length || given.cmRemovals.shape(0) != length)
         throw std::invalid_argument("corrections, kicks and removals differ in length");
 
@@ -106,8 +114,12 @@ RolloutResult rollOut(const RolloutArguments& given, const DraftForce& draftForc
 
 void bindRound(nb::module_& m) {
     nb::class_<Scheme>(m, "Scheme", "A scheme of schemes.py, by its name.")
-        .def(nb::init<std::string, double, double>(), nb::arg("name"), nb::arg("step_size"),
-             nb::arg("decay"));
+        .def(
+            "__init__",
+            [](Scheme* to, const std::string& name, double stepSize, double decay,
+               Constraints* constraints) { new (to) Scheme(name, stepSize, decay, constraints); },
+            nb::arg("name"), nb::arg("step_size"), nb::arg("decay"),
+            nb::arg("constraints") = nb::none(), nb::keep_alive<1, 5>());
     m.def("commit", &commit, nb::arg("scheme"), nb::arg("masses"), nb::arg("noise_scale"),
           nb::arg("positions"), nb::arg("velocities"), nb::arg("draft_velocities"),
           nb::arg("target_forces"), nb::arg("draft_forces"), nb::arg("noise"),

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace {
@@ -60,6 +61,18 @@ public:
             throw std::invalid_argument("there are " + std::to_string(terms.parameters) +
                                         " parameters, not " + std::to_string(values.shape(0)));
         terms.setParameters(values.data());
+    }
+
+    void setConstraints(IntPairs pairs, DoubleVector inverseMasses) {
+        checkParticles(inverseMasses.shape(0), terms.particles);
+        std::vector<std::pair<int, int>> list;
+        for (size_t c = 0; c < pairs.shape(0); c++) {
+            const int i = pairs.data()[2 * c], j = pairs.data()[2 * c + 1];
+            if (std::min(i, j) < 0 || std::max(i, j) >= terms.particles)
+                throw std::invalid_argument("a constraint has an atom that is not there");
+            list.push_back({i, j});
+        }
+        terms.setRigidClusters({inverseMasses.data(), inverseMasses.shape(0), list});
     }
 
     void setBox(std::optional<Vectors> vectors) {
@@ -142,6 +155,10 @@ void bindValence(nb::module_& m) {
              nb::arg("particles"), nb::arg("kinds"), nb::arg("atoms"), nb::arg("references"),
              nb::arg("limits"), nb::arg("factors"), nb::arg("classes"))
         .def("set_parameters", &Valence::setParameters, nb::arg("parameters"))
+        .def("set_constraints", &Valence::setConstraints, nb::arg("pairs"),
+             nb::arg("inverse_masses"),
+             "What acts along constraints between pairs (C, 2) is not learned; unless one cluster of "
+             "them holds very many atoms.")
         .def("set_box", &Valence::setBox, nb::arg("box").none())
         .def("forces", &Valence::forces, nb::arg("positions"), nb::arg("base").none(),
              nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),

@@ -109,11 +109,14 @@ public:
     // What the features of a state are made of.
     struct State {
         std::vector<double> values;    // of the coordinates
-        std::vector<double> gradients; // of the coordinates by their atoms, (Q, 4, 3)
+        std::vector<double> gradients; // of the coordinates by their atoms, in turn
     };
 
     NormalEquations(int particles, int parameters, std::vector<std::vector<int>> atomsOfCoordinates)
-        : particles(particles), parameters(parameters), atoms(std::move(atomsOfCoordinates)) {}
+        : particles(particles), parameters(parameters), atoms(std::move(atomsOfCoordinates)) {
+        for (const auto& each : atoms)
+            gradientStarts.push_back(gradientStarts.back() + (int)each.size());
+    }
 
     // The energy contains parameter times a product whose factors are ``coordinate`` and
     // ``others``, of which there are ``count``.
@@ -140,7 +143,8 @@ public:
             monomials.insert(monomials.end(), sum.begin(), sum.end());
             slopeEnds.push_back((int)monomials.size());
             for (size_t a = 0; a < atoms[coordinate].size(); a++)
-                byAtom[atoms[coordinate][a]][parameter].push_back({slope, 4 * coordinate + (int)a});
+                byAtom[atoms[coordinate][a]][parameter].push_back(
+                    {slope, gradientStarts[coordinate] + (int)a});
         }
         sums.clear();
         starts.push_back(0);
@@ -197,7 +201,8 @@ private:
     using Piece = kernels::Piece;
 
     int particles, parameters;
-    std::vector<std::vector<int>> atoms; // of each coordinate
+    std::vector<std::vector<int>> atoms;  // of each coordinate
+    std::vector<int> gradientStarts = {0}; // of each coordinate, and the end
 
     // A slope is the derivative of the energy by a coordinate and a parameter: a sum of monomials.
     std::map<std::pair<int, int>, std::vector<Monomial>> sums;
@@ -225,8 +230,9 @@ private:
     // Lanes without a state are zero, and take no part.
     void takeSides(const std::vector<State>& states, int count, int groups, int sides) {
         const size_t blocks = (size_t)groups * sides, coordinates = atoms.size();
+        const size_t numbers = 3 * (size_t)gradientStarts.back();
         values.assign(blocks * coordinates * lanes, 0.0);
-        gradients.assign(blocks * coordinates * 12 * lanes, 0.0);
+        gradients.assign(blocks * numbers * lanes, 0.0);
         slopes.resize(blocks * slopeEnds.size() * lanes);
         for (int side = 0; side < sides; side++)
             for (int s = 0; s < count; s++) {
@@ -235,8 +241,8 @@ private:
                 double* value = values.data() + block * coordinates * lanes + s % lanes;
                 for (size_t q = 0; q < coordinates; q++)
                     value[q * lanes] = state.values[q];
-                double* gradient = gradients.data() + block * coordinates * 12 * lanes + s % lanes;
-                for (size_t i = 0; i < 12 * coordinates; i++)
+                double* gradient = gradients.data() + block * numbers * lanes + s % lanes;
+                for (size_t i = 0; i < numbers; i++)
                     gradient[i * lanes] = state.gradients[i];
             }
         for (size_t block = 0; block < blocks; block++)
@@ -258,7 +264,8 @@ private:
                 kernels::addFeatures(pieces.data(), begin, pieceEnds.data() + first, unknowns,
                                      side == 0 ? -1.0 : 1.0,
                                      lanesOf(slopes) + block * slopeEnds.size(),
-                                     lanesOf(gradients) + block * atoms.size() * 12,
+                                     lanesOf(gradients) +
+                                         block * 3 * (size_t)gradientStarts.back(),
                                      lanesOf(features));
             }
             Lanes sums[3] = {};

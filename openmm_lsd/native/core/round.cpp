@@ -42,7 +42,12 @@ size_t draftWindow(const Round& round, Corrections& corrections, const double* k
             const double mass = masses[i / 3];
             acceleration[i] = mass > 0 ? (force[i] + correction[i]) / mass : 0.0;
         }
-        scheme.step(components, x.data(), v.data(), acceleration.data(), kicks + k * components);
+        try {
+            scheme.step(components, x.data(), v.data(), acceleration.data(),
+                        kicks + k * components);
+        } catch (const ConstraintError&) { // a draft may lead anywhere
+            return k + 1;
+        }
     }
     return length;
 }
@@ -58,7 +63,7 @@ Committed commitWindow(const Round& round, const Verified& window, double* posit
         xi(components);
     Committed result;
     while (result.length < window.length && result.accepted) {
-        const size_t k = result.length++, row = k * components;
+        const size_t k = result.length, row = k * components;
         if (round.cmRemovals[k])
             removeCmMotion(round.particles, v.data(), masses);
         for (size_t i = 0; i < components; i++) {
@@ -82,7 +87,16 @@ Committed commitWindow(const Round& round, const Verified& window, double* posit
         }
         for (size_t i = 0; i < components; i++)
             xi[i] *= noiseScale[i / 3];
-        scheme.step(components, x.data(), v.data(), acceleration.data(), xi.data());
+        try {
+            scheme.step(components, x.data(), v.data(), acceleration.data(), xi.data());
+        } catch (const ConstraintError&) {
+            if (k == 0)
+                throw;
+            result.shifts.resize(k);
+            result.accepted = true; // as all before it were
+            break;
+        }
+        result.length++;
         std::copy(x.begin(), x.end(), positions + row);
         std::copy(v.begin(), v.end(), velocities + row);
     }

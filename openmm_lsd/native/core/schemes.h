@@ -2,20 +2,26 @@
 
 #pragma once
 
+#include "projection.h"
+
 #include <algorithm>
 #include <cstddef>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 // Arrays are of ``components`` numbers.
 struct Scheme {
     bool aboba;
     double stepSize, decay;
+    Projection* projection; // of 'middle', or null
 
-    Scheme(const std::string& name, double stepSize, double decay)
-        : aboba(name == "aboba"), stepSize(stepSize), decay(decay) {
+    Scheme(const std::string& name, double stepSize, double decay, Projection* projection)
+        : aboba(name == "aboba"), stepSize(stepSize), decay(decay), projection(projection) {
         if (!aboba && name != "middle")
             throw std::invalid_argument("no native scheme '" + name + "'");
+        if (aboba && projection != nullptr)
+            throw std::invalid_argument("'aboba' knows no constraints");
     }
 
     void findSite(size_t components, const double* x, const double* v, double* site) const {
@@ -26,7 +32,7 @@ struct Scheme {
                 site[i] = x[i] + 0.5 * stepSize * v[i];
     }
 
-    // Positions and velocities become those after the step.
+    // Positions and velocities become those after the step. Raises ConstraintError.
     void step(size_t components, double* x, double* v, const double* acceleration,
               const double* kick) const {
         if (aboba)
@@ -35,6 +41,8 @@ struct Scheme {
                 v[i] = decay * v[i] + 0.5 * (1.0 + decay) * stepSize * acceleration[i] + kick[i];
                 x[i] = q + 0.5 * stepSize * v[i];
             }
+        else if (projection != nullptr)
+            stepConstrained(components, x, v, acceleration, kick);
         else
             for (size_t i = 0; i < components; i++) {
                 const double half = v[i] + stepSize * acceleration[i];
@@ -44,13 +52,35 @@ struct Scheme {
     }
 
     // Of two steps from positions x.
-    void findKickShift(size_t components, const double* /*x*/, const double* vTarget,
+    void findKickShift(size_t components, const double* x, const double* vTarget,
                        const double* vDraft, const double* accelerationOfTarget,
                        const double* accelerationOfDraft, double* shift) const {
         for (size_t i = 0; i < components; i++) {
             const double difference = stepSize * (accelerationOfTarget[i] - accelerationOfDraft[i]);
             shift[i] = aboba ? 0.5 * (1.0 + decay) * difference
                              : (1.0 + decay) * (vTarget[i] - vDraft[i] + difference);
+        }
+        if (projection != nullptr)
+            projection->projectVelocities(x, shift);
+    }
+
+private:
+    void stepConstrained(size_t components, double* x, double* v, const double* acceleration,
+                         const double* kick) const {
+        std::vector<double> half(components), free(components);
+        for (size_t i = 0; i < components; i++)
+            half[i] = v[i] + stepSize * acceleration[i];
+        projection->projectVelocities(x, half.data());
+        for (size_t i = 0; i < components; i++) {
+            v[i] = decay * half[i] + kick[i];
+            free[i] = x[i] + 0.5 * stepSize * (half[i] + v[i]);
+        }
+        std::vector<double>& constrained = half;
+        std::copy(free.begin(), free.end(), constrained.begin());
+        projection->projectPositions(x, constrained.data());
+        for (size_t i = 0; i < components; i++) {
+            v[i] += (constrained[i] - free[i]) / stepSize;
+            x[i] = constrained[i];
         }
     }
 };

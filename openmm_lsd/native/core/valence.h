@@ -3,6 +3,8 @@
 #pragma once
 
 #include "normal_equations.h"
+#include "rigid_clusters.h"
+#include "vector.h"
 
 #include <algorithm>
 #include <cmath>
@@ -12,17 +14,6 @@
 #include <optional>
 #include <utility>
 #include <vector>
-
-struct Vector {
-    double x, y, z;
-    Vector operator+(const Vector& o) const { return {x + o.x, y + o.y, z + o.z}; }
-    Vector operator-(const Vector& o) const { return {x - o.x, y - o.y, z - o.z}; }
-    Vector operator*(double s) const { return {x * s, y * s, z * s}; }
-    double dot(const Vector& o) const { return x * o.x + y * o.y + z * o.z; }
-    Vector cross(const Vector& o) const {
-        return {y * o.z - z * o.y, z * o.x - x * o.z, x * o.y - y * o.x};
-    }
-};
 
 class ValenceTerms {
 public:
@@ -64,6 +55,10 @@ public:
         parameters = std::max(parameters, term.parameter + 1);
         terms.push_back(term);
     }
+
+    // What acts along the constraints of clusters is not learned: of the features only that counts
+    // which is left of them. To be called before ``addNormalEquations``.
+    void setRigidClusters(RigidClusters rigidClusters) { clusters = std::move(rigidClusters); }
 
     // To be called after all coordinates and terms are there; theta has one number a parameter.
     void setParameters(const double* theta) {
@@ -166,6 +161,17 @@ private:
         Vector byAtom[4];
     };
 
+    // Which atoms feel a coordinate: how many, where among them its own are, and which clusters,
+    // from where on.
+    struct Reach {
+        int atoms;
+        int places[4];
+        std::vector<std::pair<int, int>> clusters;
+    };
+    std::optional<RigidClusters> clusters;
+    std::vector<Reach> reaches;   // of the coordinates, if there are clusters
+    std::vector<Vector> reached; // scratch
+
     std::optional<NormalEquations> equations;
     std::vector<NormalEquations::State> states;
 
@@ -265,8 +271,11 @@ private:
 
     void prepareEquations() {
         std::vector<std::vector<int>> atoms;
-        for (const Coordinate& c : coordinates)
+        for (const Coordinate& c : coordinates) {
             atoms.emplace_back(c.atoms, c.atoms + atomsOfKind[c.kind]);
+            if (clusters)
+                reaches.push_back(reachOf(atoms.back()));
+        }
         equations.emplace(particles, parameters, std::move(atoms));
         for (const Term& term : terms)
             for (int f = 0; f < term.count; f++) {
@@ -279,14 +288,61 @@ private:
         equations->finish();
     }
 
+    // The ``atoms`` of a coordinate become those that feel it through constraints: those of its
+    // clusters, one cluster after another.
+    Reach reachOf(std::vector<int>& atoms) const {
+        const std::vector<int> own = std::move(atoms);
+        Reach result = {};
+        atoms.clear();
+        for (size_t a = 0; a < own.size(); a++) {
+            const int cluster = clusters->clusterOf(own[a]);
+            if (cluster < 0) {
+                result.places[a] = (int)atoms.size();
+                atoms.push_back(own[a]);
+                continue;
+            }
+            auto known = std::find_if(result.clusters.begin(), result.clusters.end(),
+                                      [&](const auto& each) { return each.first == cluster; });
+            if (known == result.clusters.end()) {
+                known = result.clusters.insert(known, {cluster, (int)atoms.size()});
+                const std::vector<int>& more = clusters->atomsOf(cluster);
+                atoms.insert(atoms.end(), more.begin(), more.end());
+            }
+            result.places[a] = known->second + clusters->placeOf(own[a]);
+        }
+        result.atoms = (int)atoms.size();
+        return result;
+    }
+
     void takeState(const double* positions, const double* box, NormalEquations::State& state) {
         measure(positions, box);
         state.values.assign(values.begin(), values.begin() + coordinates.size());
-        state.gradients.resize(12 * coordinates.size());
+        state.gradients.clear();
+        if (clusters)
+            clusters->takeState(positions, box);
         for (size_t q = 0; q < coordinates.size(); q++) {
             const Gradient byAtoms = gradient(q);
-            std::memcpy(state.gradients.data() + 12 * q, &byAtoms, sizeof byAtoms);
+            const int count = atomsOfKind[coordinates[q].kind];
+            if (clusters)
+                appendReach(byAtoms, count, reaches[q], state.gradients);
+            else
+                append(byAtoms.byAtom, count, state.gradients);
         }
+    }
+
+    void appendReach(const Gradient& byAtoms, int count, const Reach& reach,
+                     std::vector<double>& to) {
+        reached.assign(reach.atoms, {});
+        for (int a = 0; a < count; a++)
+            reached[reach.places[a]] = byAtoms.byAtom[a];
+        for (const auto& [cluster, start] : reach.clusters)
+            clusters->project(cluster, reached.data() + start);
+        append(reached.data(), reach.atoms, to);
+    }
+
+    static void append(const Vector* from, int count, std::vector<double>& to) {
+        for (int i = 0; i < count; i++)
+            to.insert(to.end(), {from[i].x, from[i].y, from[i].z});
     }
 
     static void add(double* to, const Vector& v, double scale) {
@@ -295,17 +351,6 @@ private:
         to[2] += scale * v.z;
     }
     static void add(Vector& to, const Vector& v, double scale) { to = to + v * scale; }
-
-    static Vector between(const double* positions, int from, int to, const double* box) {
-        const double *a = positions + 3 * from, *b = positions + 3 * to;
-        Vector d = {b[0] - a[0], b[1] - a[1], b[2] - a[2]};
-        if (box != nullptr) { // OpenMM's reduced form
-            d = d - Vector{box[6], box[7], box[8]} * std::round(d.z / box[8]);
-            d = d - Vector{box[3], box[4], 0.0} * std::round(d.y / box[4]);
-            d.x -= box[0] * std::round(d.x / box[0]);
-        }
-        return d;
-    }
 
     void measure(const double* positions, const double* box) {
         const size_t count = coordinates.size();

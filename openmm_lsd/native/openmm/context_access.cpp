@@ -106,11 +106,12 @@ void ContextAccess::setBox(const double* boxVectors) {
     context().setPeriodicBoxVectors(v[0], v[1], v[2]);
 }
 
-std::tuple<double, double, double, int, uint32_t> ContextAccess::getSettings() const {
+std::tuple<double, double, double, int, uint32_t, double> ContextAccess::getSettings() const {
     SpeculativeIntegrator& own = speculative();
     return {own.getGlobalVariableByName("lsd_temperature"),
             own.getGlobalVariableByName("lsd_friction"), own.getStepSize(),
-            own.getRandomNumberSeed(), static_cast<uint32_t>(own.getIntegrationForceGroups())};
+            own.getRandomNumberSeed(), static_cast<uint32_t>(own.getIntegrationForceGroups()),
+            own.getConstraintTolerance()};
 }
 
 int ContextAccess::updates() const { return speculative().updates; }

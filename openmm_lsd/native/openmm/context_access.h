@@ -40,9 +40,9 @@ public:
     std::vector<OpenMM::Vec3> box() const;
     void setBox(const double* vectors);
 
-    // Temperature, friction, step size, seed and force groups of a CustomIntegrator with these
-    // global variables.
-    std::tuple<double, double, double, int, uint32_t> getSettings() const;
+    // Temperature, friction, step size, seed, force groups and constraint tolerance of a
+    // CustomIntegrator with these global variables.
+    std::tuple<double, double, double, int, uint32_t, double> getSettings() const;
 
     int updates() const;
     void renewPlainNoise();

@@ -18,6 +18,7 @@ void SpeculativeIntegrator::step(int steps) {
     middle->setTemperature(getGlobalVariableByName("lsd_temperature"));
     middle->setFriction(getGlobalVariableByName("lsd_friction"));
     middle->setStepSize(getStepSize());
+    middle->setConstraintTolerance(getConstraintTolerance());
     for (int i = 0; i < steps; i++) {
         context->updateContextState();
         context->calcForcesAndEnergy(true, false, getIntegrationForceGroups());
