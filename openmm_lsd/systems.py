@@ -6,7 +6,7 @@ import dataclasses
 import io
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 from xml.etree import ElementTree
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from .contexts.checks import masses_of, virtual_sites
-from .contexts.forcecontext import is_empty, without_forces
+from .contexts.forcecontext import copy_constraints, is_empty, without_forces
 from .contexts.periodicity import box_in_words, box_of, topology_box
 from .core.clock import Times
 from .structures import Structure, element_masses, read_structure, structure_of_atoms
@@ -56,17 +56,20 @@ class MolecularSystem:
     velocities: unit.Quantity | None = None
 
 
-def load(directory: str | Path) -> MolecularSystem:
+def load(directory: str | Path, **options: Any) -> MolecularSystem:
     """The system in a directory.
 
     It holds either one prmtop, one inpcrd (whose box and velocities count, if it has some) and one
     TorchScript file (.pt), which is the target; or
-    one PDB file of a periodic box and ``forcefields.json``, which names OpenMM's force field files
-    for the draft and for the target, and their cutoff.
+    one PDB file of a periodic box and ``forcefields.json``, which names force field files, OpenMM's
+    or in the directory, for the draft and for the target, and options of ``createSystem``.
 
     Parameters
     ----------
     directory : path
+    options
+        ``constraints``, ``rigidWater`` and ``hydrogenMass`` as OpenMM's ``createSystem``. Default:
+        what the directory says, and if it says nothing everything is flexible.
 
     Raises
     ------
@@ -76,12 +79,12 @@ def load(directory: str | Path) -> MolecularSystem:
         If there is a TorchScript file and openmmtorch is not installed.
     """
     if (Path(directory) / "forcefields.json").exists():
-        return _from_force_fields(Path(directory))
+        return _from_force_fields(Path(directory), options)
     files = {suffix: _only(directory, suffix) for suffix in ("prmtop", "inpcrd", "pt")}
     structure = read_structure(files["prmtop"], files["inpcrd"])
     box = structure.topology.getPeriodicBoxVectors()
     prmtop = app.AmberPrmtopFile(files["prmtop"], periodicBoxVectors=box)
-    options = {"constraints": None, "rigidWater": False}
+    options = {"constraints": None, "rigidWater": False, **options}
     method = app.NoCutoff if box is None else app.PME
     draft = prmtop.createSystem(nonbondedMethod=method, **options)
     target = with_torch_force(draft, files["pt"])
@@ -102,17 +105,18 @@ def _only(directory: str | Path, suffix: str) -> str:
     return str(found[0])
 
 
-def _from_force_fields(directory: Path) -> MolecularSystem:
+def _from_force_fields(directory: Path, options: Mapping[str, Any]) -> MolecularSystem:
     settings = json.loads((directory / "forcefields.json").read_text())
     pdb = app.PDBFile(_only(directory, "pdb"))
     common = {
         "nonbondedMethod": app.PME,
         "nonbondedCutoff": settings["cutoff, nm"],
-        "constraints": None,
-        "rigidWater": False,
+        "constraints": getattr(app, settings.get("constraints", ""), None),
+        "rigidWater": settings.get("rigid water", False),
+        **options,
     }
     draft, target = (
-        app.ForceField(*settings[role]).createSystem(
+        app.ForceField(*_files_of(directory, settings[role])).createSystem(
             pdb.topology, **common, **settings.get(f"{role} options", {})
         )
         for role in ("draft", "target")
@@ -124,14 +128,19 @@ def _from_force_fields(directory: Path) -> MolecularSystem:
     return MolecularSystem(pdb.topology, pdb.positions, draft, target)
 
 
+def _files_of(directory: Path, names: Sequence[str]) -> list[str]:
+    """Force field files in the directory by their paths, OpenMM's own by their names."""
+    return [str(directory / name) if (directory / name).exists() else name for name in names]
+
+
 def with_torch_force(particles: Particles, module_file: str | Path) -> openmm.System:
     """A System whose potential is a TorchScript file; with a CMMotionRemover if no atom is fixed.
 
     Parameters
     ----------
     particles : openmm.System, openmm.app.Topology or Structure
-        Gives masses and box; periodic is a System whose forces are, or that has none and was given
-        a box.
+        Gives masses, constraints and box; periodic is a System whose forces are, or that has none
+        and was given a box.
     module_file : path
         TorchScript module: positions (N, 3) in nm -> energy in kJ/mol; if it also takes
         (B, N, 3) and gives (B,), a batch is one call. If it takes a second argument, that is the
@@ -287,8 +296,8 @@ def with_target(particles: Particles, target: BatchedTarget) -> openmm.System:
     Parameters
     ----------
     particles : openmm.System, openmm.app.Topology or Structure
-        Gives masses, virtual sites and box; periodic is a System whose forces are, or that has none
-        and was given a box.
+        Gives masses, virtual sites, constraints and box; periodic is a System whose forces are, or
+        that has none and was given a box.
     target : targets.BatchedTarget
 
     Raises
@@ -329,7 +338,9 @@ def with_target(particles: Particles, target: BatchedTarget) -> openmm.System:
 def _particles_of(particles: Particles) -> tuple[openmm.System, Array | None]:
     """A System without forces, and its box (3, 3) in nm if it is periodic."""
     if isinstance(particles, openmm.System):
-        return without_forces(particles), box_of(particles)
+        result = without_forces(particles)
+        copy_constraints(particles, result)
+        return result, box_of(particles)
     system = openmm.System()
     if isinstance(particles, Structure):
         masses, box = particles.particle_masses(), topology_box(particles.topology)

@@ -48,7 +48,8 @@ def noise_shifts(residuals: ArrayLike, masses: ArrayLike, scheme: Scheme) -> Arr
     Parameters
     ----------
     residuals : (..., K, N, 3) kJ/mol/nm
-        Target force minus drafting force at the force sites of K consecutive steps.
+        Target force minus drafting force at the force sites of K consecutive steps, less what acts
+        along constraints (``Scheme.project_forces``).
     masses : (N,) amu
     scheme : schemes.Scheme
 
@@ -71,7 +72,8 @@ def structure_function(discrepancies: ArrayLike, masses: ArrayLike, lags: int) -
     Parameters
     ----------
     discrepancies : (T, N, 3) kJ/mol/nm
-        Target force minus draft force at T > ``lags`` equidistant times of one trajectory.
+        Target force minus draft force at T > ``lags`` equidistant times of one trajectory; less
+        what acts along constraints.
     masses : (N,) amu
 
     Returns

@@ -120,7 +120,7 @@ def build_three(simulate):
 
     def make(system=None, positions=THREE_POSITIONS, velocities=THREE_VELOCITIES, **keywords):
         system = system_of_three(springs()) if system is None else system
-        integrator = lsd(draft=soft_draft(), **{"randomNumberSeed": 3, **keywords})
+        integrator = lsd(**{"draft": soft_draft(), "randomNumberSeed": 3, **keywords})
         return simulate(system, integrator, positions, velocities)
 
     return make

@@ -26,9 +26,9 @@ def periodic_system_of(*forces):
     return system_of_three(bond, springs(), *forces)
 
 
-def with_constraint():
+def with_constraint(length=0.2, pair=(0, 1)):
     system = system_of_three(springs())
-    system.addConstraint(0, 1, 0.2)
+    system.addConstraint(*pair, length)
     return system
 
 
@@ -111,7 +111,6 @@ def test_unknown_arguments_are_not_swallowed():
 
 
 UNSUPPORTED = {
-    "constraints": (with_constraint, "1 constraint", "constraints=None"),
     "Drude particles": (with_drude_particles, "Drude", "openmm.DrudeLangevinIntegrator"),
     "AndersenThermostat": (
         lambda: system_of_three(springs(), openmm.AndersenThermostat(300.0, 1.0)),
@@ -165,6 +164,55 @@ def test_unknown_force(build, refused, monkeypatch):
 def test_unsupported_in_the_target(build_three, refused, name):
     system, *words = UNSUPPORTED[name]
     refused(build_three(system()), ValueError, "target", *words)
+
+
+@pytest.mark.parametrize(
+    ("target", "draft", "words"),
+    [
+        ((), None, ("1 in all", "0 and 1", "0.2 nm in the target", "none in the draft")),
+        (None, (), ("1 in all", "0 and 1", "none in the target", "0.2 nm in the draft")),
+        ((), (0.2, (2, 0)), ("2 in all", "0 and 1", "none in the draft", "same constraints")),
+        ((), (0.24,), ("1 in all", "0 and 1", "0.24 nm in the draft", "rigidWater")),
+    ],
+)
+def test_constraints_that_differ(build_three, refused, target, draft, words):
+    target, draft = (
+        system_of_three(springs()) if each is None else with_constraint(*each)
+        for each in (target, draft)
+    )
+    refused(build_three(target, draft=draft), ValueError, *words)
+
+
+def test_constraints_of_another_force_field(build_three):
+    """Steps keep the target's."""
+    simulation = build_three(with_constraint(), draft=with_constraint(0.205, (1, 0)))
+    simulation.step(20)
+    positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)._value
+    assert np.linalg.norm(positions[0] - positions[1]) == pytest.approx(0.2, rel=1e-5)
+
+
+def test_a_scheme_without_constraints(build_three, refused):
+    words = ("1 constraints", "scheme='aboba'", "use scheme='middle'")
+    both = {"draft": with_constraint(), "scheme": "aboba"}
+    refused(build_three(with_constraint(), **both), ValueError, *words)
+
+
+def test_constraints_that_cannot_be_met(build_three, state_of):
+    """A force that tears a rigid bond away: plain dynamics goes on with what is no number."""
+    tearing = openmm.CustomExternalForce("-1e9*tear*y")
+    tearing.addGlobalParameter("tear", 0.0)
+    tearing.addParticle(0)
+    target = with_constraint()
+    target.addForce(tearing)
+    simulation = build_three(target, draft=with_constraint())
+    simulation.step(3)
+    simulation.context.setParameter("tear", 1.0)
+    before = state_of(simulation)
+    with pytest.raises(
+        openmm_lsd.TargetError, match="before step 3: the constraints cannot be met"
+    ):
+        simulation.step(2)
+    assert state_of(simulation).step == before.step == 3
 
 
 def add_thermostat(system):

@@ -19,15 +19,19 @@ from ..contexts.checks import (
     masses_of,
     virtual_sites,
 )
+from ..contexts.constraints import SystemProjection
 from ..contexts.periodicity import box_in_words
 from ..core.schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme
 from ..integrator.integrator import LSDIntegrator
 from ..structures import formula
 from ..systems import MolecularSystem
 from ..targets.torchforce import check_torch_forces
+from .rigidity import constraints_in_words
 
 Array = NDArray[np.float64]
 Log = Callable[[str], Any]
+
+CONSTRAINT_TOLERANCE = 1e-5  # of OpenMM's integrators
 
 
 @dataclasses.dataclass
@@ -114,7 +118,10 @@ class Case:
 
     def build_scheme(self) -> Scheme:
         """Of both, in NumPy."""
-        return SCHEMES[self.scheme](self.temperature, self.friction, self.step_size)
+        projection = None
+        if self.target.getNumConstraints():
+            projection = SystemProjection(self.target, CONSTRAINT_TOLERANCE)
+        return SCHEMES[self.scheme](self.temperature, self.friction, self.step_size, projection)
 
     def temperature_of(self, velocities: Array) -> float:
         """Kinetic temperature in kelvin of velocities (N, 3) in nm/ps, as they are stored."""
@@ -124,9 +131,10 @@ class Case:
 
     @property
     def degrees_of_freedom(self) -> int:
-        """Of the kinetic energy."""
+        """Of the kinetic energy, as OpenMM's reporters count them."""
         moving = int((masses_of(self.target) > 0).sum())
-        return 3 * moving - 3 * bool(cm_removal_frequency(self.target))
+        fixed = self.target.getNumConstraints() + 3 * bool(cm_removal_frequency(self.target))
+        return 3 * moving - fixed
 
     @property
     def is_periodic(self) -> bool:
@@ -139,8 +147,7 @@ class Case:
         box = "no periodic box"
         if self.is_periodic:
             box = f"periodic box {box_in_words(default_box(self.target))}{self._source('box')}"
-        constraints = self.target.getNumConstraints() or "no"
-        return "; ".join([*parts, box, f"{constraints} constraints"])
+        return "; ".join([*parts, box, constraints_in_words(self.target, self.topology)])
 
     def _masses_in_words(self) -> str:
         masses = masses_of(self.target)

@@ -12,6 +12,7 @@ from .case import Case
 from .forms import FORMS
 from .options import Options, positive_number, seed_number
 from .potentials import draft_system, target_system
+from .rigidity import CONSTRAINTS, Rigidity
 
 SHORTHAND = "systems/NAME of the repository, in place of topology, coordinates, draft and target"
 
@@ -42,6 +43,21 @@ def add_case_options(options: Options) -> None:
     )
     add("--no-box", action="store_true", help="ignore the box in the files: an isolated molecule")
     add("--cutoff", type=positive_number, default=0.9, help="nm, of PME in a box; default 0.9")
+    add(
+        "--constraints",
+        choices=list(CONSTRAINTS),
+        help="what has a fixed length; default none, and with --system what that says",
+    )
+    add(
+        "--rigid-water",
+        action=argparse.BooleanOptionalAction,
+        help="default yes with a force field as the target, no with a potential of all atoms",
+    )
+    add(
+        "--hydrogen-mass",
+        type=positive_number,
+        help="amu, taken from the atoms that hydrogens are bound to; default: theirs",
+    )
     add = options.group("conditions")
     add("--temperature", type=positive_number, default=300.0, help="kelvin; default 300")
     add("--friction", type=positive_number, default=1.0, help="1/ps; default 1")
@@ -84,11 +100,29 @@ def _shipped(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
         raise ValueError(f"--system goes without --{given[0]}")
     if args.no_box:
         raise ValueError("--system goes without --no-box")
-    molecule = systems.load(args.system)
+    rigidity = rigidity_of(args)
+    molecule = systems.load(args.system, **_as_options(rigidity))
     if args.draft is not None:
         draft = draft_system(args.draft, molecule.topology, args.cutoff, molecule.target)
         conditions = {**conditions, "draft": draft}
     return Case.of(molecule, name=args.system.resolve().name, **conditions)
+
+
+def rigidity_of(args: argparse.Namespace) -> Rigidity:
+    """What the options say of it."""
+    return Rigidity(args.constraints, args.rigid_water, args.hydrogen_mass)
+
+
+def _as_options(rigidity: Rigidity) -> dict[str, Any]:
+    """Of ``systems.load``: those that were given."""
+    options: dict[str, Any] = {}
+    if rigidity.constraints is not None:
+        options["constraints"] = CONSTRAINTS[rigidity.constraints]
+    if rigidity.rigid_water is not None:
+        options["rigidWater"] = rigidity.rigid_water
+    if rigidity.hydrogen_mass is not None:
+        options["hydrogenMass"] = rigidity.hydrogen_mass
+    return options
 
 
 def _from_files(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
@@ -96,10 +130,11 @@ def _from_files(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
     if args.no_box:
         structure.topology.setPeriodicBoxVectors(None)
         structure.sources.pop("box", None)
-    target = target_system(args.target, structure, args.cutoff)
+    names = args.draft or ["auto"]
+    target = target_system(args.target, structure, args.cutoff, rigidity_of(args), names)
     if args.no_box and target.usesPeriodicBoundaryConditions():
         raise ValueError(f"--no-box, and the System in {args.target} is periodic")
-    draft = draft_system(args.draft or ["auto"], structure.topology, args.cutoff, target)
+    draft = draft_system(names, structure.topology, args.cutoff, target)
     return Case(
         structure.topology,
         structure.positions,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -20,16 +20,26 @@ from ..contexts.checks import (
     masses_of,
     virtual_sites,
 )
-from ..contexts.forcecontext import is_empty
+from ..contexts.forcecontext import copy_constraints, is_empty
 from ..contexts.periodicity import box_in_words, is_same_box, topology_box
 from ..structures import Structure
 from ..systems import read_system, with_target, with_torch_force
 from .forms import FORMS, in_words
+from .rigidity import Rigidity, repartition_masses
 
 logger = logging.getLogger(__name__)
 
+PRMTOP = (".prmtop", ".parm7")
+USUAL, AUTO = Rigidity(), ("auto",)
 
-def target_system(spec: str, structure: Structure, cutoff: float) -> openmm.System:
+
+def target_system(
+    spec: str,
+    structure: Structure,
+    cutoff: float,
+    rigidity: Rigidity = USUAL,
+    draft: Sequence[str] = AUTO,
+) -> openmm.System:
     """The System of the slow potential, with the masses and the box of the structure.
 
     A serialized System brings masses and a box of its own, a force field file masses; they count
@@ -45,6 +55,12 @@ def target_system(spec: str, structure: Structure, cutoff: float) -> openmm.Syst
     structure : Structure
     cutoff : float
         nm, of the nonbonded forces of force fields in a box.
+    rigidity : Rigidity
+        Where nothing is said, water is rigid in force fields, and all else flexible. A serialized
+        System has its own constraints.
+    draft : sequence of str
+        See ``draft_system``. A force field says how long the constraints of a target are that is
+        none.
 
     Raises
     ------
@@ -53,7 +69,7 @@ def target_system(spec: str, structure: Structure, cutoff: float) -> openmm.Syst
         as ValueError.
     """
     topology = structure.topology
-    system = _target_system(spec, structure, nonbonded_options(topology, cutoff))
+    system = _target_system(spec, structure, cutoff, rigidity, draft)
     if system.getNumParticles() != structure.atoms:
         raise ValueError(
             f"{spec} has {system.getNumParticles()} particles, and the structure, from "
@@ -63,6 +79,8 @@ def target_system(spec: str, structure: Structure, cutoff: float) -> openmm.Syst
     if structure.masses is not None:
         for index in set(range(structure.atoms)) - virtual_sites(system):
             system.setParticleMass(index, structure.masses[index])
+    if rigidity.hydrogen_mass is not None:
+        repartition_masses(system, topology, rigidity.hydrogen_mass)
     box = topology.getPeriodicBoxVectors()
     if not system.usesPeriodicBoundaryConditions():
         topology.setPeriodicBoxVectors(None)
@@ -74,24 +92,48 @@ def target_system(spec: str, structure: Structure, cutoff: float) -> openmm.Syst
     return system
 
 
-def _target_system(spec: str, structure: Structure, options: Mapping[str, Any]) -> openmm.System:
-    topology = structure.topology
+def _target_system(
+    spec: str, structure: Structure, cutoff: float, rigidity: Rigidity, draft: Sequence[str]
+) -> openmm.System:
+    if spec.endswith(".xml") and (":" not in spec or Path(spec).exists()):
+        if is_serialized(spec):
+            if rigidity.given:
+                raise ValueError(
+                    f"{rigidity.given[0]}: the System in {spec} says by itself what is rigid"
+                )
+            return _serialized_target(spec, structure)
+        options = {**nonbonded_options(structure.topology, cutoff), **rigidity.of_force_field()}
+        system = _from_force_field([spec], structure.topology, options)
+        if structure.masses is None:
+            structure.sources["masses"] = spec
+        return system
+    system = _network_system(spec, structure)
+    if rigidity.adds_constraints:
+        copy_constraints(_rigid_system(structure, cutoff, rigidity, draft), system)
+    return system
+
+
+def _network_system(spec: str, structure: Structure) -> openmm.System:
     kind, separator, rest = spec.partition(":")
-    if not separator or Path(spec).exists():
-        if spec.endswith(".xml"):
-            if is_serialized(spec):
-                return _serialized_target(spec, structure)
-            system = _from_force_field([spec], topology, options)
-            if structure.masses is None:
-                structure.sources["masses"] = spec
-            return system
-        if spec.endswith((".pt", ".pth")):
-            return with_torch_force(structure, spec)
+    if (not separator or Path(spec).exists()) and spec.endswith((".pt", ".pth")):
+        return with_torch_force(structure, spec)
+    if not separator or Path(spec).exists() or kind not in FORMS:
         raise ValueError(f"target {spec!r} is of no known form; use {in_words()}")
-    if kind not in FORMS:
-        raise ValueError(f"target {spec!r} is of no known form; use {in_words()}")
-    made = FORMS[kind].build(rest, topology)
+    made = FORMS[kind].build(rest, structure.topology)
     return made if isinstance(made, openmm.System) else with_target(structure, made)
+
+
+def _rigid_system(
+    structure: Structure, cutoff: float, rigidity: Rigidity, draft: Sequence[str]
+) -> openmm.System:
+    """Of the draft's force field, with the constraints."""
+    if list(draft) == ["auto"] or (draft[0].endswith(".xml") and is_serialized(draft[0])):
+        raise ValueError(
+            f"{rigidity.given[0]}: the target does not say how long constraints are; give a force "
+            "field as --draft"
+        )
+    options = {**nonbonded_options(structure.topology, cutoff), **rigidity.of_network()}
+    return _classical_system(draft, structure.topology, options)
 
 
 def _serialized_target(name: str, structure: Structure) -> openmm.System:
@@ -155,10 +197,37 @@ def draft_system(
 
 
 def _draft_system(
-    names: list[str], topology: app.Topology, cutoff: float, target: openmm.System
+    names: Sequence[str], topology: app.Topology, cutoff: float, target: openmm.System
 ) -> openmm.System:
-    options = nonbonded_options(topology, cutoff)
-    if len(names) == 1 and names[0].endswith((".prmtop", ".parm7")):
+    if len(names) == 1 and names[0].endswith(".xml") and is_serialized(names[0]):
+        return read_system(names[0])
+    options = {**nonbonded_options(topology, cutoff), "constraints": None, "rigidWater": False}
+    system = _classical_system(names, topology, options)
+    particles = system.getNumParticles()
+    if particles != target.getNumParticles():
+        return system  # check_pair says what is wrong
+    copy_constraints(target, system)
+    if not names[0].endswith(PRMTOP) or has_repartitioned_masses(target, system):
+        for index in range(particles):
+            if not system.isVirtualSite(index) and not target.isVirtualSite(index):
+                system.setParticleMass(index, target.getParticleMass(index))
+    return system
+
+
+def has_repartitioned_masses(system: openmm.System, other: openmm.System) -> bool:
+    """Whether masses differ from the other's, and their sum does not."""
+    masses, others = masses_of(system), masses_of(other)
+    if not different_masses(masses, others):
+        return False
+    return ((masses == 0) == (others == 0)).all() and not different_masses(
+        masses.sum(keepdims=True), others.sum(keepdims=True)
+    )
+
+
+def _classical_system(
+    names: Sequence[str], topology: app.Topology, options: Mapping[str, Any]
+) -> openmm.System:
+    if len(names) == 1 and names[0].endswith(PRMTOP):
         if not Path(names[0]).is_file():
             raise FileNotFoundError(f"there is no file {names[0]}")
         try:
@@ -168,14 +237,8 @@ def _draft_system(
             raise ValueError(
                 f"{names[0]} cannot be read ({type(error).__name__}: {error})"
             ) from error
-        return prmtop.createSystem(rigidWater=False, **options)
-    if len(names) == 1 and names[0].endswith(".xml") and is_serialized(names[0]):
-        return read_system(names[0])
-    system = _from_force_field(names, topology, options)
-    for index in range(min(system.getNumParticles(), target.getNumParticles())):
-        if not system.isVirtualSite(index) and not target.isVirtualSite(index):
-            system.setParticleMass(index, target.getParticleMass(index))
-    return system
+        return prmtop.createSystem(**options)
+    return _from_force_field(names, topology, options)
 
 
 def is_serialized(name: str) -> bool:
@@ -191,9 +254,9 @@ def is_serialized(name: str) -> bool:
 
 
 def _from_force_field(
-    names: list[str], topology: app.Topology, options: Mapping[str, Any]
+    names: Sequence[str], topology: app.Topology, options: Mapping[str, Any]
 ) -> openmm.System:
-    system = app.ForceField(*names).createSystem(topology, rigidWater=False, **options)
+    system = app.ForceField(*names).createSystem(topology, **options)
     for index in reversed(range(system.getNumForces())):
         if is_empty(system.getForce(index)):
             system.removeForce(index)
@@ -201,8 +264,8 @@ def _from_force_field(
 
 
 def nonbonded_options(topology: app.Topology, cutoff: float) -> dict[str, Any]:
-    """Of ``createSystem``: PME with this cutoff (nm) in a box, else no cutoff; no constraints."""
-    options: dict[str, Any] = {"constraints": None, "nonbondedMethod": app.NoCutoff}
+    """Of ``createSystem``: PME with this cutoff (nm) in a box, else no cutoff."""
+    options: dict[str, Any] = {"nonbondedMethod": app.NoCutoff}
     if topology.getPeriodicBoxVectors() is not None:
         options |= {"nonbondedMethod": app.PME, "nonbondedCutoff": cutoff * unit.nanometer}
     return options

@@ -12,8 +12,8 @@ from ..core.schemes import Middle
 from .constraints import constraints_of
 
 SAME_MASS = 0.01  # amu
-# Of the shorter of two: steps keep the target's constraints, and those of another force field (TIP3P
-# for AMOEBA water) are a bit longer or shorter.
+# Of the shorter of two: steps keep the target's constraints, and those of another force field
+# (TIP3P for AMOEBA water) are a bit longer or shorter.
 SAME_LENGTH = 0.1
 KNOWN_PLUGINS = ("TorchForce",)
 

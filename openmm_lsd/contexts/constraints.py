@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from openmm import unit
 
 from .._native import Constraints
-from .forcecontext import copy_particles
+from .forcecontext import copy_constraints, copy_particles
 
 Array = NDArray[np.float64]
 
@@ -42,8 +42,7 @@ class SystemProjection:
     def __init__(self, system: openmm.System, tolerance: float) -> None:
         frame = openmm.System()
         copy_particles(system, frame)
-        for index in range(system.getNumConstraints()):
-            frame.addConstraint(*system.getConstraintParameters(index))
+        copy_constraints(system, frame)
         for force in system.getForces():
             if isinstance(force, openmm.HarmonicAngleForce):  # CCMA looks at them
                 frame.addForce(openmm.HarmonicAngleForce(force))
@@ -60,9 +59,30 @@ class SystemProjection:
     @staticmethod
     def _project(project: Callable[[Array, Array], Array], at: Array, given: Array) -> Array:
         batch = (-1, *given.shape[-2:])
-        at = np.broadcast_to(at, given.shape).reshape(batch)
-        arrays = (np.ascontiguousarray(each, dtype=np.float64) for each in (at, given.reshape(batch)))
+        both = np.broadcast_to(at, given.shape), given
+        arrays = (np.ascontiguousarray(each, dtype=np.float64).reshape(batch) for each in both)
         return project(*arrays).reshape(given.shape)
+
+
+class Projections:
+    """Onto the constraints of a System, which take a while to build, at one tolerance or another.
+
+    Parameters
+    ----------
+    system : openmm.System
+    """
+
+    def __init__(self, system: openmm.System) -> None:
+        self._system = system
+        self._tolerance = 0.0
+        self._projection: SystemProjection | None = None
+
+    def at(self, tolerance: float) -> SystemProjection | None:
+        """None if there are no constraints."""
+        if self._system.getNumConstraints() and self._tolerance != tolerance:
+            self._projection = SystemProjection(self._system, tolerance)
+            self._tolerance = tolerance
+        return self._projection
 
 
 def constraints_of(system: openmm.System) -> dict[tuple[int, int], float]:

@@ -154,6 +154,14 @@ def without_forces(system: openmm.System) -> openmm.System:
     return result
 
 
+def copy_constraints(system: openmm.System, to: openmm.System) -> None:
+    """Give a System the constraints of another, in the place of its own."""
+    for index in reversed(range(to.getNumConstraints())):
+        to.removeConstraint(index)
+    for index in range(system.getNumConstraints()):
+        to.addConstraint(*system.getConstraintParameters(index))
+
+
 def copy_particles(system: openmm.System, to: openmm.System) -> None:
     """Give an empty System the particles, virtual sites and box of another."""
     for index in range(system.getNumParticles()):

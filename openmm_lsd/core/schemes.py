@@ -133,6 +133,12 @@ class Scheme(ABC):
         """
 
     @abstractmethod
+    def find_kick(
+        self, before: tuple[Array, Array], acceleration: Array, after: tuple[Array, Array]
+    ) -> Array:
+        """The kick of a step, from positions and velocities before it and after it."""
+
+    @abstractmethod
     def kick_shift(
         self,
         positions: Array,
@@ -181,6 +187,19 @@ class Middle(Scheme):
         constrained = self.projection.positions(positions, new_positions)
         return constrained, new_velocities + (constrained - new_positions) / self.step_size
 
+    def find_kick(
+        self, before: tuple[Array, Array], acceleration: Array, after: tuple[Array, Array]
+    ) -> Array:
+        (positions, velocities), (new_positions, new_velocities) = before, after
+        half = velocities + self.step_size * acceleration
+        if self.projection is None:
+            return new_velocities - self.decay * half
+        half = self.projection.velocities(positions, half)
+        # With what the constraints did, positions and velocities tell where the step was going.
+        free = 2.0 * positions + self.step_size * (half + new_velocities) - new_positions
+        free_velocities = new_velocities - (new_positions - free) / self.step_size
+        return free_velocities - self.decay * half
+
     def kick_shift(
         self,
         positions: Array,
@@ -223,6 +242,12 @@ class ABOBA(Scheme):
         impulse = 0.5 * (1.0 + self.decay) * self.step_size * acceleration
         new_velocities = self.decay * velocities + impulse + kick
         return middle + 0.5 * self.step_size * new_velocities, new_velocities
+
+    def find_kick(
+        self, before: tuple[Array, Array], acceleration: Array, after: tuple[Array, Array]
+    ) -> Array:
+        impulse = 0.5 * (1.0 + self.decay) * self.step_size * acceleration
+        return after[1] - self.decay * before[1] - impulse
 
     def kick_shift(
         self,

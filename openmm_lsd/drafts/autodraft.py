@@ -70,7 +70,7 @@ def auto_draft(
 ) -> AutoDraft:
     """A valence force field for a molecule.
 
-    ``constraints`` (C, 2) are pairs of atoms at a fixed distance: what they make rigid has no terms.
+    ``constraints`` (C, 2) are pairs of atoms at a fixed distance: what is rigid has no terms.
     ``stages`` make the terms, as STAGES does by default; the parameters of the first come first.
     Reference values of bonds and angles are means over equivalent ones at ``positions`` (N, 3) in
     nm, where a bond that is broken counts with the sum of the covalent radii; those of torsions are

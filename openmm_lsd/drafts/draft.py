@@ -107,7 +107,7 @@ class LearningDraft(NativeDraft):
         weight_of_differences: float = WEIGHT_OF_DIFFERENCES,
         constraints: Pairs = NO_PAIRS,
     ) -> None:
-        self._constraints = constraints.astype(np.int32)
+        self._constraints = constraints
         self._weight_of_differences = weight_of_differences
         self._base = base
         self.uses_times = base is not None and base.uses_times
@@ -131,7 +131,8 @@ class LearningDraft(NativeDraft):
         )
         self._valence.set_box(self._box)
         if len(self._constraints):
-            self._valence.set_constraints(self._constraints, reciprocal(self._masses))
+            pairs = self._constraints.astype(np.int32)
+            self._valence.set_constraints(pairs, reciprocal(self._masses))
         self._learner = Learner(
             draft.guesses,
             self._masses,

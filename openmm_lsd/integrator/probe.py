@@ -36,8 +36,11 @@ class Probe:
         return self._binding.pair.evaluate(positions)
 
     def discrepancies(self, positions: Array) -> Array:
-        """Target force minus draft force at positions (B, N, 3)."""
-        return self._binding.pair.discrepancies(positions)
+        """Target force minus draft force at positions (B, N, 3), less what acts along
+        constraints."""
+        engine, pair = self.sampler.engine, self._binding.pair
+        found = pair.discrepancies(positions)
+        return engine.scheme.project_forces(positions, found, engine.masses)
 
     @contextmanager
     def tuned_by(self, tuner: Tuner) -> Iterator[None]:

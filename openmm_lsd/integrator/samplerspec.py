@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from .._native import ContextAccess
 from ..contexts.checks import cm_removal_frequency
-from ..contexts.constraints import SystemProjection
+from ..contexts.constraints import Projections
 from ..core.clock import Clock
 from ..core.correctors import Corrector, Following, make_corrector
 from ..core.engine import Engine
@@ -109,9 +109,8 @@ class SamplerSpec:
         engine: Callable[[Scheme, Array, NativeDraft], Engine] = NativeEngine,
     ) -> None:
         self._engine = engine
-        self._system, self._masses, self._pair, self._moves = system, masses, pair, moves
-        self._projection: SystemProjection | None = None
-        self._projection_tolerance = 0.0
+        self._masses, self._pair, self._moves = masses, pair, moves
+        self._projections = Projections(system)
         self._scheme_name, self._window, self.tuner = scheme_name, window, tuner
         if correction is None:
             correction = "secant" if len(masses) <= MAX_ATOMS_OF_JACOBIAN else "per-step"
@@ -139,17 +138,10 @@ class SamplerSpec:
             settings.temperature,
             settings.friction,
             settings.step_size,
-            self._make_projection(settings.constraint_tolerance),
+            self._projections.at(settings.constraint_tolerance),
         )
         scheme.check_noise(reciprocal(self._masses))
         return scheme
-
-    def _make_projection(self, tolerance: float) -> SystemProjection | None:
-        """Onto the constraints, if there are any."""
-        if self._system.getNumConstraints() and self._projection_tolerance != tolerance:
-            self._projection = SystemProjection(self._system, tolerance)
-            self._projection_tolerance = tolerance
-        return self._projection
 
     def build(self, settings: Settings, scheme: Scheme) -> SpeculativeSampler:
         """A sampler, with what was learned so far; the target has been set up."""

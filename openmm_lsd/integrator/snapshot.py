@@ -17,7 +17,7 @@ import openmm
 
 from .._native import existing_system
 from ..contexts.digests import digest_of
-from ..contexts.forcecontext import copy_particles, groups_of
+from ..contexts.forcecontext import copy_constraints, copy_particles, groups_of
 from ..targets.pythonforce import as_python_force
 from ..targets.torchforce import as_torch_force
 
@@ -200,8 +200,7 @@ def _xml_of(force: openmm.Force) -> str | None:
 def _copy_frame(system: openmm.System, to: openmm.System) -> None:
     """Give an empty System all but the forces of another."""
     copy_particles(system, to)
-    for index in range(system.getNumConstraints()):
-        to.addConstraint(*system.getConstraintParameters(index))
+    copy_constraints(system, to)
 
 
 def _describe_frame(system: openmm.System) -> str:

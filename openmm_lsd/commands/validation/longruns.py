@@ -43,12 +43,15 @@ def run_in_pairs(
     signs that are fair and independent, even if pairs are alike, being shorter than the memory.
     """
     masses = masses_of(case.target)
-    thermal_speeds = case.build_scheme().thermal_speed(reciprocal(masses[:, None]))
+    scheme = case.build_scheme()
+    thermal_speeds = scheme.thermal_speed(reciprocal(masses[:, None]))
     rng = np.random.default_rng([seed, 2])
     blocks: tuple[list, list] = ([], [])
     positions = run.state[0]
     for _ in range(BLOCKS):
         velocities = thermal_speeds * rng.standard_normal(positions.shape)
+        if scheme.projection is not None:
+            velocities = scheme.projection.velocities(positions, velocities)
         for each, rows in zip((plain, run), blocks, strict=True):
             each.set_state(positions, velocities)
             rows.append(run_block(case, each, max(1, steps // BLOCKS // STRIDE), quadruples))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from ...contexts.checks import masses_of
+from ...contexts.constraints import constraints_of
 from ...core.schemes import reciprocal
 from ..case import Array, Case, Run
 from .geometry import (
@@ -46,8 +47,11 @@ class Observables:
     ) -> None:
         self._masses = masses_of(case.target)
         self._probe = run.integrator.probe()
-        self._bonds = bond_pairs(case.topology)
-        self._angles = angle_triples(self._bonds)
+        bonds = bond_pairs(case.topology)
+        rigid = constraints_of(case.target)
+        is_rigid = [(min(pair), max(pair)) in rigid for pair in bonds.tolist()]
+        self._bonds = bonds[~np.array(is_rigid, dtype=bool)]
+        self._angles = angle_triples(bonds)
         self._quadruples, _ = dihedral_quadruples(case.topology)
         self._dihedrals_at_start = dihedral_angles(start[0][None], self._quadruples)
         self._mean = [states.mean(axis=0) for states in reference]

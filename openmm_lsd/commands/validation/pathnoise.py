@@ -24,6 +24,7 @@ class Path(NamedTuple):
 
     start_positions: Array
     start_velocities: Array
+    end_positions: Array
     end_velocities: Array
     shifts: Array
 
@@ -82,7 +83,7 @@ def _recorded_path(case: Case, run: Run, steps: int) -> Path:
     ]
     untransported = np.zeros_like(positions[0])
     shifts = [shift_of.get(begin + k, untransported) for k in range(steps)]
-    return Path(positions[:-1], np.stack(starts), velocities[1:], np.stack(shifts))
+    return Path(positions[:-1], np.stack(starts), positions[1:], velocities[1:], np.stack(shifts))
 
 
 def _driving_noise(case: Case, path: Path, forces: Array) -> Array:
@@ -91,9 +92,9 @@ def _driving_noise(case: Case, path: Path, forces: Array) -> Array:
     inverse_masses = reciprocal(masses_of(case.target)[:, None])
     inverse_scale = reciprocal(scheme.noise_scale(inverse_masses))
     noise = []
-    for x, v, after, force in zip(*path[:3], forces, strict=True):
-        _, undriven = scheme.step(x, v, force * inverse_masses, np.zeros_like(x))
-        noise.append((after - undriven) * inverse_scale)
+    for x, v, new_x, new_v, force in zip(*path[:4], forces, strict=True):
+        kick = scheme.find_kick((x, v), force * inverse_masses, (new_x, new_v))
+        noise.append(kick * inverse_scale)
     return np.array(noise)
 
 

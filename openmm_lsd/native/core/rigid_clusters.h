@@ -14,7 +14,7 @@ class RigidClusters {
 public:
     // Larger ones, of molecules all of whose bonds are rigid, count as free: the effort for a
     // state grows by the third power.
-    static constexpr int mostAtoms = 24;
+    static constexpr int mostAtoms = 12;
 
     RigidClusters(const double* inverseMasses, size_t particles,
                   const std::vector<std::pair<int, int>>& pairs)

@@ -44,7 +44,7 @@ void Constraints::projectPositions(const double* at, double* x) {
 
 // The solvers do not say. Roughly: what is to be found is a solver that gave up.
 bool Constraints::areMet() const {
-    const double most = std::max(20.0 * tolerance, 1e-8);
+    const double most = std::max(20.0 * tolerance, 1e-6);
     return std::all_of(pairs.begin(), pairs.end(), [&](const Pair& pair) {
         const Vec3 apart = projected[pair.first] - projected[pair.second];
         return std::abs(apart.dot(apart) - pair.squaredLength) <= most * pair.squaredLength;
