@@ -155,7 +155,7 @@ def system_of_constraints():
         system.addConstraint(i, j, length)
     system.addForce(force)
     water = np.array([[0.0, 0.0, 0.0], [0.0757, 0.0586, 0.0], [-0.0757, 0.0586, 0.0]])
-    positions = np.concatenate([PLACES, water + [0.2, 0.4, 0.1]])
+    positions = np.concatenate([PLACES, water + np.array([0.2, 0.4, 0.1])])
     return system, positions, np.array(masses)
 
 
