@@ -81,7 +81,7 @@ def in_custom_forces(terms):
 
 def compare(directory, windows):
     """Print the costs of one system's drafts."""
-    molecule = systems.load(directory)
+    molecule = systems.load(directory, constraints=None, rigidWater=False)
     positions = np.array(molecule.positions.value_in_unit(unit.nanometer))
     masses = masses_of(molecule.draft)
     vectors = molecule.topology.getPeriodicBoxVectors()

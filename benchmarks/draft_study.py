@@ -74,7 +74,7 @@ def make_sampler(args, variant, structure, target, window, seed, base=None):
 def read_structure(args):
     """Topology, positions (N, 3), masses (N,) and box; and the target's maker."""
     if args.system.is_dir():
-        molecule = systems.load(args.system)
+        molecule = systems.load(args.system, constraints=None, rigidWater=False)
         topology, masses = molecule.topology, masses_of(molecule.target)
     else:
         molecule = app.PDBFile(str(args.system))

@@ -175,7 +175,7 @@ def main():
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
 
-    molecule = systems.load(args.system)
+    molecule = systems.load(args.system, constraints=None, rigidWater=False)
     positions = np.array(molecule.positions.value_in_unit(unit.nanometer))
     masses, box = masses_of(molecule.target), box_of(molecule)
     graph = with_missing_bonds(graph_of_topology(molecule.topology), positions, box)

@@ -69,7 +69,7 @@ def curve(args, molecule, target, draft_name, seed):
 def measure(args):
     from steps_per_round import gfn2_target, system_target
 
-    molecule = systems.load(args.files[0])
+    molecule = systems.load(args.files[0], constraints=None, rigidWater=False)
     positions = np.array(molecule.positions.value_in_unit(unit.nanometer))
     if args.gfn2:
         target = gfn2_target(molecule.topology)

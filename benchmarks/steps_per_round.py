@@ -13,6 +13,7 @@ import numpy as np
 from openmm import unit
 
 from openmm_lsd import SpeculativeSampler, systems
+from openmm_lsd.commands import Case
 from openmm_lsd.contexts.checks import masses_of
 from openmm_lsd.contexts.forcecontext import fastest_context
 from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, SCHEMES
@@ -74,12 +75,16 @@ def main():
         if args.gfn2
         else system_target(molecule, positions, args.window)
     )
+    conditions = {
+        "temperature": args.temperature,
+        "friction": args.friction,
+        "step_size": 1e-3 * args.timestep,
+    }
     draft = Draft(fastest_context(molecule.draft, positions))
     rng = np.random.default_rng(args.seed)
     scale = np.sqrt(MOLAR_GAS_CONSTANT * args.temperature / masses)[:, None]
 
-    def sampler(kind, correction):
-        scheme = kind(args.temperature, args.friction, 1e-3 * args.timestep)
+    def sampler(scheme, correction):
         return SpeculativeSampler.of_forces(
             scheme,
             masses,
@@ -95,12 +100,13 @@ def main():
         f"{args.system.name}, target {'GFN2-xTB' if args.gfn2 else 'its own'}, K = {args.window}, "
         f"{args.timestep} fs, {args.temperature} K, {args.friction}/ps"
     )
-    for name, kind in SCHEMES.items():
-        start = sampler(kind, "secant")
+    for name in ["middle"] if molecule.target.getNumConstraints() else SCHEMES:
+        scheme = Case.of(molecule, **conditions, scheme=name).build_scheme()
+        start = sampler(scheme, "secant")
         start.set_state(positions, scale * rng.standard_normal(positions.shape))
         state = start.advance(args.equilibration)
         for correction in ("secant", "per-step", "constant", "none"):
-            run = sampler(kind, correction)
+            run = sampler(scheme, correction)
             run.set_state(*state)
             # The bare rules commit about one step per round: a tenth of the steps will do.
             learns = correction in ("secant", "per-step")

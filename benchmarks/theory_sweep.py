@@ -78,7 +78,7 @@ class Study:
 
     def __init__(self, args):
         self.args = args
-        molecule = systems.load(args.system)
+        molecule = systems.load(args.system, constraints=None, rigidWater=False)
         positions = molecule.positions.value_in_unit(unit.nanometer)
         positions = np.array(positions, dtype=float)
         self.masses = masses_of(molecule.target)

@@ -356,6 +356,7 @@ def test_copies_are_working_integrators(simulate, state_of, clone):
     original = lsd(310, 2, 0.0005, scheme="aboba", windowLength=5, target=restraint_forces)
     original.setTemperature(320)
     original.setIntegrationForceGroups({0, 3})
+    original.setConstraintTolerance(1e-7)
     simulation = simulate(system_of(restraint()), original, POSITIONS, VELOCITIES)
     simulation.step(20)
 
@@ -367,6 +368,7 @@ def test_copies_are_working_integrators(simulate, state_of, clone):
         "getStepSize",
         "getRandomNumberSeed",
         "getIntegrationForceGroups",
+        "getConstraintTolerance",
     ):
         assert getattr(other, getter)() == getattr(original, getter)()
     assert other.statistics.steps == 0

@@ -15,6 +15,8 @@ import pytest
 from openmm import app, unit
 from particles import COLD, ON_DEVICE, PLATFORM, Cycling, lsd, needs_bits, needs_minimizer
 
+from openmm_lsd import LSDIntegrator
+
 DIPEPTIDE = Path(__file__).parents[1] / "systems" / "alanine_dipeptide" / "alanine_dipeptide.pdb"
 WATERS = {"TIP3P": "tip3p", "TIP4P-Ew": "tip4pew", "OPC": "opc"}
 TOLERANCE = 1e-4 if ON_DEVICE else 1e-7  # of positions in nm
@@ -163,6 +165,23 @@ def test_windows_that_tune_themselves():
     ours.step(39)
     plain.step(40)
     assert_same(ours, plain)
+
+
+def test_xml_gives_the_same_steps():
+    """Of plain dynamics, and of an LSDIntegrator again."""
+    first, plain = simulation_of("HBonds"), simulation_of("HBonds", plain=True)
+    xml = openmm.XmlSerializer.serialize(first.integrator)
+    program = openmm.XmlSerializer.deserialize(xml)
+    again = LSDIntegrator.fromXml(xml, systems_of("HBonds")[1])
+    positions, velocities, _ = state_of(plain)
+    plain.step(20)
+    for integrator in (program, again):
+        assert integrator.getConstraintTolerance() == 1e-8
+        simulation = app.Simulation(plain.topology, plain.system, integrator, PLATFORM)
+        simulation.context.setPositions(positions)
+        simulation.context.setVelocities(velocities)
+        simulation.step(20)
+        assert_same(simulation, plain)
 
 
 def apply_constraints(simulation):

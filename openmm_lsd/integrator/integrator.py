@@ -72,15 +72,15 @@ class LSDIntegrator(openmm.CustomIntegrator):
     frictionCoeff : Quantity or float (1/ps)
     stepSize : Quantity or float (ps)
     draft : openmm.System or 'auto'
-        A System of the same particles and masses as the target System, without constraints. With
-        'auto' no force field is needed.
+        A System of the same particles, masses and constraints as the target System. With 'auto' no
+        force field is needed.
     windowLength : int or 'auto'
         K, the number of steps drafted and evaluated per round. 'auto' finds the fastest while the
         run goes on, plain steps among them. With a number, trajectories of one seed are the same
         to the last bit; with 'auto' they depend on the clock, and sample the same
         distribution.
     scheme : 'middle' or 'aboba'
-        'middle' is that of LangevinMiddleIntegrator.
+        'middle' is that of LangevinMiddleIntegrator; 'aboba' knows no constraints.
     randomNumberSeed : int, optional
         None or 0: a fresh seed for every Context, and for every process that a fork makes.
     draftPlatform : openmm.Platform or str, optional
@@ -480,7 +480,10 @@ class LSDIntegrator(openmm.CustomIntegrator):
             "learning": draft.learning,
             "target": self._target,
         }
-        return arguments, {"setIntegrationForceGroups": self.getIntegrationForceGroups()}
+        return arguments, {
+            "setIntegrationForceGroups": self.getIntegrationForceGroups(),
+            "setConstraintTolerance": self.getConstraintTolerance(),
+        }
 
 
 def _rebuild(

@@ -1,0 +1,167 @@
+"""What the command line makes rigid, and what it says and counts."""
+
+import numpy as np
+import openmm
+import pytest
+from openmm import app, unit
+from test_command_files import ROOT, RUN, WATER, WATERS, case_of
+from test_commands import command
+from test_structures import STEM
+
+from openmm_lsd import cli, systems
+from openmm_lsd.contexts.checks import masses_of
+from openmm_lsd.contexts.constraints import constraints_of
+
+IN_WATER = ROOT / "systems/alanine_dipeptide_water"
+DIPEPTIDE = ("run", "--topology", f"{STEM}.pdb")
+NETWORK = ("--target", f"{STEM}.pt")
+AMBER = "amber14-all.xml"
+
+
+@pytest.fixture
+def network_of_water(tmp_path):
+    file = tmp_path / "waters.py"
+    file.write_text(WATERS)
+    return ("run", "--topology", WATER, "--target", f"python:{file}:waters(pdb={str(WATER)!r})")
+
+
+def test_water_is_rigid_in_a_force_field():
+    case = case_of("run", "--topology", WATER, "--target", "tip3p.xml", "--draft", "tip3p.xml")
+    assert case.target.getNumConstraints() == 3 * 64
+    assert constraints_of(case.draft) == constraints_of(case.target)
+    assert case.description().endswith("192 constraints: 64 rigid waters")
+    assert case.degrees_of_freedom == 9 * 64 - 3 * 64 - 3
+    flexible = case_of("run", "--topology", WATER, "--target", "tip3p.xml", "--no-rigid-water")
+    assert flexible.target.getNumConstraints() == 0
+    assert flexible.description().endswith("no constraints")
+
+
+def test_everything_is_flexible_in_a_network(network_of_water):
+    case = case_of(*network_of_water)
+    assert case.target.getNumConstraints() == 0
+    case = case_of(*network_of_water, "--rigid-water", "--draft", "tip3p.xml")
+    assert case.target.getNumConstraints() == 3 * 64
+
+
+@pytest.mark.parametrize(
+    ("name", "count"), [("none", 0), ("h-bonds", 12), ("all-bonds", 21), ("h-angles", 23)]
+)
+def test_constraints(name, count):
+    case = case_of(*DIPEPTIDE, "--target", AMBER, "--constraints", name)
+    assert case.target.getNumConstraints() == count
+    with_network = case_of(*DIPEPTIDE, *NETWORK, "--constraints", name, "--draft", AMBER)
+    assert constraints_of(with_network.target) == constraints_of(case.target)
+    assert constraints_of(with_network.draft) == constraints_of(case.target)
+
+
+def test_lengths_of_a_prmtop():
+    case = case_of(*DIPEPTIDE, *NETWORK, "--constraints", "h-bonds", "--draft", f"{STEM}.prmtop")
+    assert case.target.getNumConstraints() == case.draft.getNumConstraints() == 12
+
+
+def test_heavy_hydrogens():
+    expected = app.ForceField(AMBER).createSystem(
+        app.PDBFile(f"{STEM}.pdb").topology, hydrogenMass=1.5 * unit.dalton
+    )
+    for more in (("--target", AMBER), (*NETWORK, "--draft", AMBER)):
+        case = case_of(*DIPEPTIDE, *more, "--hydrogen-mass", 1.5)
+        np.testing.assert_allclose(masses_of(case.target), masses_of(expected), atol=2e-3)
+    np.testing.assert_allclose(masses_of(case.draft), masses_of(case.target))
+    assert "22 masses are not those of the elements" not in case.description()
+    rigid = case_of(
+        *("run", "--topology", WATER, "--target", "tip3p.xml", "--no-rigid-water"),
+        *("--hydrogen-mass", 2),
+    )
+    assert masses_of(rigid.target)[:3] == pytest.approx([13.99, 2.0, 2.0], abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((*DIPEPTIDE, *NETWORK, "--constraints", "h-bonds"), "--constraints: the target does not"),
+        ((*DIPEPTIDE, *NETWORK, "--rigid-water"), "--rigid-water: the target does not say"),
+        ((*DIPEPTIDE, *NETWORK, "--hydrogen-mass", "9"), "with hydrogens of 9 amu nothing is left"),
+        (
+            ("run", "--topology", WATER, "--target", "tip3p.xml", "--hydrogen-mass", "2"),
+            "no bonds to hydrogen",
+        ),
+    ],
+)
+def test_what_cannot_be(arguments, words):
+    with pytest.raises(ValueError, match=words):
+        case_of(*arguments)
+
+
+def test_a_serialized_system_says_it_by_itself(tmp_path):
+    field = app.ForceField(AMBER)
+    system = field.createSystem(app.PDBFile(f"{STEM}.pdb").topology, constraints=app.HBonds)
+    file = tmp_path / "system.xml"
+    file.write_text(openmm.XmlSerializer.serialize(system))
+    for draft in (AMBER, f"{STEM}.prmtop", file):
+        case = case_of(*DIPEPTIDE, "--target", file, "--draft", draft)
+        assert constraints_of(case.draft) == constraints_of(system)
+    with pytest.raises(ValueError, match="--constraints: the System in .* says by itself"):
+        case_of(*DIPEPTIDE, "--target", file, "--constraints", "none")
+
+
+def test_a_draft_of_other_constraints(tmp_path):
+    topology = app.PDBFile(f"{STEM}.pdb").topology
+    file = tmp_path / "system.xml"
+    system = app.ForceField(AMBER).createSystem(topology, constraints=app.AllBonds)
+    file.write_text(openmm.XmlSerializer.serialize(system))
+    with pytest.raises(ValueError, match="different constraints, 21 in all"):
+        case_of(*DIPEPTIDE, "--target", AMBER, "--draft", file)
+
+
+def test_the_system_in_water():
+    case = case_of("run", "--system", IN_WATER)
+    assert case.atoms == 2299
+    assert case.description().endswith("2289 constraints: 759 rigid waters and 12 others")
+    assert constraints_of(case.draft) == constraints_of(case.target)
+    heavy = case_of("run", "--system", IN_WATER, "--hydrogen-mass", 1.5)
+    assert masses_of(heavy.target).sum() == pytest.approx(masses_of(case.target).sum())
+    assert (masses_of(heavy.target) != masses_of(case.target)).sum() > 12
+    flexible = case_of("run", "--system", IN_WATER, "--constraints", "none", "--no-rigid-water")
+    assert flexible.target.getNumConstraints() == 0
+    bonds = [
+        next(force for force in system.getForces() if isinstance(force, openmm.HarmonicBondForce))
+        for system in (flexible.draft, flexible.target)
+    ]
+    for index in range(bonds[0].getNumBonds()):
+        *atoms, length, constant = bonds[0].getBondParameters(index)
+        *others, longer, stiffer = bonds[1].getBondParameters(index)
+        assert atoms == others
+        factors = (1.02, 1.2) if atoms[0] < 22 else (1.0, 1.0)
+        assert (longer / length, stiffer / constant) == pytest.approx(factors)
+
+
+def test_a_run_says_it(tmp_path, capsys):
+    out = tmp_path / "out"
+    command(
+        *("run", "--topology", WATER, "--target", "tip3p.xml", "--draft", "tip3p.xml"),
+        *("--cutoff", 0.6, "--timestep", 2, "--output", out, *RUN),
+    )
+    assert "192 constraints: 64 rigid waters" in capsys.readouterr().out
+
+
+def test_constraints_are_kept_with_a_network():
+    """Of a System that a network is given to."""
+    system = app.ForceField(AMBER).createSystem(
+        app.PDBFile(f"{STEM}.pdb").topology, constraints=app.HBonds
+    )
+    made = systems.with_torch_force(system, f"{STEM}.pt")
+    assert constraints_of(made) == constraints_of(system)
+
+
+def test_validation_with_constraints(capsys):
+    """Of the network, with rigid bonds to hydrogen."""
+    status = cli.main(
+        [
+            *("validate", "--topology", f"{STEM}.pdb", *NETWORK, "--draft", AMBER),
+            *("--constraints", "h-bonds", "--timestep", "2", "--runs", "150", "--steps", "600"),
+            *("--seed", "1"),
+        ]
+    )
+    out = capsys.readouterr().out
+    assert status == 0, out
+    assert "12 constraints" in out and "The distribution is right" in out
