@@ -44,7 +44,7 @@ def test_everything_is_flexible_in_a_network(network_of_water):
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("none", 0), ("h-bonds", 12), ("all-bonds", 21), ("h-angles", 23)]
+    ("name", "count"), [("none", 0), ("h-bonds", 12), ("all-bonds", 21), ("h-angles", 30)]
 )
 def test_constraints(name, count):
     case = case_of(*DIPEPTIDE, "--target", AMBER, "--constraints", name)
@@ -65,7 +65,7 @@ def test_heavy_hydrogens():
     )
     for more in (("--target", AMBER), (*NETWORK, "--draft", AMBER)):
         case = case_of(*DIPEPTIDE, *more, "--hydrogen-mass", 1.5)
-        np.testing.assert_allclose(masses_of(case.target), masses_of(expected), atol=2e-3)
+        np.testing.assert_allclose(masses_of(case.target), masses_of(expected), atol=5e-3)
     np.testing.assert_allclose(masses_of(case.draft), masses_of(case.target))
     assert "22 masses are not those of the elements" not in case.description()
     rigid = case_of(
@@ -100,7 +100,7 @@ def test_a_serialized_system_says_it_by_itself(tmp_path):
     for draft in (AMBER, f"{STEM}.prmtop", file):
         case = case_of(*DIPEPTIDE, "--target", file, "--draft", draft)
         assert constraints_of(case.draft) == constraints_of(system)
-    with pytest.raises(ValueError, match="--constraints: the System in .* says by itself"):
+    with pytest.raises(ValueError, match=r"--constraints: the System in .* says by itself"):
         case_of(*DIPEPTIDE, "--target", file, "--constraints", "none")
 
 
@@ -139,7 +139,7 @@ def test_a_run_says_it(tmp_path, capsys):
     out = tmp_path / "out"
     command(
         *("run", "--topology", WATER, "--target", "tip3p.xml", "--draft", "tip3p.xml"),
-        *("--cutoff", 0.6, "--timestep", 2, "--output", out, *RUN),
+        *("--cutoff", 0.6, "--timestep", 2, "--output-dir", out, *RUN),
     )
     assert "192 constraints: 64 rigid waters" in capsys.readouterr().out
 
@@ -158,7 +158,8 @@ def test_validation_with_constraints(capsys):
     status = cli.main(
         [
             *("validate", "--topology", f"{STEM}.pdb", *NETWORK, "--draft", AMBER),
-            *("--constraints", "h-bonds", "--timestep", "2", "--runs", "150", "--steps", "600"),
+            *("--constraints", "h-bonds", "--timestep", "2", "--runs", "150"),
+            *("--path-steps", "300", "--long-steps", "2400", "--equilibration", "500"),
             *("--seed", "1"),
         ]
     )
