@@ -1,4 +1,4 @@
-"""The constraints of a System, by OpenMM's own solvers."""
+"""The constraints of a System: how they are kept, and which there are."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ Array = NDArray[np.float64]
 class SystemProjection:
     """A constraints.Projection onto the constraints of a System.
 
-    SETTLE (Miyamoto and Kollman, J. Comput. Chem. 13, 952 (1992)) for rigid water, CCMA (Eastman
-    and Pande, J. Chem. Theory Comput. 6, 434 (2010)) for everything else: what OpenMM's Reference
-    and CPU platforms do, on the host whatever the platform.
+    On the host, whatever the platform. Rigid water is solved to the last digits, as SETTLE does
+    (Miyamoto and Kollman, J. Comput. Chem. 13, 952 (1992)), but several molecules at a time; all
+    else by CCMA (Eastman and Pande, J. Chem. Theory Comput. 6, 434 (2010)), OpenMM's own code.
 
     Parameters
     ----------

@@ -111,7 +111,9 @@ class Scheme(ABC):
         comes; masses (N, 1)."""
         if self.projection is None:
             return forces
-        return masses * self.projection.velocities(sites, forces * reciprocal(masses))
+        result = self.projection.velocities(sites, forces * reciprocal(masses))
+        result *= masses
+        return result
 
     @abstractmethod
     def site(self, positions: Array, velocities: Array) -> Array:

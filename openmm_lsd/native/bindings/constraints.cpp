@@ -33,8 +33,8 @@ NumpyArray projectBatch(Constraints& constraints, VectorBatch at, VectorBatch gi
 void bindConstraints(nb::module_& m) {
     nb::class_<Constraints>(
         m, "Constraints",
-        "Those of a System, at an address, by OpenMM's solvers on the host: SETTLE for rigid water, "
-        "CCMA for all others. Arrays (B, N, 3); not to be used by two threads at once.")
+        "Those of a System, at an address; arrays (B, N, 3). Not to be used by two threads at "
+        "once.")
         .def(
             "__init__",
             [](Constraints* to, uintptr_t address, double tolerance) {

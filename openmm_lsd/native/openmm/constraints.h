@@ -1,14 +1,16 @@
-// The constraints of a System, by OpenMM's solvers on the host: SETTLE for rigid water, CCMA for all
-// others.
+// The constraints of a System: rigid water by rigid_waters.h, all others by OpenMM's solver on the
+// host, CCMA.
 
 #pragma once
 
 #include "../core/projection.h"
+#include "../core/rigid_waters.h"
 
 #include <OpenMM.h>
 #include <openmm/reference/ReferenceConstraints.h>
 
 #include <cstddef>
+#include <memory>
 #include <vector>
 
 class Constraints : public Projection {
@@ -22,15 +24,17 @@ public:
 private:
     struct Pair {
         int first, second;
-        double squaredLength;
+        double length;
     };
 
-    OpenMM::ReferenceConstraints solvers;
     double tolerance;
     std::vector<double> inverseMasses;
-    std::vector<Pair> pairs;
-    std::vector<OpenMM::Vec3> reference, projected; // scratch
+    RigidWaters waters;
+    std::vector<Pair> others;
+    std::unique_ptr<OpenMM::ReferenceConstraints> solver; // of the others, or null
+    std::vector<OpenMM::Vec3> reference, projected;       // scratch
 
+    void takeWaters(std::vector<Pair> pairs);
     void takeVectors(const double* at, const double* from);
     bool areMet() const;
 };
