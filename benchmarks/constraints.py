@@ -283,30 +283,31 @@ def ensemble(args):
 
 
 def density(args):
-    """Both integrators in turns, from the same start, with barostats of their own."""
-    result = {"nanoseconds": args.nanoseconds}
+    """Both integrators, with barostats of their own, from the same state."""
+    result, start = {"nanoseconds": args.nanoseconds}, None
+    mass = 216 * 18.01528 * 1.66053907e-3  # amu nm^-3 in g cm^-3
     for name in ("plain", "LSD"):
         case = water_box(216, 0.8)
         barostat = openmm.MonteCarloBarostat(1.0, TEMPERATURE, 25)
         barostat.setRandomNumberSeed(args.seed)
         case.target.addForce(barostat)
-        if name == "plain":
-            integrator = openmm.LangevinMiddleIntegrator(TEMPERATURE, FRICTION, case.step_size)
-            integrator.setRandomNumberSeed(args.seed)
-        else:
-            integrator = case.integrator(16)
+        plain = openmm.LangevinMiddleIntegrator(TEMPERATURE, FRICTION, case.step_size)
+        plain.setRandomNumberSeed(args.seed)
+        integrator = plain if name == "plain" else case.integrator(16)
         simulation = app.Simulation(case.topology, case.target, integrator, CPU)
-        simulation.context.setPositions(case.positions)
-        simulation.minimizeEnergy(maxIterations=100)
-        simulation.context.setVelocitiesToTemperature(TEMPERATURE, args.seed)
-        simulation.step(20_000)
-        mass = 216 * 18.01528 * 1.66053907e-3  # amu nm^-3 in g cm^-3
+        if start is None:
+            simulation.context.setPositions(case.positions)
+            simulation.minimizeEnergy(maxIterations=100)
+            simulation.context.setVelocitiesToTemperature(TEMPERATURE, args.seed)
+            simulation.step(20_000)
+            start = simulation.context.getState(positions=True, velocities=True)
+        simulation.context.setState(start)
         values = []
-        for _ in range(round(1e3 * args.nanoseconds / case.step_size / 100)):
-            simulation.step(100)
+        for _ in range(round(1e3 * args.nanoseconds / case.step_size / 50)):
+            simulation.step(50)
             volume = simulation.context.getState().getPeriodicBoxVolume()
             values.append(mass / volume.value_in_unit(unit.nanometer**3))
-        mean, error = mean_and_error(values)
+        mean, error = mean_and_error(values, blocks=10)
         result[name] = {"density, g/cm3": mean, "error": error}
         print(f"{name:6s} {mean:.4f}({error:.4f}) g/cm3", flush=True)
     return result

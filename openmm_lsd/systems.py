@@ -84,6 +84,9 @@ def load(directory: str | Path, **options: Any) -> MolecularSystem:
     structure = read_structure(files["prmtop"], files["inpcrd"])
     box = structure.topology.getPeriodicBoxVectors()
     prmtop = app.AmberPrmtopFile(files["prmtop"], periodicBoxVectors=box)
+    mass = options.get("hydrogenMass")
+    if mass is not None and not unit.is_quantity(mass):  # a force field takes both
+        options["hydrogenMass"] = mass * unit.dalton
     options = {"constraints": None, "rigidWater": False, **options}
     method = app.NoCutoff if box is None else app.PME
     draft = prmtop.createSystem(nonbondedMethod=method, **options)

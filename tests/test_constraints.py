@@ -423,8 +423,8 @@ def test_projections():
     once = triangle.velocities(moved, velocities)
     np.testing.assert_allclose(triangle.velocities(moved, once), once, atol=1e-8)
     np.testing.assert_array_equal(once[:, 2], velocities[:, 2])  # no mass
-    with pytest.raises(ValueError, match="zero mass"):
-        PlainProjection([(0, 1)], [0.1], [0.0, 0.0])
+    fixed = PlainProjection([(0, 1)], [0.1], [0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(fixed.positions(flat, flat), flat)
     with pytest.raises(ValueError, match="cannot be met"):
         triangle.positions(flat, 0.0 * flat)
     with pytest.raises(ValueError, match="use 'middle'"):

@@ -1,5 +1,7 @@
 """What the command line makes rigid, and what it says and counts."""
 
+import io
+
 import numpy as np
 import openmm
 import pytest
@@ -9,6 +11,7 @@ from test_commands import command
 from test_structures import STEM
 
 from openmm_lsd import cli, systems
+from openmm_lsd.commands.potentials import cutoff_of
 from openmm_lsd.contexts.checks import masses_of
 from openmm_lsd.contexts.constraints import constraints_of
 
@@ -82,6 +85,14 @@ def test_heavy_hydrogens():
         ((*DIPEPTIDE, *NETWORK, "--rigid-water"), "--rigid-water: the target does not say"),
         ((*DIPEPTIDE, *NETWORK, "--hydrogen-mass", "9"), "with hydrogens of 9 amu nothing is left"),
         (
+            ("run", "--system", IN_WATER, "--hydrogen-mass", "6"),
+            "has a mass of -.* amu; is hydrogenMass too large",
+        ),
+        (
+            ("run", "--topology", WATER, "--target", "tip3p.xml", "--scheme", "aboba"),
+            "192 constraints, which scheme='aboba' does not know",
+        ),
+        (
             ("run", "--topology", WATER, "--target", "tip3p.xml", "--hydrogen-mass", "2"),
             "no bonds to hydrogen",
         ),
@@ -133,6 +144,34 @@ def test_the_system_in_water():
         assert atoms == others
         factors = (1.02, 1.2) if atoms[0] < 22 else (1.0, 1.0)
         assert (longer / length, stiffer / constant) == pytest.approx(factors)
+
+
+@pytest.mark.parametrize("freeze", [False, True])
+def test_degrees_of_freedom_are_those_of_openmms_reporters(freeze):
+    case = case_of("run", "--topology", WATER, "--target", "tip3p.xml")
+    for index in range(6 * freeze):  # two waters
+        case.target.setParticleMass(index, 0.0)
+    reporter = app.StateDataReporter(io.StringIO(), 1, temperature=True)
+    reporter._initializeConstants(case.plain("Reference").simulation)
+    assert case.degrees_of_freedom == reporter._dof
+
+
+def test_a_shipped_system_with_heavy_hydrogens():
+    options = ("--hydrogen-mass", 3, "--constraints", "h-bonds")
+    case = case_of("run", "--system", STEM.parent, *options)
+    assert (np.abs(masses_of(case.target) - 3.0) < 1e-9).sum() == 12
+    assert constraints_of(case.target) == constraints_of(case.draft)
+    assert len(constraints_of(case.target)) == 12
+
+
+def test_a_shipped_system_with_another_draft():
+    """In the directory's own cutoff, unless another is given."""
+    files = ("--draft", AMBER, "amber14/tip3p.xml")
+    for more, expected in (((), 0.9), (("--cutoff", 1.1), 1.1)):
+        case = case_of("run", "--system", IN_WATER, *files, *more)
+        assert cutoff_of(case.draft, 0.0) == pytest.approx(expected)
+    case = case_of("run", "--system", WATER.parent, "--draft", "tip3p.xml")
+    assert cutoff_of(case.draft, 0.0) == pytest.approx(0.6)
 
 
 def test_a_run_says_it(tmp_path, capsys):

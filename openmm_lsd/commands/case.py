@@ -19,7 +19,7 @@ from ..contexts.checks import (
     masses_of,
     virtual_sites,
 )
-from ..contexts.constraints import SystemProjection
+from ..contexts.constraints import SystemProjection, count_active_constraints
 from ..contexts.periodicity import box_in_words
 from ..core.schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme
 from ..integrator.integrator import LSDIntegrator
@@ -133,7 +133,7 @@ class Case:
     def degrees_of_freedom(self) -> int:
         """Of the kinetic energy, as OpenMM's reporters count them."""
         moving = int((masses_of(self.target) > 0).sum())
-        fixed = self.target.getNumConstraints() + 3 * bool(cm_removal_frequency(self.target))
+        fixed = count_active_constraints(self.target) + 3 * bool(cm_removal_frequency(self.target))
         return 3 * moving - fixed
 
     @property

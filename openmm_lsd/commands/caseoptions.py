@@ -6,12 +6,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from openmm import unit
+
 from .. import systems
+from ..contexts.checks import check_scheme, check_system
 from ..structures import read_structure
 from .case import Case
 from .forms import FORMS
 from .options import Options, positive_number, seed_number
-from .potentials import draft_system, target_system
+from .potentials import cutoff_of, draft_system, target_system
 from .rigidity import CONSTRAINTS, Rigidity
 
 SHORTHAND = "systems/NAME of the repository, in place of topology, coordinates, draft and target"
@@ -87,10 +90,14 @@ def case_of(args: argparse.Namespace) -> Case:
         "seed": args.seed,
     }
     if args.system is not None:
-        return _shipped(args, conditions)
-    if args.topology is None or args.target is None:
+        case = _shipped(args, conditions)
+    elif args.topology is None or args.target is None:
         raise ValueError("give --topology and --target, or --system")
-    return _from_files(args, conditions)
+    else:
+        case = _from_files(args, conditions)
+    check_system(case.target, "target")
+    check_scheme(case.target, case.scheme)
+    return case
 
 
 def _shipped(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
@@ -103,7 +110,8 @@ def _shipped(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
     rigidity = rigidity_of(args)
     molecule = systems.load(args.system, **_as_options(rigidity))
     if args.draft is not None:
-        draft = draft_system(args.draft, molecule.topology, args.cutoff, molecule.target)
+        cutoff = args.cutoff if "cutoff" in args.given else cutoff_of(molecule.draft, args.cutoff)
+        draft = draft_system(args.draft, molecule.topology, cutoff, molecule.target)
         conditions = {**conditions, "draft": draft}
     return Case.of(molecule, name=args.system.resolve().name, **conditions)
 
@@ -121,7 +129,7 @@ def _as_options(rigidity: Rigidity) -> dict[str, Any]:
     if rigidity.rigid_water is not None:
         options["rigidWater"] = rigidity.rigid_water
     if rigidity.hydrogen_mass is not None:
-        options["hydrogenMass"] = rigidity.hydrogen_mass
+        options["hydrogenMass"] = rigidity.hydrogen_mass * unit.dalton
     return options
 
 

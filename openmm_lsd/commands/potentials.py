@@ -207,14 +207,14 @@ def _draft_system(
     if particles != target.getNumParticles():
         return system  # check_pair says what is wrong
     copy_constraints(target, system)
-    if not names[0].endswith(PRMTOP) or has_repartitioned_masses(target, system):
+    if not names[0].endswith(PRMTOP) or _has_repartitioned_masses(target, system):
         for index in range(particles):
             if not system.isVirtualSite(index) and not target.isVirtualSite(index):
                 system.setParticleMass(index, target.getParticleMass(index))
     return system
 
 
-def has_repartitioned_masses(system: openmm.System, other: openmm.System) -> bool:
+def _has_repartitioned_masses(system: openmm.System, other: openmm.System) -> bool:
     """Whether masses differ from the other's, and their sum does not."""
     masses, others = masses_of(system), masses_of(other)
     if not different_masses(masses, others):
@@ -269,3 +269,12 @@ def nonbonded_options(topology: app.Topology, cutoff: float) -> dict[str, Any]:
     if topology.getPeriodicBoxVectors() is not None:
         options |= {"nonbondedMethod": app.PME, "nonbondedCutoff": cutoff * unit.nanometer}
     return options
+
+
+def cutoff_of(system: openmm.System | str, default: float) -> float:
+    """Of the nonbonded forces of a periodic System, in nm."""
+    forces = [] if isinstance(system, str) else system.getForces()
+    for force in forces:
+        if isinstance(force, openmm.NonbondedForce) and force.usesPeriodicBoundaryConditions():
+            return force.getCutoffDistance().value_in_unit(unit.nanometer)
+    return default

@@ -118,6 +118,13 @@ def _check_force(force: openmm.Force, role: str) -> None:
 
 def check_system(system: openmm.System, role: str) -> None:
     """Raise ValueError if a System holds what LSD cannot do; ``role``: 'target' or 'draft'."""
+    masses = masses_of(system)
+    if not (masses >= 0).all():  # a hydrogenMass that is too large
+        first = int(np.argmax(~(masses >= 0)))
+        raise ValueError(
+            f"particle {first} of the {role} System has a mass of {masses[first]:g} amu; is "
+            "hydrogenMass too large?"
+        )
     for force in system.getForces():
         _check_force(force, role)
 

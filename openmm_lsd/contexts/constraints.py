@@ -92,3 +92,12 @@ def constraints_of(system: openmm.System) -> dict[tuple[int, int], float]:
         i, j, length = system.getConstraintParameters(index)
         result[min(i, j), max(i, j)] = length.value_in_unit(unit.nanometer)
     return result
+
+
+def count_active_constraints(system: openmm.System) -> int:
+    """Those that take a degree of freedom: not between two particles of zero mass."""
+    zero = 0 * unit.dalton
+    return sum(
+        any(system.getParticleMass(index) > zero for index in pair)
+        for pair in constraints_of(system)
+    )

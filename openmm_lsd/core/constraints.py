@@ -43,14 +43,12 @@ class PlainProjection:
     pairs : (C, 2) int
     lengths : (C,) nm
     masses : (N,) amu
-        A particle of zero mass does not move.
+        A particle of zero mass does not move; a constraint between two of them says nothing.
     tolerance : float
         Relative, of the lengths.
 
     Raises
     ------
-    ValueError
-        If a constraint is between particles without mass.
     ConstraintError
         From ``positions`` and ``velocities``, if they do not converge.
     """
@@ -58,13 +56,12 @@ class PlainProjection:
     def __init__(
         self, pairs: ArrayLike, lengths: ArrayLike, masses: ArrayLike, tolerance: float = 1e-10
     ) -> None:
-        self._pairs = np.array(pairs, dtype=int).reshape(-1, 2)
-        self._lengths = np.array(lengths, dtype=np.float64)
         masses = np.asarray(masses, dtype=np.float64).reshape(-1)
         inverse = np.divide(1.0, masses, out=np.zeros_like(masses), where=masses > 0)
+        every = np.array(pairs, dtype=int).reshape(-1, 2)
+        moves = inverse[every].any(axis=1)
+        self._pairs, self._lengths = every[moves], np.array(lengths, dtype=np.float64)[moves]
         self._inverse_masses = inverse[self._pairs]  # (C, 2)
-        if not (self._inverse_masses.sum(axis=1) > 0).all():
-            raise ValueError("a constraint is between two particles of zero mass")
         self._tolerance = tolerance
 
     def positions(self, reference: Array, positions: Array) -> Array:

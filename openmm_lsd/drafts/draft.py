@@ -318,11 +318,17 @@ class DraftSpec(NamedTuple):
             len(draft.terms.classes),
             draft.terms.parameters,
         )
-        if not len(draft.terms.classes):
+        if base is None and not len(draft.terms.classes):
+            found = (
+                "all bonds are rigid"
+                if len(constraints)
+                else "no bonds were found, nor atoms close to each other"
+            )
             logger.warning(
-                "no bonds were found, nor atoms close to each other: the draft knows nothing of "
-                "these forces, and LSD will hardly be faster than plain dynamics; give a draft "
-                "System, or a Topology"
+                "%s: the draft knows nothing of these forces, and LSD will hardly be faster than "
+                "plain dynamics; give a draft System%s",
+                found,
+                "" if len(constraints) else ", or a Topology",
             )
         if base is not None:
             draft = draft.without_guesses()

@@ -21,7 +21,8 @@ Constraints::Constraints(const OpenMM::System& system, double tolerance) : toler
     for (int c = 0; c < system.getNumConstraints(); c++) {
         Pair pair;
         system.getConstraintParameters(c, pair.first, pair.second, pair.length);
-        pairs.push_back(pair);
+        if (inverseMasses[pair.first] > 0 || inverseMasses[pair.second] > 0) // else nothing moves
+            pairs.push_back(pair);
     }
     takeWaters(std::move(pairs));
     if (others.empty())
