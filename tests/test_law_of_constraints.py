@@ -1,4 +1,4 @@
-"""The exact law with constraints, through LSDIntegrator in real Contexts: rigid waters (SETTLE),
+"""The exact law with constraints, through LSDIntegrator in real Simulations: rigid waters (SETTLE),
 propane with all bonds rigid (CCMA, coupled), alanine dipeptide with rigid bonds to hydrogen in a
 small box of rigid water.
 
@@ -57,12 +57,17 @@ class Case:
     def states(self, integrator, count, seed):
         """(count, 2, atoms, 3) after each of STEPS."""
         integrator.setConstraintTolerance(1e-6)
-        context = openmm.Context(self.target, integrator, PLATFORM)
+        topology = app.Topology()
+        residue = topology.addResidue("X", topology.addChain())
+        for _ in range(self.target.getNumParticles()):
+            topology.addAtom("X", None, residue)
+        simulation = app.Simulation(topology, self.target, integrator, PLATFORM)
+        context = simulation.context
         rows = [[] for _ in STEPS]
         for _ in self.starts(context, count, seed):
             done = 0
             for row, step in zip(rows, STEPS, strict=True):
-                integrator.step(step - done)
+                simulation.step(step - done)
                 done = step
                 state = context.getState(positions=True, velocities=True)
                 both = state.getPositions(asNumpy=True)._value, state.getVelocities(asNumpy=True)
