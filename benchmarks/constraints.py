@@ -232,11 +232,11 @@ def ensemble(args):
     scout = case.plain()
     scout.equilibrate(case, 5000)
     start = scout.state
-    plain = openmm.LangevinMiddleIntegrator(TEMPERATURE, FRICTION, case.step_size)
+    plain = openmm.LangevinMiddleIntegrator(TEMPERATURE, args.friction, case.step_size)
     plain.setRandomNumberSeed(args.seed)
     lsd = LSDIntegrator(
         TEMPERATURE,
-        FRICTION,
+        args.friction,
         case.step_size,
         case.draft,
         windowLength=16,
@@ -262,7 +262,11 @@ def ensemble(args):
         if done % 50_000 == 0:
             print(f"{done} steps, {perf_counter() - begin:.0f} s", flush=True)
     thermal = 0.5 * case.degrees_of_freedom * MOLAR_GAS_CONSTANT * TEMPERATURE
-    result = {"nanoseconds": args.nanoseconds, "degrees of freedom": case.degrees_of_freedom}
+    result = {
+        "nanoseconds": args.nanoseconds,
+        "friction, 1/ps": args.friction,
+        "degrees of freedom": case.degrees_of_freedom,
+    }
     for name, run in runs.items():
         mean, error = mean_and_error(np.array(run.kinetic) / thermal)
         half = len(run.kinetic) // 2
@@ -345,6 +349,7 @@ def main():
     )
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--nanoseconds", type=float, default=1.0, help="ensemble, density")
+    parser.add_argument("--friction", type=float, default=FRICTION, help="1/ps; ensemble")
     parser.add_argument("--steps", type=int, default=400, help="amoeba")
     parser.add_argument("--seconds", type=float, default=60.0, help="amoeba")
     parser.add_argument("--seed", type=int, default=1)
