@@ -456,6 +456,17 @@ def test_multiple_time_steps_are_those_of_the_target(case):
     assert energies[0] == pytest.approx(energies[1], abs=1e-3)
 
 
+def test_multiple_time_steps_that_fly_apart(case):
+    """Again and again: the other rows of the table must not be lost."""
+    from openmm_lsd.commands.multipletimesteps import MultipleTimeSteps
+
+    hot = dataclasses.replace(case, step_size=0.02, platform="CPU")
+    run = MultipleTimeSteps(hot, 4, np.array(case.positions._value))
+    for _ in range(3):
+        run.step(200)
+    assert run.blew_up
+
+
 def test_benchmark_verdict_and_breakdown(case):
     case = dataclasses.replace(case, draft="auto")
     result = benchmark(case, seconds=0.5, block=20, warm_up=50)
