@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable
 
 import numpy as np
@@ -101,3 +102,26 @@ def count_active_constraints(system: openmm.System) -> int:
         any(system.getParticleMass(index) > zero for index in pair)
         for pair in constraints_of(system)
     )
+
+
+def has_uneven_triangles(system: openmm.System) -> bool:
+    """Whether OpenMM's SETTLE, which keeps the constraints in plain steps, goes wrong here.
+
+    It takes every rigid molecule of three atoms two of whose sides are equal, as if the atoms at
+    their ends had equal masses. Those of HDO have not.
+    """
+    lengths, partners = constraints_of(system), defaultdict[int, set[int]](set)
+    for i, j in lengths:
+        partners[i].add(j)
+        partners[j].add(i)
+    for apex, ends in partners.items():
+        if len(ends) != 2:
+            continue
+        first, second = ends
+        if partners[first] != {apex, second} or partners[second] != {apex, first}:
+            continue
+        sides = [lengths[min(apex, end), max(apex, end)] for end in ends]
+        masses = [system.getParticleMass(end) for end in ends]
+        if sides[0] == sides[1] and masses[0] != masses[1]:
+            return True
+    return False

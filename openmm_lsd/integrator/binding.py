@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from .._native import ContextAccess
 from ..contexts import autotune
 from ..contexts.checks import barostat_frequency, check_pair, check_scheme, check_system, masses_of
+from ..contexts.constraints import has_uneven_triangles
 from ..contexts.digests import digest_of
 from ..contexts.interrupts import InterruptWatch
 from ..core.engine import Engine
@@ -115,6 +116,7 @@ class Binding:
         self._plain_steps = PlainSteps(
             access, self._shown, self.pair, self._moves, masses, self._interrupts
         )
+        self._may_step_plainly = not has_uneven_triangles(system)
         self._settings: Settings | None = None
         self._sampler: SpeculativeSampler | None = None
         self._record: Record | None = None  # to resume from
@@ -158,7 +160,7 @@ class Binding:
         self._spec.clock.set(self.noise_step, time, step_count, settings.step_size)
         plain_steps = None
         # A target that was given may be a faster form of the System's forces, if it has any.
-        if plain is not None and not self.pair.target.is_given:
+        if plain is not None and self._may_step_plainly and not self.pair.target.is_given:
             plain_steps = partial(self._plain_steps.do, run=plain, step_size=settings.step_size)
         try:
             sampler.advance(steps, plain_steps)
