@@ -248,7 +248,7 @@ def ensemble(args):
         run.start(*start)
         run.simulation.step(2000)
     steps = round(1e3 * args.nanoseconds / case.step_size)
-    stride, singly = 10, min(100_000, steps)
+    stride, singly = 10, min(args.singly, steps)
     begin = perf_counter()
     for done in range(0, steps, stride):
         for name, run in runs.items():
@@ -350,6 +350,7 @@ def main():
     parser.add_argument("part", choices=PARTS)
     parser.add_argument("--nanoseconds", type=float, default=1.0, help="ensemble, density")
     parser.add_argument("--friction", type=float, default=FRICTION, help="1/ps; ensemble")
+    parser.add_argument("--singly", type=int, default=100_000, help="steps looked at one by one")
     parser.add_argument("--steps", type=int, default=400, help="amoeba")
     parser.add_argument("--seconds", type=float, default=60.0, help="amoeba")
     parser.add_argument("--seed", type=int, default=1)
