@@ -17,7 +17,7 @@ from particles import COLD, ON_DEVICE, PLATFORM, Cycling, lsd, needs_bits, needs
 
 from openmm_lsd import LSDIntegrator
 from openmm_lsd.contexts.checks import masses_of
-from openmm_lsd.contexts.constraints import has_uneven_triangles
+from openmm_lsd.contexts.constraints import constraints_of, has_uneven_triangles
 
 DIPEPTIDE = Path(__file__).parents[1] / "systems" / "alanine_dipeptide" / "alanine_dipeptide.pdb"
 WATERS = {"TIP3P": "tip3p", "TIP4P-Ew": "tip4pew", "OPC": "opc"}
@@ -279,6 +279,18 @@ def test_minimisation_between_steps():
     assert after < before
     simulation.step(5)
     assert worst_error(simulation) < 1e-6
+
+
+def test_discrepancies_are_what_constraints_leave():
+    """Those that estimate and theory are made of."""
+    simulation = simulation_of("HBonds", temperature=300.0)
+    simulation.step(5)
+    found = simulation.integrator.probe().discrepancies(state_of(simulation)[0][None])[0]
+    x, system = state_of(simulation)[0], simulation.system
+    speeds = found / masses_of(system)[:, None]
+    for i, j in constraints_of(system):
+        assert abs((speeds[i] - speeds[j]) @ (x[i] - x[j])) < 1e-3
+    assert np.abs(found).max() > 10.0
 
 
 def test_a_loose_tolerance_is_that_of_the_integrator():

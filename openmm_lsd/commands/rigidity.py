@@ -33,9 +33,8 @@ class Rigidity(NamedTuple):
     def given(self) -> list[str]:
         """Options of the command line that were given."""
         water = "--rigid-water" if self.rigid_water else "--no-rigid-water"
-        names = dict(constraints="--constraints", rigid_water=water)
-        names["hydrogen_mass"] = "--hydrogen-mass"
-        return [names[name] for name, value in self._asdict().items() if value is not None]
+        names = ("--constraints", water, "--hydrogen-mass")
+        return [name for name, value in zip(names, self, strict=True) if value is not None]
 
     @property
     def adds_constraints(self) -> bool:
