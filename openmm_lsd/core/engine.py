@@ -42,13 +42,19 @@ class Engine(Protocol):
     ----------
     scheme : Scheme
     masses : (N, 1) amu
+    subset : slice or (|S|,) int
+        Of the particles: those on which draft and target may differ. The arrays of windows,
+        corrections and forces are theirs only; those of states and noise, of all.
     trainable : TrainableDraft or None
         The draft, if it can be fitted.
     """
 
     scheme: Scheme
     masses: Array
-    trainable: TrainableDraft | None
+    subset: slice | NDArray[np.int64]
+
+    @property
+    def trainable(self) -> TrainableDraft | None: ...
 
     def draft(
         self, state: State, corrections: Corrections, draws: Draws, times: Times | None
@@ -82,6 +88,17 @@ class Engine(Protocol):
     def forces(self, sites: Array, times: Times | None) -> Array:
         """Draft forces (B, N, 3) as they are now, at sites (B, N, 3)."""
 
+    def project_forces(self, sites: Array, forces: Array) -> Array:
+        """Forces (B, N, 3) at sites without what acts along constraints, of which nothing comes."""
+
+
+def checked_masses(masses: ArrayLike) -> Array:
+    """Masses as an array (N, 1); ValueError if one is negative or not finite."""
+    result = np.array(masses, dtype=np.float64).reshape(-1, 1)
+    if not (np.isfinite(result).all() and (result >= 0).all()):
+        raise ValueError("masses must be finite and not negative")
+    return result
+
 
 class NumpyEngine:
     """An Engine on the host, for any draft.
@@ -102,12 +119,11 @@ class NumpyEngine:
     """
 
     transport = staticmethod(transport)  # tests plant others here
+    subset = slice(None)
 
     def __init__(self, scheme: Scheme, masses: ArrayLike, draft: Callable[..., Array]) -> None:
         self.scheme = scheme
-        self.masses = np.array(masses, dtype=np.float64).reshape(-1, 1)
-        if not (np.isfinite(self.masses).all() and (self.masses >= 0).all()):
-            raise ValueError("masses must be finite and not negative")
+        self.masses = checked_masses(masses)
         self._inverse_masses = reciprocal(self.masses)
         scheme.check_noise(self._inverse_masses)
         self.noise_scale = scheme.noise_scale(self._inverse_masses)
@@ -125,6 +141,15 @@ class NumpyEngine:
         )
         return np.asarray(result, dtype=np.float64)
 
+    def finite_force(self, site: Array, k: int, times: Times | None) -> Array:
+        """The draft's force at the site (N, 3) of step k; zero if it is not finite."""
+        force = self._force(site, k, times)
+        return force if np.isfinite(force).all() else np.zeros_like(site)
+
+    def project_forces(self, sites: Array, forces: Array) -> Array:
+        """See Engine."""
+        return self.scheme.project_forces(sites, forces, self.masses)
+
     def forces(self, sites: Array, times: Times | None) -> Array:
         """See Engine."""
         return np.stack([self._force(site, k, times) for k, site in enumerate(sites)])
@@ -135,7 +160,7 @@ class NumpyEngine:
         """See Engine."""
         positions, velocities, _ = state
         kicks, length = self.noise_scale * draws.noise, len(draws.noise)
-        arrays = tuple(np.empty((length, *positions.shape)) for _ in Window._fields)
+        arrays = tuple(np.empty((length, *positions.shape)) for _ in range(4))
         sites, start_velocities, draft_forces, added = arrays
         for k in range(length):
             if draws.cm_removals[k]:
@@ -145,14 +170,12 @@ class NumpyEngine:
                 length = k
                 break
             try:
-                force = self._force(site, k, times)
+                force = self.finite_force(site, k, times)
             except Exception:
                 if k == 0:
                     raise
                 length = k
                 break
-            if not np.isfinite(force).all():
-                force = np.zeros_like(site)
             sites[k], start_velocities[k], draft_forces[k] = site, velocities, force
             added[k] = corrections.at(k, site, self.masses)
             if k + 1 < length:

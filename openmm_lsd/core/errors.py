@@ -21,6 +21,10 @@ class TargetError(RuntimeError):
         self.atom = atom
 
 
+class SharedForceError(ValueError):
+    """Forces that the target shares with the draft cannot be had where a window starts."""
+
+
 def checked_forces(forces: ArrayLike, shape: tuple[int, ...], name: str = "the target") -> Array:
     """What a target returned for positions of ``shape``, as an array of that shape."""
     try:

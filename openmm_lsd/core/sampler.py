@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .beside import Beside
-from .clock import Clock
+from .clock import Clock, Times
 from .constraints import ConstraintError
 from .corrections import Corrections, Outlook
 from .correctors import Corrector, Following, make_corrector
 from .engine import Engine, NumpyEngine
-from .errors import TargetError
+from .errors import SharedForceError, TargetError
 from .jacobian import Secant
 from .lessons import Lessons
 from .noise import StepNoise
@@ -117,18 +117,17 @@ class SpeculativeSampler:
             raise ValueError(f"window is {window}; it must be at least 1")
         self.window = window
         self.engine, self._noise = engine, noise
-        self._corrector = (
-            Following(engine.scheme, engine.masses) if corrector is None else corrector
-        )
+        masses = engine.masses[engine.subset]
+        self._corrector = Following(engine.scheme, masses) if corrector is None else corrector
         self._lessons = Lessons(engine.trainable, self._corrector, learns_beside)
         self._stopwatch = Stopwatch(Statistics()) if stopwatch is None else stopwatch
-        self._verifier = Verifier(pair, self.statistics, self._project)
+        self._verifier = Verifier(pair, self.statistics, engine.project_forces)
         self._clock, self._tuner, self._intervention = clock, tuner, intervention
         self._round_callbacks = round_callbacks
         self._state: State | None = None
         self._queue: deque[State] = deque()
         self._step_count_offset = 0
-        self._outlook = Outlook.nothing(window, len(engine.masses))
+        self._outlook = self._no_outlook()
 
     @classmethod
     def of_forces(
@@ -162,7 +161,8 @@ class SpeculativeSampler:
         """
         made = engine(scheme, masses, draft)
         noise = StepNoise(seed, len(made.masses), cm_removal_frequency)
-        options = {"corrector": make_corrector(correction, scheme, made.masses), **options}
+        corrector = make_corrector(correction, scheme, made.masses[made.subset])
+        options = {"corrector": corrector, **options}
         return cls(made, ForcePair(target), noise, window, **options)
 
     @property
@@ -211,7 +211,7 @@ class SpeculativeSampler:
         self._state = State(positions, velocities, step)
         self._queue = deque()
         self._step_count_offset = (step if step_count is None else step_count) - step
-        self._outlook = Outlook.nothing(self.window, len(positions))
+        self._outlook = self._no_outlook()
         self._lessons.start(step)
         self._stopwatch.begin_lap()
 
@@ -296,7 +296,7 @@ class SpeculativeSampler:
         corrections = self._corrector.complete(known.corrections)
         part = self._stopwatch.part
         with part("draft"):
-            window = self.engine.draft(state, corrections, draws, times)
+            window = self._draft(state, corrections, draws, times)
         with part("learning"), Beside(to_learn) as learning, part("target"):
             verified = self._verifier.verify(window.sites, window.draft_forces, count, times)
         committed = self._commit(state, window, verified, draws)
@@ -307,6 +307,20 @@ class SpeculativeSampler:
         self._keep(measured, committed, known.times_measured)
         became = Round.of(measured, committed, len(window.sites), known.times_measured)
         self._account(measured, became, is_shortened=length < self.window)
+
+    def _no_outlook(self) -> Outlook:
+        return Outlook.nothing(self.window, len(self.engine.masses[self.engine.subset]))
+
+    def _draft(
+        self, state: State, corrections: Corrections, draws: Draws, times: Times | None
+    ) -> Window:
+        try:
+            return self.engine.draft(state, corrections, draws, times)
+        except SharedForceError as error:
+            count = state.step + self._step_count_offset
+            raise TargetError(
+                f"the target failed at the state before step {count}: {error}", count
+            ) from error
 
     def _commit(self, state: State, window: Window, verified: Verified, draws: Draws) -> Committed:
         try:
@@ -357,8 +371,8 @@ class SpeculativeSampler:
                 "; is the time step or the potential sound there?",
                 count,
             )
-        nothing = Outlook.nothing(self.window, len(positions))
-        self._queue, self._outlook = deque([State(positions, velocities, step)]), nothing
+        self._queue = deque([State(positions, velocities, step)])
+        self._outlook = self._no_outlook()
         self._lessons.forget_ahead()
         self.statistics.count_plain_steps(n)
         assert self._tuner is not None
@@ -373,7 +387,8 @@ class SpeculativeSampler:
         self._corrector.interrupt()
         front, outlook = self._front, self._outlook
         positions, velocities = outside.apply(front)
-        corrections = outlook.corrections.moved(positions - front.positions)
+        displacements = (positions - front.positions)[self.engine.subset]
+        corrections = outlook.corrections.moved(displacements)
         self._outlook = outlook._replace(corrections=corrections)
         self._state = State(positions, velocities, front.step)
 
@@ -403,11 +418,8 @@ class SpeculativeSampler:
         self._lessons.forget_ahead()
         draft_forces = self.engine.forces(measured.sites, measured.times)
         discrepancies = measured.target_forces - draft_forces
-        return measured._replace(discrepancies=self._project(measured.sites, discrepancies))
-
-    def _project(self, sites: Array, discrepancies: Array) -> Array:
-        """Without what acts along constraints."""
-        return self.engine.scheme.project_forces(sites, discrepancies, self.engine.masses)
+        projected = self.engine.project_forces(measured.sites, discrepancies)
+        return measured._replace(discrepancies=projected)
 
     def finish_lessons(self, step: int) -> None:
         """Learn now from what is past, if this is the next step: before something else changes."""

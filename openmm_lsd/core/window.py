@@ -32,8 +32,24 @@ class Draws(NamedTuple):
     cm_removals: NDArray[np.bool_]
 
 
+class Whole(NamedTuple):
+    """A drafted path of all particles, where draft and target differ on a subset S only.
+
+    ``positions`` and ``velocities`` (K + 1, N, 3) are those at the start of each step and, without
+    the subset, after the last; (K, N, 3) if that step cannot be done. ``shared_forces``
+    (K, |S| + 1, 3) are what draft and target share, on the subset and on all of the rest together.
+    """
+
+    positions: Array
+    velocities: Array
+    shared_forces: Array
+
+
 class Window(NamedTuple):
     """The drafted steps of a window of length K, each array (K, N, 3).
+
+    Where draft and target differ on a subset only, N counts its particles, and ``whole`` is the
+    path of all.
 
     ``velocities`` are those at the start of each step, after the motion of the centre of mass was
     removed where that is due, and ``corrections`` what was added to the forces of the draft. If the
@@ -45,6 +61,7 @@ class Window(NamedTuple):
     velocities: Array
     draft_forces: Array
     corrections: Array
+    whole: Whole | None = None
 
 
 class Verified(NamedTuple):

@@ -40,7 +40,7 @@ class Probe:
         constraints."""
         engine, pair = self.sampler.engine, self._binding.pair
         found = pair.discrepancies(positions)
-        return engine.scheme.project_forces(positions, found, engine.masses)
+        return engine.project_forces(positions, found)
 
     @contextmanager
     def tuned_by(self, tuner: Tuner) -> Iterator[None]:

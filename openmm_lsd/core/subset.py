@@ -1,0 +1,256 @@
+"""Draft and target that differ on a subset S of the particles: a round at the cost of that subset.
+
+All other forces are shared: evaluated once per site, in the rollout, and the same numbers in the
+target. Then draft step and target step of all particles outside S differ by one velocity for all of
+them, that of removing the motion of the centre of mass; to it the rest is one particle more, at its
+centre of mass and with its total mass. So a commit is that of |S| + 1 particles, and the rest is
+the drafted one, moved as a whole. Nothing is approximated: the noise shift has no component in any
+other direction, and transport changes the noise along the shift only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .clock import Times
+from .constraints import ConstraintError, Projection
+from .corrections import Corrections
+from .engine import Engine, NumpyEngine, TrainableDraft, checked_masses
+from .errors import SharedForceError
+from .schemes import Scheme, reciprocal, remove_cm_motion
+from .window import Committed, Draws, State, Whole, Window
+
+Array = NDArray[np.float64]
+Indices = NDArray[np.int64]
+
+
+class Reduction:
+    """From arrays (..., N, 3) to (..., |S| + 1, 3): the subset, and the rest as one particle.
+
+    Parameters
+    ----------
+    subset : (|S|,) int
+    masses : (N, 1) amu
+        Particles of zero mass outside the subset do not move, and do not count.
+
+    Attributes
+    ----------
+    masses : (|S| + 1, 1) amu
+    moves : (N, 1)
+        One for the particles of the rest that have mass, zero for all others.
+    """
+
+    def __init__(self, subset: Indices, masses: Array) -> None:
+        self._subset = subset
+        self._masses_of_rest = masses[:, 0].copy()
+        self._masses_of_rest[subset] = 0.0
+        self._roots = np.sqrt(self._masses_of_rest)
+        self.moves = (self._masses_of_rest > 0).astype(float)[:, None]
+        total = self._masses_of_rest.sum()
+        self._inverse = 1.0 / total if total > 0 else 0.0
+        self.masses = np.append(masses[subset, 0], total)[:, None]
+
+    def centre(self, vectors: Array) -> Array:
+        """Of mass of the rest: of positions or velocities (..., N, 3), (..., 3)."""
+        return self._inverse * (self._masses_of_rest @ vectors)
+
+    def vectors(self, vectors: Array) -> Array:
+        """Of positions or velocities."""
+        return self._with(vectors, self.centre(vectors))
+
+    def forces(self, forces: Array) -> Array:
+        """The last is the force on the whole rest."""
+        return self._with(forces, self.moves[:, 0] @ forces)
+
+    def noise(self, noise: Array) -> Array:
+        """Standard normal, as what it is made of."""
+        return self._with(noise, np.sqrt(self._inverse) * (self._roots @ noise))
+
+    def _with(self, arrays: Array, of_rest: Array) -> Array:
+        return np.concatenate([arrays[..., self._subset, :], of_rest[..., None, :]], axis=-2)
+
+
+def pad(arrays: Array) -> Array:
+    """Arrays (..., |S|, 3) with a row of zeros for the rest."""
+    return np.concatenate([arrays, np.zeros_like(arrays[..., :1, :])], axis=-2)
+
+
+class SubsetEngine(Engine):
+    """An Engine for draft and target that differ on a subset; see the module.
+
+    Parameters
+    ----------
+    scheme : Scheme
+        Its projection is that of all particles.
+    masses : (N,) amu
+    shared : callable, positions (N, 3) nm -> forces (N, 3) kJ/mol/nm
+        What draft and target share; takes the Times of the state as well, if it has an attribute
+        ``uses_times`` that is true.
+    draft : callable
+        The draft's other forces: as of NumpyEngine, but of the subset, (|S|, 3).
+    subset : (|S|,) int
+        No constraint has one of its two particles in the subset and one outside.
+    projection : Projection, optional
+        Of the |S| + 1 particles of a Reduction, if the scheme has one.
+
+    Raises
+    ------
+    ValueError
+        As NumpyEngine.
+    SharedForceError
+        From ``draft``, if the shared forces cannot be had at the first site.
+    """
+
+    reduced_engine: type[NumpyEngine] = NumpyEngine
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        masses: ArrayLike,
+        shared: Callable[..., Array],
+        draft: Callable[..., Array],
+        subset: Indices,
+        projection: Projection | None = None,
+    ) -> None:
+        self.scheme, self.masses = scheme, checked_masses(masses)
+        self.subset = np.asarray(subset, dtype=np.int64)
+        self._inverse_masses = reciprocal(self.masses)
+        scheme.check_noise(self._inverse_masses)
+        self.noise_scale = scheme.noise_scale(self._inverse_masses)
+        self._reduction = Reduction(self.subset, self.masses)
+        reduced_scheme = dataclasses.replace(scheme, projection=projection)
+        self._reduced = self.reduced_engine(reduced_scheme, self._reduction.masses, draft)
+        self._shared = shared
+        self._shared_uses_times = bool(getattr(shared, "uses_times", False))
+
+    @property
+    def trainable(self) -> TrainableDraft | None:
+        """See Engine."""
+        return self._reduced.trainable
+
+    def project_forces(self, sites: Array, forces: Array) -> Array:
+        """See Engine."""
+        if self._reduced.scheme.projection is None:
+            return forces
+        return self._reduced.project_forces(pad(sites), pad(forces))[..., :-1, :]
+
+    def forces(self, sites: Array, times: Times | None) -> Array:
+        """See Engine."""
+        return self._reduced.forces(sites, times)
+
+    def shared_forces(self, site: Array, k: int, times: Times | None) -> Array:
+        """At the site (N, 3) of step k.
+
+        Raises
+        ------
+        SharedForceError
+            If they cannot be computed, or are not finite.
+        """
+        try:
+            if times is None or not self._shared_uses_times:
+                result = self._shared(site)
+            else:
+                result = self._shared(site, times.rows(slice(k, k + 1)))
+        except Exception as error:
+            raise SharedForceError(f"the forces that it shares with the draft: {error}") from error
+        if not np.isfinite(result).all():
+            raise SharedForceError("the forces that it shares with the draft are not finite")
+        return result
+
+    def draft(
+        self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
+    ) -> Window:
+        """See Engine."""
+        length, subset = len(draws.noise), self.subset
+        positions, velocities = ([each] for each in state[:2])
+        own = [np.empty((length, len(subset), 3)) for _ in range(4)]
+        sites, start_velocities, draft_forces, added = own
+        shared_forces: list[Array] = []
+        for k in range(length):
+            if draws.cm_removals[k]:
+                velocities[k] = remove_cm_motion(velocities[k], self.masses)
+            site = self.scheme.site(positions[k], velocities[k])
+            if k > 0 and not np.isfinite(site[subset]).all():
+                break
+            try:
+                shared = self.shared_forces(site, k, times)
+                force = self._reduced.finite_force(site[subset], k, times)
+            except Exception:
+                if k == 0:
+                    raise
+                break
+            sites[k], start_velocities[k] = site[subset], velocities[k][subset]
+            draft_forces[k] = force
+            added[k] = corrections.at(k, sites[k], self.masses[subset])
+            shared_forces.append(shared)
+            drafted = shared.copy()
+            drafted[subset] += force + added[k]
+            try:
+                if k + 1 == length:
+                    break
+                kick = self.noise_scale * draws.noise[k]
+                acceleration = drafted * self._inverse_masses
+                after = self.scheme.step(positions[k], velocities[k], acceleration, kick)
+            except ConstraintError:  # a draft may lead anywhere
+                break
+            positions.append(after[0])
+            velocities.append(after[1])
+        length = len(shared_forces)
+        path = self._end_path(positions[:length], velocities[:length], shared_forces[-1], draws)
+        reduced = np.stack([self._reduction.forces(each) for each in shared_forces])
+        return Window(*(each[:length] for each in own), Whole(*map(np.stack, path), reduced))
+
+    def _end_path(
+        self, positions: list[Array], velocities: list[Array], shared: Array, draws: Draws
+    ) -> tuple[list[Array], list[Array]]:
+        """With the rest after the last step, whatever becomes of the subset there; if it can."""
+        at, still = self.subset, velocities[-1].copy()
+        kick = self.noise_scale * draws.noise[len(positions) - 1]
+        acceleration = shared * self._inverse_masses
+        for each in (still, kick, acceleration):
+            each[at] = 0.0
+        try:
+            after = self.scheme.step(positions[-1], still, acceleration, kick)
+        except ConstraintError:
+            return positions, velocities
+        return [*positions, after[0]], [*velocities, after[1]]
+
+    def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
+        """See Engine."""
+        whole, reduction, verified = window.whole, self._reduction, len(target_forces)
+        assert whole is not None
+        shared = whole.shared_forces[:verified]
+        reduced = Window(
+            pad(window.sites[:verified]),
+            reduction.vectors(whole.velocities[:verified]),
+            shared + pad(window.draft_forces[:verified]),
+            pad(window.corrections[:verified]),
+        )
+        start = State(*map(reduction.vectors, state[:2]), state.step)
+        noise = draws._replace(noise=reduction.noise(draws.noise))
+        committed = self._reduced.commit(start, reduced, shared + pad(target_forces), noise)
+        return self._of_all(committed, whole)
+
+    def _of_all(self, committed: Committed, whole: Whole) -> Committed:
+        """The committed steps of all particles; the arrays of ``whole`` are taken for them."""
+        count = min(len(committed.positions), len(whole.positions) - 1)
+        if not count:
+            raise ConstraintError("the constraints cannot be met: positions are too far from them")
+        rows = slice(1, count + 1)
+        for path, reduced in (
+            (whole.positions[rows], committed.positions[:count]),
+            (whole.velocities[rows], committed.velocities[:count]),
+        ):
+            shifts = reduced[:, -1] - self._reduction.centre(path)
+            path += shifts[:, None, :] * self._reduction.moves
+            path[:, self.subset] = reduced[:, :-1]
+        return Committed(
+            whole.positions[rows],
+            whole.velocities[rows],
+            committed.noise_shifts[:count],
+            committed.accepted or count < len(committed.positions),
+        )

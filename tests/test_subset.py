@@ -1,0 +1,240 @@
+"""Draft and target that differ on a subset only: the same steps as with arrays of all particles.
+
+The engine of a subset against the one that handles everything, both driven by the same noise: that
+says all about the distribution, as long as the law of the latter is tested elsewhere.
+"""
+
+import numpy as np
+import pytest
+
+from openmm_lsd.core.constraints import PlainProjection
+from openmm_lsd.core.engine import NumpyEngine
+from openmm_lsd.core.errors import TargetError
+from openmm_lsd.core.sampler import SpeculativeSampler
+from openmm_lsd.core.schemes import ABOBA, Middle, remove_cm_motion
+from openmm_lsd.core.subset import Reduction, SubsetEngine, pad
+from openmm_lsd.core.verifier import ForcePair
+
+MASSES = np.array([12.0, 1.0, 16.0, 14.0, 3.0, 0.0, 7.0, 1.0])
+SUBSET = np.array([1, 4, 2])  # in any order
+REST = np.setdiff1d(np.arange(8), SUBSET)
+RNG = np.random.default_rng(3)
+START = RNG.normal(0.0, 0.1, (8, 3))
+SPEEDS = RNG.normal(0.0, 0.5, (8, 3))
+BONDS = [(0, 7), (4, 2), (3, 6)]  # where constrained
+LENGTHS = np.array([np.linalg.norm(START[i] - START[j]) for i, j in BONDS])
+
+
+def shared(positions):
+    """Couples everything."""
+    apart = positions[:, None] - positions[None]
+    return -40.0 * positions**3 - 30.0 * np.tanh(apart).sum(axis=1)
+
+
+def stand_in(positions):
+    return -900.0 * (positions - START[SUBSET])
+
+
+def slow(positions):
+    apart = positions[:, None] - positions[None]
+    return -1500.0 * (positions - START[SUBSET]) - 200.0 * np.tanh(2.0 * apart).sum(axis=1)
+
+
+def on_all(positions, forces):
+    result = shared(positions)
+    result[SUBSET] += forces(positions[SUBSET])
+    return result
+
+
+def projection_of(particles):
+    """Of these particles and, if they are not all, of the rest as one more."""
+    index = {particle: row for row, particle in enumerate(particles)}
+    pairs = [(index[i], index[j]) for i, j in BONDS if i in index and j in index]
+    lengths = [LENGTHS[k] for k, (i, j) in enumerate(BONDS) if i in index and j in index]
+    masses = MASSES[particles]
+    if len(particles) < len(MASSES):
+        masses = np.append(masses, 1.0)
+    return PlainProjection(pairs, lengths, masses, 1e-12)
+
+
+CASES = [(Middle, False), (Middle, True), (ABOBA, False)]
+
+
+def scheme_of(kind, constrained):
+    projection = projection_of(np.arange(8)) if constrained else None
+    return kind(300.0, 5.0, 0.004, projection)
+
+
+def samplers(kind, constrained, frequency, engine=SubsetEngine, **options):
+    """One of everything, one of the subset."""
+    scheme = scheme_of(kind, constrained)
+    reduced = projection_of(SUBSET) if constrained else None
+    options = {"cm_removal_frequency": frequency, "correction": "per-step", **options}
+    whole = SpeculativeSampler.of_forces(
+        scheme,
+        MASSES,
+        lambda q: on_all(q, stand_in),
+        lambda q: np.stack([on_all(each, slow) for each in q]),
+        6,
+        11,
+        **options,
+    )
+    part = SpeculativeSampler.of_forces(
+        scheme,
+        MASSES,
+        stand_in,
+        lambda q: np.stack([slow(each) for each in q]),
+        6,
+        11,
+        engine=lambda scheme, masses, draft: engine(
+            scheme, masses, shared, draft, SUBSET, reduced
+        ),
+        **options,
+    )
+    velocities = SPEEDS if not constrained else scheme.projection.velocities(START, SPEEDS)
+    for sampler in (whole, part):
+        sampler.set_state(START, velocities)
+    return whole, part
+
+
+def differences(whole, part, steps=40):
+    return max(
+        float(np.abs(one - other).max())
+        for _ in range(steps)
+        for one, other in zip(whole.advance(1), part.advance(1), strict=True)
+    )
+
+
+@pytest.mark.parametrize("frequency", [0, 1, 3])
+@pytest.mark.parametrize(("kind", "constrained"), CASES)
+def test_the_same_path_as_with_all_particles(kind, constrained, frequency):
+    whole, part = samplers(kind, constrained, frequency)
+    assert differences(whole, part) < 1e-9
+    statistics = part.statistics
+    assert statistics.rounds == whole.statistics.rounds
+    assert statistics.accepted > 10 and statistics.rejected > 5
+    measured = part.snapshot()["lesson"] or part.snapshot()["corrections"]
+    assert np.shape(measured[0])[1:] == (3, 3)  # arrays of the subset
+
+
+class NoMotionOfTheRest(SubsetEngine):
+    """Forgets that the motion of the centre of mass moves the rest, too."""
+
+    def _of_all(self, committed, whole):
+        before = [each.copy() for each in whole[:2]]
+        result = super()._of_all(committed, whole)
+        for path, drafted in zip(result[:2], before, strict=True):
+            path[:, REST] = drafted[1 : len(path) + 1, REST]
+        return result
+
+
+class OtherNoise(SubsetEngine):
+    """The noise of the rest that enters the shift is not that which has moved it."""
+
+    def commit(self, state, window, target_forces, draws):
+        noise = draws.noise.copy()
+        noise[:, REST] = np.random.default_rng(state.step).standard_normal(noise[:, REST].shape)
+        return super().commit(state, window, target_forces, draws._replace(noise=noise))
+
+
+class ForcesOfAnotherSite(SubsetEngine):
+    """The shared forces of a step are those of the site before."""
+
+    def commit(self, state, window, target_forces, draws):
+        late = np.roll(window.whole.shared_forces, 1, axis=0)
+        late[0] = window.whole.shared_forces[0]
+        window = window._replace(whole=window.whole._replace(shared_forces=late))
+        return super().commit(state, window, target_forces, draws)
+
+
+@pytest.mark.parametrize("fault", [NoMotionOfTheRest, OtherNoise, ForcesOfAnotherSite])
+def test_planted_faults_show(fault):
+    assert differences(*samplers(Middle, False, 1, fault)) > 1e-4
+
+
+def test_learning_corrections_of_the_subset():
+    """Jacobians and secants see the subset alone; the path is an exact one all the same."""
+    _, part = samplers(Middle, True, 1, correction="secant")
+    first = part.snapshot()["states"][0]
+    part.advance(1)
+    steps = [first[:2]]
+    for _ in range(200):
+        steps.append(tuple(map(np.copy, part.advance(1))))
+    assert part.statistics.steps_per_round > 2.0
+    scheme = scheme_of(Middle, True)
+    for positions, velocities in steps:
+        np.testing.assert_allclose(
+            [np.linalg.norm(positions[i] - positions[j]) for i, j in BONDS], LENGTHS, rtol=1e-9
+        )
+        kept = scheme.projection.velocities(positions, velocities)
+        assert np.isfinite(kept).all()
+
+
+def test_reduction_commutes_with_what_a_step_does():
+    reduction = Reduction(SUBSET, MASSES[:, None])
+    still = np.where(MASSES[:, None] > 0, SPEEDS, 0.0)
+    np.testing.assert_allclose(
+        reduction.vectors(remove_cm_motion(still, MASSES[:, None])),
+        remove_cm_motion(reduction.vectors(still), reduction.masses),
+        atol=1e-14,
+    )
+    assert reduction.masses.sum() == MASSES.sum()
+    noise = np.random.default_rng(0).standard_normal((40_000, 8, 3))
+    covariance = np.cov(reduction.noise(noise)[..., 0].T)
+    np.testing.assert_allclose(covariance, np.eye(4), atol=0.03)
+
+
+def test_a_subset_of_all_that_move():
+    """The rest has no mass then, and its row means nothing."""
+    masses = np.array([2.0, 0.0, 3.0])
+    scheme = Middle(300.0, 1.0, 0.002)
+    engine = SubsetEngine(
+        scheme, masses, lambda q: -q, lambda q: -50.0 * q, np.array([0, 2])
+    )
+    plain = NumpyEngine(scheme, masses, lambda q: -q - 50.0 * q * (masses > 0)[:, None])
+    results = []
+    for each, factor in ((engine, -80.0), (plain, -81.0)):
+        sampler = SpeculativeSampler(
+            each,
+            ForcePair(lambda q, factor=factor: factor * q),
+            SpeculativeSampler.of_forces(
+                scheme, masses, lambda q: -q, lambda q: -q, 4, 5, cm_removal_frequency=1
+            )._noise,
+            4,
+        )
+        sampler.set_state(START[:3], np.zeros((3, 3)))
+        results.append(np.stack(sampler.advance(30)))
+    np.testing.assert_allclose(*results, atol=1e-9)
+
+
+@pytest.mark.parametrize("bad", [np.nan, "raise"])
+def test_shared_forces_that_fail(bad):
+    """At a later site they end the window; at a committed state they are the target's failure."""
+    calls = []
+
+    def failing(positions):
+        calls.append(len(calls))
+        if len(calls) in (5, 8) or len(calls) > 30:
+            if bad == "raise":
+                raise ArithmeticError("no")
+            return np.full_like(positions, bad)
+        return shared(positions)
+
+    sampler = SpeculativeSampler.of_forces(
+        Middle(300.0, 5.0, 0.004),
+        MASSES,
+        slow,
+        lambda q: np.stack([slow(each) for each in q]),
+        6,
+        11,
+        engine=lambda scheme, masses, draft: SubsetEngine(scheme, masses, failing, draft, SUBSET),
+    )
+    sampler.set_state(START, SPEEDS)
+    with pytest.raises(TargetError, match=r"step \d+: the forces that it shares"):
+        sampler.advance(100)
+    assert sampler.state.step > 6
+    assert np.isfinite(sampler.state.positions).all()
+
+
+def test_padded_rows_are_zero():
+    assert not pad(np.ones((2, 3, 3)))[:, -1].any()
