@@ -54,6 +54,7 @@ class ForceContext:
     def _make(self) -> None:
         # The Context of OpenMM's Python layer keeps the System and the integrator alive.
         self._integrator = openmm.VerletIntegrator(0.001)
+        self._integrator.setIntegrationForceGroups(self._groups)
         platform = openmm.Platform.getPlatform(self.platform)
         self._context = openmm.Context(self._system, self._integrator, platform, self._properties)
         self._access = ContextAccess(int(self._integrator.this))

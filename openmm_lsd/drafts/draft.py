@@ -60,6 +60,10 @@ class NativeDraft(ABC):
         """The native rollout with these arguments: the number of drafted steps, and the arrays of a
         Window."""
 
+    @abstractmethod
+    def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
+        """The same of a draft of a subset, in the midst of all particles."""
+
 
 class Draft(NativeDraft):
     """The forces of a System."""
@@ -75,6 +79,10 @@ class Draft(NativeDraft):
     def roll_out(self, *arguments: Any, times: Times | None) -> tuple:
         """See NativeDraft."""
         return self.context.access.rollout(*arguments, *(times or ()))
+
+    def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
+        """See NativeDraft."""
+        return self.context.access.rollout_whole(*arguments, *(times or ()))
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
@@ -154,6 +162,10 @@ class LearningDraft(NativeDraft):
     def roll_out(self, *arguments: Any, times: Times | None) -> tuple:
         """See NativeDraft."""
         return self._valence.rollout(*arguments, self._access(), *(times or ()))
+
+    def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
+        """See NativeDraft."""
+        return self._valence.rollout_whole(*arguments, self._access(), *(times or ()))
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""

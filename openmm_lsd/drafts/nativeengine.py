@@ -11,8 +11,9 @@ from ..core.clock import Times
 from ..core.corrections import Corrections
 from ..core.engine import NumpyEngine
 from ..core.schemes import Scheme
-from ..core.window import Committed, Draws, State, Window
-from .draft import NativeDraft
+from ..core.subset import SubsetEngine
+from ..core.window import Committed, Draws, State, Whole, Window
+from .draft import Draft, NativeDraft
 
 Array = NDArray[np.float64]
 
@@ -22,33 +23,18 @@ class NativeEngine(NumpyEngine):
 
     def __init__(self, scheme: Scheme, masses: ArrayLike, draft: NativeDraft) -> None:
         super().__init__(scheme, masses, draft)
-        constraints = None
-        if scheme.projection is not None:
-            if not isinstance(scheme.projection, SystemProjection):
-                raise TypeError(
-                    f"the projection is a {type(scheme.projection).__name__}; native steps need a "
-                    "SystemProjection"
-                )
-            constraints = scheme.projection.native
-        self._native_scheme = _native.Scheme(
-            scheme.name, scheme.step_size, scheme.decay, constraints
-        )
+        self._native_scheme = _native_scheme(scheme)
 
     def draft(
         self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
     ) -> Window:
         """See Engine."""
-        forces, sites, jacobian, secant = corrections
-        tangents = (None, None, None) if sites is None or jacobian is None else (sites, *jacobian)
-        compared = (None, None) if secant is None or jacobian is None else secant
         drafted, *arrays = self._draft.roll_out(
             self._native_scheme,
             self.masses,
             state.positions,
             state.velocities,
-            forces,
-            *tangents,
-            *compared,
+            *_arrays_of(corrections),
             self.noise_scale * draws.noise,
             draws.cm_removals,
             times=self._times_of_draft(times),
@@ -71,3 +57,77 @@ class NativeEngine(NumpyEngine):
                 *draws,
             )
         )
+
+
+class NativeSubsetEngine(SubsetEngine):
+    """As SubsetEngine, likewise.
+
+    Parameters
+    ----------
+    shared : drafts.Draft
+        Forces of all particles.
+    draft : NativeDraft
+        Of the subset.
+    Others as of SubsetEngine.
+    """
+
+    reduced_engine = NativeEngine
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        masses: ArrayLike,
+        shared: Draft,
+        draft: NativeDraft,
+        subset: NDArray[np.int64],
+        projection: SystemProjection | None = None,
+    ) -> None:
+        super().__init__(scheme, masses, shared, draft, subset, projection)
+        self._native_scheme = _native_scheme(scheme)
+        self._native_subset = self.subset.astype(np.int32)
+        self._scales = np.ascontiguousarray(self.noise_scale)
+        self._context, self._draft = shared.context, draft
+
+    def draft(
+        self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
+    ) -> Window:
+        """See Engine."""
+        drafted, *arrays, has_end, positions, velocities, shared_forces = (
+            self._draft.roll_out_whole(
+                self._native_scheme,
+                self.masses,
+                self._scales,
+                self._native_subset,
+                state.positions,
+                state.velocities,
+                draws.noise,
+                draws.cm_removals,
+                self._context.access,
+                *((times if self._shared_uses_times else None) or (None, None)),
+                *_arrays_of(corrections),
+                times=times if self._draft.uses_times else None,
+            )
+        )
+        states = slice(drafted + has_end)
+        whole = Whole(positions[states], velocities[states], shared_forces[:drafted])
+        return Window(*(array[:drafted] for array in arrays), whole)
+
+
+def _native_scheme(scheme: Scheme) -> _native.Scheme:
+    constraints = None
+    if scheme.projection is not None:
+        if not isinstance(scheme.projection, SystemProjection):
+            raise TypeError(
+                f"the projection is a {type(scheme.projection).__name__}; native steps need a "
+                "SystemProjection"
+            )
+        constraints = scheme.projection.native
+    return _native.Scheme(scheme.name, scheme.step_size, scheme.decay, constraints)
+
+
+def _arrays_of(corrections: Corrections) -> tuple[Array | None, ...]:
+    """As the native rollout takes them."""
+    forces, sites, jacobian, secant = corrections
+    tangents = (None, None, None) if sites is None or jacobian is None else (sites, *jacobian)
+    compared = (None, None) if secant is None or jacobian is None else secant
+    return forces, *tangents, *compared

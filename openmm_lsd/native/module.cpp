@@ -6,6 +6,7 @@
 #include "bindings/bindings.h"
 #include "core/keep_freed_memory.h"
 #include "core/projection.h"
+#include "core/subset.h"
 
 #include <OpenMM.h>
 
@@ -27,6 +28,8 @@ NB_MODULE(_native, m) {
             set("openmm", "OpenMMException", exception);
         } catch (const ConstraintError& exception) {
             set("openmm_lsd.core.constraints", "ConstraintError", exception);
+        } catch (const SharedForceError& exception) {
+            set("openmm_lsd.core.errors", "SharedForceError", exception);
         }
     });
     m.attr("openmm_version") = OPENMM_VERSION;

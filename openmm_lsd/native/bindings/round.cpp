@@ -1,7 +1,9 @@
 #include "round.h"
 
 #include "../core/checks.h"
+#include "../core/subset.h"
 #include "../openmm/constraints.h"
+#include "../openmm/context_access.h"
 #include "bindings.h"
 #include "jacobian.h"
 
@@ -14,23 +16,23 @@
 
 namespace {
 
-Corrections correctionsOf(const RolloutArguments& given) {
-    const size_t length = given.corrections.shape(0), particles = given.corrections.shape(1);
+Corrections correctionsOf(const CorrectionArguments& given, Masses masses) {
+    const size_t length = given.forces.shape(0), particles = given.forces.shape(1);
     if (given.sites.has_value() != given.neighbours.has_value() ||
         given.sites.has_value() != given.blocks.has_value())
         throw std::invalid_argument("sites, neighbours and blocks must be given together");
     if (given.moved.has_value() != given.changed.has_value() || (given.moved && !given.sites))
         throw std::invalid_argument("secants must be given with sites, both arrays of them");
-    checkParticles(given.masses.shape(0), particles);
+    checkParticles(masses.shape(0), particles);
     for (const auto* each : {&given.moved, &given.changed, &given.sites})
         if (*each && ((*each)->shape(0) != length || (*each)->shape(1) != particles))
             throw std::invalid_argument("the arrays of corrections do not fit together");
-    Corrections result(particles, given.corrections.data());
+    Corrections result(particles, given.forces.data());
     if (given.sites)
         result.setJacobian(given.sites->data(),
                            jacobianOf(*given.neighbours, *given.blocks, particles));
     if (given.moved)
-        result.setSecants(given.moved->data(), given.changed->data(), given.masses.data());
+        result.setSecants(given.moved->data(), given.changed->data(), masses.data());
     return result;
 }
 
@@ -84,8 +86,8 @@ CommitResult commit(const Scheme& scheme, Masses masses, Masses noiseScale, Vect
 } // namespace
 
 RolloutResult rollOut(const RolloutArguments& given, const DraftForce& draftForce) {
-    const size_t length = given.corrections.shape(0), particles = given.masses.shape(0);
-    Corrections corrections = correctionsOf(given);
+    const size_t length = given.corrections.forces.shape(0), particles = given.masses.shape(0);
+    Corrections corrections = correctionsOf(given.corrections, given.masses);
     for (size_t each :
          {given.positions.shape(0), given.velocities.shape(0), given.kicks.shape(1)})
         checkParticles(each, particles);
@@ -110,6 +112,54 @@ RolloutResult rollOut(const RolloutArguments& given, const DraftForce& draftForc
             {sites.data.get(), velocities.data.get(), forces.data.get(), added.data.get()});
     }
     return {drafted, sites.numpy(), velocities.numpy(), forces.numpy(), added.numpy()};
+}
+
+WholeRolloutResult rollOutWhole(const WholeRolloutArguments& given, const DraftForce& draftForce) {
+    const size_t length = given.corrections.forces.shape(0), particles = given.masses.shape(0);
+    const size_t own = given.subset.shape(0);
+    for (size_t each : {given.noiseScale.shape(0), given.positions.shape(0),
+                        given.velocities.shape(0), given.noise.shape(1),
+                        given.shared.numParticles()})
+        checkParticles(each, particles);
+    checkProjection(given.scheme, particles);
+    if (length < 1 || given.noise.shape(0) != length || given.cmRemovals.shape(0) != length)
+        throw std::invalid_argument("corrections, noise and removals differ in length");
+    std::vector<double> masses(own);
+    for (size_t i = 0; i < own; i++) {
+        const int32_t index = given.subset.data()[i];
+        if (index < 0 || (size_t)index >= particles)
+            throw std::invalid_argument("the subset has a particle that is not there");
+        masses[i] = given.masses.data()[index];
+    }
+    Corrections corrections =
+        correctionsOf(given.corrections, Masses(masses.data(), {own, size_t{1}}));
+    const Times when = timesOf(given.times, given.stepCounts, length);
+    const auto sharedForce = [&given, when](size_t k, const double* site, double* force) {
+        given.shared.forcesAt(site, when, k, force);
+    };
+
+    const Round round{given.scheme,
+                      particles,
+                      length,
+                      given.masses.data(),
+                      given.positions.data(),
+                      given.velocities.data(),
+                      given.cmRemovals.data()};
+    const Subset subset{own, given.subset.data(), given.noise.data(), given.noiseScale.data()};
+    Buffer sites({length, own, 3}), velocities(sites.shape), forces(sites.shape),
+        added(sites.shape);
+    Buffer path({length + 1, particles, 3}), pathVelocities(path.shape);
+    Buffer sharedForces({length, own + 1, 3});
+    WholeDrafted drafted;
+    {
+        nb::gil_scoped_release release;
+        drafted = draftWholeWindow(
+            round, subset, corrections, sharedForce, draftForce,
+            {sites.data.get(), velocities.data.get(), forces.data.get(), added.data.get()},
+            {path.data.get(), pathVelocities.data.get(), sharedForces.data.get()});
+    }
+    return {drafted.steps,     sites.numpy(), velocities.numpy(),     forces.numpy(), added.numpy(),
+            drafted.endsInState, path.numpy(),  pathVelocities.numpy(), sharedForces.numpy()};
 }
 
 void bindRound(nb::module_& m) {

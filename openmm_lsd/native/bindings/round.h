@@ -13,23 +13,49 @@
 #include <tuple>
 
 using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
+using WholeRolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray, bool,
+                                      NumpyArray, NumpyArray, NumpyArray>;
+
+class ContextAccess;
+
+// The fields of corrections.Corrections.
+struct CorrectionArguments {
+    VectorBatch forces;
+    std::optional<VectorBatch> sites;
+    std::optional<IntMatrix> neighbours;
+    std::optional<Blocks> blocks;
+    std::optional<VectorBatch> moved, changed;
+};
 
 struct RolloutArguments {
     const Scheme& scheme;
     Masses masses;
     Vectors positions, velocities;
-    VectorBatch corrections;
-    std::optional<VectorBatch> sites;
-    std::optional<IntMatrix> neighbours;
-    std::optional<Blocks> blocks;
-    std::optional<VectorBatch> moved, changed;
+    CorrectionArguments corrections;
     VectorBatch kicks;
     Flags cmRemovals;
 };
 
-RolloutResult rollOut(const RolloutArguments& arguments, const DraftForce& draftForce);
+// Where draft and target differ on a subset: the masses, positions, velocities and noise are those
+// of all particles, the corrections those of the subset.
+struct WholeRolloutArguments {
+    const Scheme& scheme;
+    Masses masses, noiseScale;
+    IntVector subset;
+    Vectors positions, velocities;
+    CorrectionArguments corrections;
+    VectorBatch noise;
+    Flags cmRemovals;
+    ContextAccess& shared;
+    std::optional<DoubleVector> times;
+    std::optional<LongVector> stepCounts;
+};
 
-// Defines the method, whose last arguments are those of ``begin`` and annotated last: it is told
+RolloutResult rollOut(const RolloutArguments& arguments, const DraftForce& draftForce);
+WholeRolloutResult rollOutWhole(const WholeRolloutArguments& arguments,
+                                const DraftForce& draftForce);
+
+// Defines the methods, whose last arguments are those of ``begin`` and annotated last: it is told
 // the numbers of particles and steps, raises if they do not fit, and returns what drafts.
 template <class Owner, class... More, class... Annotations>
 void defineRollout(nb::class_<Owner>& type,
@@ -44,8 +70,13 @@ void defineRollout(nb::class_<Owner>& type,
                 VectorBatch kicks, Flags cmRemovals, More... more) {
             const DraftForce draftForce =
                 begin(owner, masses.shape(0), corrections.shape(0), more...);
-            return rollOut({scheme, masses, positions, velocities, corrections, sites, neighbours,
-                            blocks, moved, changed, kicks, cmRemovals},
+            return rollOut({scheme,
+                            masses,
+                            positions,
+                            velocities,
+                            {corrections, sites, neighbours, blocks, moved, changed},
+                            kicks,
+                            cmRemovals},
                            draftForce);
         },
         nb::arg("scheme"), nb::arg("masses"), nb::arg("positions"), nb::arg("velocities"),
@@ -53,4 +84,37 @@ void defineRollout(nb::class_<Owner>& type,
         nb::arg("blocks").none(), nb::arg("moved").none(), nb::arg("changed").none(),
         nb::arg("kicks"), nb::arg("cm_removals"), annotations...,
         "Number of drafted steps, and the arrays of a window.Window.");
+    type.def(
+        "rollout_whole",
+        [begin](Owner& owner, const Scheme& scheme, Masses masses, Masses noiseScale,
+                IntVector subset, Vectors positions, Vectors velocities, VectorBatch noise,
+                Flags cmRemovals, ContextAccess& shared, std::optional<DoubleVector> times,
+                std::optional<LongVector> stepCounts, VectorBatch corrections,
+                std::optional<VectorBatch> sites, std::optional<IntMatrix> neighbours,
+                std::optional<Blocks> blocks, std::optional<VectorBatch> moved,
+                std::optional<VectorBatch> changed, More... more) {
+            const DraftForce draftForce =
+                begin(owner, subset.shape(0), corrections.shape(0), more...);
+            return rollOutWhole({scheme,
+                                 masses,
+                                 noiseScale,
+                                 subset,
+                                 positions,
+                                 velocities,
+                                 {corrections, sites, neighbours, blocks, moved, changed},
+                                 noise,
+                                 cmRemovals,
+                                 shared,
+                                 times,
+                                 stepCounts},
+                                draftForce);
+        },
+        nb::arg("scheme"), nb::arg("masses"), nb::arg("noise_scale"), nb::arg("subset"),
+        nb::arg("positions"), nb::arg("velocities"), nb::arg("noise"), nb::arg("cm_removals"),
+        nb::arg("shared"), nb::arg("times").none(), nb::arg("step_counts").none(),
+        nb::arg("corrections"), nb::arg("sites").none(), nb::arg("neighbours").none(),
+        nb::arg("blocks").none(), nb::arg("moved").none(), nb::arg("changed").none(),
+        annotations...,
+        "Number of drafted steps; the first four arrays of a window.Window; whether the rest could "
+        "be moved by the last step; and the arrays of a window.Whole.");
 }

@@ -231,7 +231,8 @@ void ContextAccess::forcesAt(const double* positions, const Times& times, size_t
                              double* result) {
     setTime(times, row);
     setSite(positions, numParticles());
-    copyForces(context().getState(OpenMM::State::Forces), result);
+    const int groups = integrator->getIntegrationForceGroups();
+    copyForces(context().getState(OpenMM::State::Forces, false, groups), result);
 }
 
 void ContextAccess::setTime(const Times& times, size_t row) {
