@@ -47,7 +47,7 @@ class ForceContext:
         self._groups = signed(groups)
         self.uses_times = any(map(may_use_time, system.getForces()))
         self.platform = platform.getName()
-        self._system, self._properties = system, dict(properties or {})
+        self._system, self.properties = system, dict(properties or {})
         self._make()
         self._parameters = self.access.get_parameters()
 
@@ -56,7 +56,7 @@ class ForceContext:
         self._integrator = openmm.VerletIntegrator(0.001)
         self._integrator.setIntegrationForceGroups(self._groups)
         platform = openmm.Platform.getPlatform(self.platform)
-        self._context = openmm.Context(self._system, self._integrator, platform, self._properties)
+        self._context = openmm.Context(self._system, self._integrator, platform, self.properties)
         self._access = ContextAccess(int(self._integrator.this))
         self._process = os.getpid()
 

@@ -69,6 +69,10 @@ class Draft(NativeDraft):
     """The forces of a System."""
 
     def __init__(self, context: ForceContext) -> None:
+        self.take_context(context)
+
+    def take_context(self, context: ForceContext) -> None:
+        """Let this Context compute the forces from now on."""
         self.context = context
         self.uses_times = context.uses_times
 

@@ -86,7 +86,7 @@ class NativeSubsetEngine(SubsetEngine):
         self._native_scheme = _native_scheme(scheme)
         self._native_subset = self.subset.astype(np.int32)
         self._scales = np.ascontiguousarray(self.noise_scale)
-        self._context, self._draft = shared.context, draft
+        self._shared_draft, self._draft = shared, draft
 
     def draft(
         self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
@@ -102,7 +102,7 @@ class NativeSubsetEngine(SubsetEngine):
                 state.velocities,
                 draws.noise,
                 draws.cm_removals,
-                self._context.access,
+                self._shared_draft.context.access,
                 *((times if self._shared_uses_times else None) or (None, None)),
                 *_arrays_of(corrections),
                 times=times if self._draft.uses_times else None,

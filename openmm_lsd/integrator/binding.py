@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -15,7 +16,6 @@ from ..contexts.checks import barostat_frequency, check_pair, check_scheme, chec
 from ..contexts.constraints import has_uneven_triangles
 from ..contexts.digests import digest_of
 from ..contexts.interrupts import InterruptWatch
-from ..core.engine import Engine
 from ..core.sampler import SpeculativeSampler, Tuner
 from ..core.schemes import Scheme
 from ..core.statistics import Round, Stopwatch
@@ -28,10 +28,12 @@ from .changes import ContextChanges
 from .contextstate import ContextState
 from .plainsteps import PlainSteps
 from .restart import Record
-from .samplerspec import SamplerSpec, Settings
+from .samplerspec import Engines, SamplerSpec, Settings
 from .snapshot import SystemSnapshot
 
 Array = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
 
 TYPICAL_WINDOW = 16  # that a target is prepared for, where the window is tuned
 
@@ -51,8 +53,7 @@ class Binding:
     scheme_name, window : as in LSDIntegrator
         ``window`` is None for 'auto'.
     correction : str or None
-    engine : callable
-        As in ``SamplerSpec``.
+    engines : Engines
     moves : type
         Of the Intervention.
     stopwatch : Stopwatch
@@ -70,7 +71,7 @@ class Binding:
         scheme_name: str,
         window: int | None,
         correction: str | None,
-        engine: Callable[..., Engine],
+        engines: Engines,
         moves: type[BarostatMoves],
         stopwatch: Stopwatch,
         round_callbacks: Sequence[Callable[[Round], Any]],
@@ -81,6 +82,7 @@ class Binding:
             check_pair(system, draft.system)
         self._access, self._system, self._stopwatch = access, system, stopwatch
         masses, tuner = masses_of(system), None
+        self.masses = masses
         self._shown, self._interrupts = ContextState(access, masses), InterruptWatch()
         if window is None:
             tuner = WindowTuner(barostat_frequency(system), draft.learning)
@@ -93,6 +95,7 @@ class Binding:
             draft,
             target,
             window,
+            self.settings().force_groups,
             tuner is not None,
             stopwatch.statistics,
             self._interrupts,
@@ -111,7 +114,7 @@ class Binding:
             tuner,
             round_callbacks,
             stopwatch,
-            engine,
+            engines,
         )
         self._plain_steps = PlainSteps(
             access, self._shown, self.pair, self._moves, masses, self._interrupts
@@ -124,6 +127,11 @@ class Binding:
     def settings(self) -> Settings:
         """Those of the integrator at present."""
         return Settings(*self._access.get_settings())
+
+    def is_for(self, force_groups: int) -> bool:
+        """Whether it still fits: what is shared are forces of these groups."""
+        sharing = self.pair.sharing
+        return sharing is None or sharing.force_groups == force_groups
 
     @property
     def noise_step(self) -> int:
@@ -249,6 +257,9 @@ class Binding:
         record, access = self._record, self._access
         if record is None:
             return False
+        if record.get("subset") != self.pair.describe_subset():
+            logger.warning("the checkpoint is of another division of forces: the draft learns anew")
+            return False
         self._spec.restore(record)
         barostats = record["barostats"]
         if barostats.shape == access.get_barostat_memory().shape:
@@ -283,6 +294,7 @@ class Binding:
             "settings": list(settings),
             "system": self._system.digest,
             "shown": self._digest_of_state(),
+            "subset": self.pair.describe_subset(),
             **self._spec.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
             "barostats": self._access.get_barostat_memory(),

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import openmm
 from numpy.typing import NDArray
 
 from .._native import ContextAccess
 from ..contexts.checks import has_forces
 from ..contexts.constraints import constraints_of
 from ..contexts.cores import allowed_cores
+from ..contexts.digests import digest_of
 from ..contexts.interrupts import InterruptWatch
 from ..contexts.periodicity import is_periodic
 from ..core.clock import Times
@@ -21,6 +23,7 @@ from ..drafts.molgraph import Pairs, pairs_within
 from ..targets import BatchedTarget
 from ..targets.base import Evaluation
 from .boundtarget import BoundTarget, warn_of_missing_forces
+from .sharing import find_sharing
 from .snapshot import SystemSnapshot
 
 Array = NDArray[np.float64]
@@ -42,6 +45,8 @@ class BoundPair:
         None: the target is built from the System.
     window : int
         Sites at once.
+    force_groups : int
+        Bits, of the target's forces that count.
     is_tuned : bool
         Whether the window will change. If it does not, the same positions always give the same
         forces, to the last bit.
@@ -51,7 +56,12 @@ class BoundPair:
     Attributes
     ----------
     draft : NativeDraft
+        Of the subset, if there is one.
     target : BoundTarget
+    sharing : Sharing or None
+        What draft and target share, if anything.
+    subset : slice or (n,) int
+        The particles on which they may differ.
     box : (3, 3) nm or None
         In which forces are evaluated.
     """
@@ -65,6 +75,7 @@ class BoundPair:
         spec: DraftSpec,
         given: BatchedTarget | None,
         window: int,
+        force_groups: int,
         is_tuned: bool,
         statistics: Statistics,
         interrupts: InterruptWatch,
@@ -74,21 +85,35 @@ class BoundPair:
         self._is_periodic = is_periodic(system, access.get_box(), spec.system, spec.topology)
         if given is not None and not has_forces(system):
             warn_of_missing_forces(given, self._is_periodic)
-        self.target = BoundTarget(
-            access, system, masses, given, window, not is_tuned, statistics, interrupts
-        )
         cores = allowed_cores(access.get_properties().get("Threads"))
+        self.sharing = None
+        if given is None:
+            self.sharing = find_sharing(
+                access, system, positions, spec, force_groups, cores, not is_tuned
+            )
+        self.target = BoundTarget(
+            access, system, masses, given, window, not is_tuned, self.sharing, statistics, interrupts
+        )
         self.box = self.find_box()
-        constraints = np.array(sorted(constraints_of(system)), dtype=int).reshape(-1, 2)
+        particles: openmm.System = system
+        self.subset: slice | NDArray[np.int64] = slice(None)
+        if self.sharing is not None:
+            spec, particles = self.sharing.draft_spec, self.sharing.reduced
+            self.subset = self.sharing.subset
+        constraints = np.array(sorted(constraints_of(particles)), dtype=int).reshape(-1, 2)
         self.draft = spec.build(
-            positions,
-            masses,
+            positions[self.subset],
+            masses[self.subset],
             self.box,
             cores,
             reproducible=not is_tuned,
             constraints=constraints,
         )
         self.take_environment()
+
+    def describe_subset(self) -> str | None:
+        """A digest; None if nothing is shared."""
+        return None if self.sharing is None else digest_of(self.sharing.subset, self.sharing.slow)
 
     def find_box(self) -> Array | None:
         """Periodic box vectors (3, 3) in nm, of the Context; None if the target is not periodic."""
@@ -100,18 +125,32 @@ class BoundPair:
     def take_environment(self) -> None:
         """The Context's box and parameters are those of draft and target from now on."""
         self.box = self.find_box()
-        self.draft.set_environment(self.box, self._access.get_parameters())
+        self._set_environment()
+
+    def _set_environment(self) -> None:
+        box, parameters = self.find_box(), self._access.get_parameters()
+        self.draft.set_environment(box, parameters)
+        if self.sharing is not None:
+            self.sharing.set_environment(box, parameters)
+
+    def refresh(self) -> None:
+        """Parameters of the System's forces have changed."""
+        self.target.refresh()
+        if self.sharing is not None:
+            self.sharing.refresh(self._system)
+            self._set_environment()
 
     def set_up_target(self, force_groups: int, scheme: Scheme) -> None:
         """See BoundTarget.set_up."""
-        self.draft.set_environment(self.find_box(), self._access.get_parameters())
+        self._set_environment()
         parameters = self._access.get_parameters()
         self.target.set_up(force_groups, scheme, self.find_box(), parameters)
 
     @property
     def uses_times(self) -> bool:
         """Whether forces may depend on time or step count."""
-        return self.draft.uses_times or self.target.uses_times
+        shared = self.sharing is not None and self.sharing.forces.uses_times
+        return shared or self.draft.uses_times or self.target.uses_times
 
     def pairs_within(self, positions: Array, cutoff: float) -> tuple[Pairs, Array]:
         """See JacobianEstimate."""
@@ -131,15 +170,16 @@ class BoundPair:
             return Verified(forces, forces - draft_forces)
 
     def evaluate(self, positions: Array) -> Evaluation:
-        """Energies (B,) and forces (B, N, 3) of the target at present, after it was set up."""
+        """Energies (B,) and forces (B, N, 3) of all forces at present, after it was set up."""
         times = Times.same(len(positions), *self._access.get_time())
-        return self.target.evaluate(positions, self.box, times)
+        return self.target.whole.evaluate_at(positions, self.box, times)
 
-    def discrepancies(self, positions: Array) -> Array:
-        """Target force minus draft force at positions (B, N, 3), likewise."""
-        times = Times.same(1, *self._access.get_time())
-        draft_forces = np.stack([self.draft(each, times) for each in positions])
-        return self.evaluate(positions)[1] - draft_forces
+    def discrepancies(self, sites: Array) -> Array:
+        """Target force minus draft force at sites (B, n, 3) of the subset, likewise."""
+        time = self._access.get_time()
+        times = Times.same(len(sites), *time)
+        draft_forces = np.stack([self.draft(each, Times.same(1, *time)) for each in sites])
+        return self.target.evaluate(sites, self.box, times)[1] - draft_forces
 
     def close(self) -> None:
         """Let go of what was built here."""

@@ -20,7 +20,9 @@ from ..core.schemes import Scheme
 from ..core.statistics import Statistics
 from ..targets import BatchedTarget, SystemTarget, TargetMismatchError
 from ..targets.base import Evaluation
+from ..targets.ofsubset import CompletedTarget
 from ..targets.virtualsites import VirtualSiteTarget
+from .sharing import Sharing
 from .snapshot import SystemSnapshot
 from .targetcheck import Surroundings, check_target, set_up_target
 
@@ -45,6 +47,8 @@ class BoundTarget:
         Sites at once, for which it is prepared.
     is_reproducible : bool
         Whether the same positions must always give the same forces.
+    sharing : Sharing or None
+        If there is one, the target is that of its subset, of the forces that are not shared.
     statistics : Statistics
     interrupts : InterruptWatch
     """
@@ -57,11 +61,12 @@ class BoundTarget:
         given: BatchedTarget | None,
         window: int,
         is_reproducible: bool,
+        sharing: Sharing | None,
         statistics: Statistics,
         interrupts: InterruptWatch,
     ) -> None:
         self._access, self._system, self._masses = access, system, masses
-        self._window, self._is_reproducible = window, is_reproducible
+        self._window, self._is_reproducible, self._sharing = window, is_reproducible, sharing
         self._statistics, self._interrupts = statistics, interrupts
         if given is not None and virtual_sites(system):
             given = VirtualSiteTarget(given, system)
@@ -96,8 +101,15 @@ class BoundTarget:
         return self._target
 
     def evaluate(self, positions: Array, box: Array | None, times: Times | None) -> Evaluation:
-        """Energies (B,) and forces (B, N, 3)."""
+        """Energies (B,) and forces (B, N, 3) of what is not shared, on the subset."""
         return self._ready.evaluate_at(positions, box, times)
+
+    @property
+    def whole(self) -> BatchedTarget:
+        """All forces, of all particles."""
+        if self._sharing is None:
+            return self._ready
+        return CompletedTarget(self._ready, self._sharing.forces.context, self._sharing.subset)
 
     def prepare_settled(self, positions: Array, window: int, box: Array | None) -> None:
         """A round of this window is about to be evaluated; one that has settled is prepared for."""
@@ -182,14 +194,17 @@ class BoundTarget:
             properties=self._access.get_properties(),
             time=time,
             step_count=step_count,
+            subset=None if self._sharing is None else self._sharing.subset,
+            indices=None if self._sharing is None else self._sharing.slow,
             reproducible=self._is_reproducible,
         )
         self._target = self._built
-        if virtual_sites(self._system):
-            self._target = VirtualSiteTarget(self._built, self._system)
+        particles = self._system if self._sharing is None else self._sharing.reduced
+        if virtual_sites(particles):
+            self._target = VirtualSiteTarget(self._built, particles)
 
     def _check(self, around: Surroundings) -> None:
-        target = self._ready
+        target = self.whole
         if self._is_checked:
             if np.isfinite(around.forces(target)).all():
                 check_target(target, around)

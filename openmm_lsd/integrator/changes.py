@@ -53,7 +53,7 @@ class ContextChanges:
         self._system.take_unannounced(self._access.updates)
         if self.has_new_forces:
             self._version = self._system.version
-            self._pair.target.refresh()
+            self._pair.refresh()
             self._checked_parameters.clear()
             self.unchecked.add("forces")
         if is_first:

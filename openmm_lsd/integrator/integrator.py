@@ -13,6 +13,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import openmm
+from numpy.typing import NDArray
 from openmm import app, unit
 
 from .._native import ContextAccess, connect, speculative_integrator
@@ -23,7 +24,7 @@ from ..core.engine import Engine
 from ..core.schemes import SCHEMES
 from ..core.statistics import Round, Statistics, Stopwatch
 from ..drafts.draft import DraftSpec
-from ..drafts.nativeengine import NativeEngine
+from ..drafts.nativeengine import NativeEngine, NativeSubsetEngine
 from ..targets import BatchedTarget, as_target
 from ..targets.torchforce import check_torch_forces, load_plugin
 from .arguments import draft_system_of, positive_number, seed_of, whole_steps, window_of
@@ -32,6 +33,7 @@ from .binding import Binding
 from .probe import Probe
 from .program import FRICTION, NOISE_STEP, TEMPERATURE, add_program, refuse_program
 from .restart import Record, RestartError, from_checkpoint, install_load_guards, to_checkpoint
+from .samplerspec import Engines
 from .snapshot import SystemSnapshot, existing
 
 PROPERTY = "openmm_lsd"  # of the XML
@@ -110,6 +112,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     _correction: str | None = None  # see SamplerSpec
     _engine: type[Engine] = NativeEngine
+    _subset_engine: type[Engine] = NativeSubsetEngine
     _moves: type[BarostatMoves] = BarostatMoves
     _take_snapshot: Callable[[openmm.System], SystemSnapshot] = SystemSnapshot
 
@@ -284,6 +287,10 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     def _ensure_binding(self) -> Binding:
         """The binding to the Context that owns this integrator."""
+        if self._binding is not None and not self._binding.is_for(
+            self.getIntegrationForceGroups() % 2**32
+        ):
+            self._forget_binding()
         if self._binding is None:
             access = ContextAccess(int(self.this))
             assert self._snapshot is not None
@@ -295,7 +302,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 self._scheme,
                 self._window,
                 self._correction,
-                self._engine,
+                Engines(self._engine, self._subset_engine),
                 self._moves,
                 self._stopwatch,
                 self._round_callbacks,
@@ -409,6 +416,15 @@ class LSDIntegrator(openmm.CustomIntegrator):
         if self._binding is None:
             raise RuntimeError("there is nothing to look at before the first step")
         return Probe(self._binding)
+
+    @property
+    def subset(self) -> NDArray[np.int64]:
+        """Indices of the particles on which draft and target may differ, in ascending order.
+
+        All, unless forces are shared. Needs a Context with positions.
+        """
+        binding = self._ensure_binding()
+        return np.arange(len(binding.masses))[binding.pair.subset]
 
     @property
     def round_callbacks(self) -> list[Callable[[Round], Any]]:

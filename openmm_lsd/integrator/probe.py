@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..core.clock import Times
 from ..core.corrections import Corrections
-from ..core.engine import Engine
+from ..core.engine import Engine, TrainableDraft
 from ..core.sampler import SpeculativeSampler, Tuner
 from ..core.schemes import reciprocal, remove_cm_motion
 from ..core.window import Committed, Draws, State, Window
@@ -37,10 +37,12 @@ class Probe:
 
     def discrepancies(self, positions: Array) -> Array:
         """Target force minus draft force at positions (B, N, 3), less what acts along
-        constraints."""
-        engine, pair = self.sampler.engine, self._binding.pair
-        found = pair.discrepancies(positions)
-        return engine.project_forces(positions, found)
+        constraints; zero where both are the same."""
+        engine, result = self.sampler.engine, np.zeros_like(positions)
+        sites = np.ascontiguousarray(positions[:, engine.subset])
+        found = self._binding.pair.discrepancies(sites)
+        result[:, engine.subset] = engine.project_forces(sites, found)
+        return result
 
     @contextmanager
     def tuned_by(self, tuner: Tuner) -> Iterator[None]:
@@ -68,13 +70,13 @@ class _Recording:
     """An Engine that keeps the noise shifts of another."""
 
     def __init__(self, recorded: Engine) -> None:
-        self.scheme, self.masses, self.trainable = (
-            recorded.scheme,
-            recorded.masses,
-            recorded.trainable,
-        )
+        self.scheme, self.masses, self.subset = recorded.scheme, recorded.masses, recorded.subset
         self.recorded = recorded
         self.shifts: dict[int, Array] = {}
+
+    @property
+    def trainable(self) -> TrainableDraft | None:
+        return self.recorded.trainable
 
     def draft(
         self, state: State, corrections: Corrections, draws: Draws, times: Times | None
@@ -84,20 +86,30 @@ class _Recording:
     def forces(self, sites: Array, times: Times | None) -> Array:
         return self.recorded.forces(sites, times)
 
+    def project_forces(self, sites: Array, forces: Array) -> Array:
+        return self.recorded.project_forces(sites, forces)
+
     def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
+        drafted = window.velocities
+        if window.whole is not None:  # whose arrays the committed steps take
+            drafted = window.whole.velocities.copy()
         committed = self.recorded.commit(state, window, target_forces, draws)
         inverse_masses = reciprocal(self.masses)
         inverse_scale = reciprocal(self.scheme.noise_scale(inverse_masses))
-        drafted = window.draft_forces + window.corrections
         starts = [
             state[:2],
             *zip(committed.positions[:-1], committed.velocities[:-1], strict=True),
         ]
+        nothing = np.zeros_like(state.positions)
         for k in range(len(committed.noise_shifts)):
             x, v = starts[k]
             if draws.cm_removals[k]:
                 v = remove_cm_motion(v, self.masses)
-            accelerations = target_forces[k] * inverse_masses, drafted[k] * inverse_masses
-            shift = self.scheme.kick_shift(x, v, window.velocities[k], *accelerations)
+            difference = nothing.copy()
+            difference[self.subset] = (
+                target_forces[k] - window.draft_forces[k] - window.corrections[k]
+            )
+            acceleration = difference * inverse_masses
+            shift = self.scheme.kick_shift(x, v, drafted[k], acceleration, nothing)
             self.shifts[state.step + k] = inverse_scale * shift
         return committed

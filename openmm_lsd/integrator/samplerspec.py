@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from .._native import ContextAccess
 from ..contexts.checks import cm_removal_frequency
 from ..contexts.constraints import Projections
+from ..contexts.subsets import reduce_system
 from ..core.clock import Clock
 from ..core.correctors import Corrector, Following, make_corrector
 from ..core.engine import Engine
@@ -21,9 +22,7 @@ from ..core.sampler import SpeculativeSampler, Tuner
 from ..core.schemes import SCHEMES, Scheme, reciprocal
 from ..core.statistics import Round, Stopwatch
 from ..core.tuning import WindowTuner
-from ..drafts.draft import NativeDraft
 from ..drafts.estimates import native_estimates
-from ..drafts.nativeengine import NativeEngine
 from .barostat import BarostatMoves
 from .boundpair import BoundPair
 from .snapshot import SystemSnapshot
@@ -71,6 +70,13 @@ class Seed:
         return given == 0
 
 
+class Engines(NamedTuple):
+    """What makes the engine: where draft and target share nothing, and where they do."""
+
+    of_all: Callable[..., Engine]  #: as NativeEngine
+    of_subset: Callable[..., Engine]  #: as NativeSubsetEngine
+
+
 class SamplerSpec:
     """What the samplers of one Context have in common.
 
@@ -89,8 +95,7 @@ class SamplerSpec:
     tuner : Tuner or None
     round_callbacks : sequence of callables
     stopwatch : Stopwatch
-    engine : callable
-        Makes the engine of a scheme, masses and a draft.
+    engines : Engines
     """
 
     def __init__(
@@ -106,20 +111,24 @@ class SamplerSpec:
         tuner: Tuner | None,
         round_callbacks: Sequence[Callable[[Round], Any]],
         stopwatch: Stopwatch,
-        engine: Callable[[Scheme, Array, NativeDraft], Engine] = NativeEngine,
+        engines: Engines,
     ) -> None:
-        self._engine = engine
+        self._engines = engines
         self._masses, self._pair, self._moves = masses, pair, moves
         self._projections = Projections(system)
+        if pair.sharing is not None:
+            reduced = reduce_system(system, pair.sharing.subset, [1.0])  # and the rest as one
+            self._reduced_projections = Projections(reduced)
         self._scheme_name, self._window, self.tuner = scheme_name, window, tuner
         if correction is None:
-            correction = "secant" if len(masses) <= MAX_ATOMS_OF_JACOBIAN else "per-step"
+            atoms = len(masses[pair.subset])
+            correction = "secant" if atoms <= MAX_ATOMS_OF_JACOBIAN else "per-step"
         self._correction = correction
         self._round_callbacks, self._stopwatch = round_callbacks, stopwatch
         self._cm_removal_frequency = cm_removal_frequency(system)
         if access.on_device:  # where OpenMM's kernel does it at every step
             self._cm_removal_frequency = min(self._cm_removal_frequency, 1)
-        self._estimates = native_estimates(masses, pair.pairs_within)
+        self._estimates = native_estimates(masses[pair.subset], pair.pairs_within)
         self.clock, self.seed = Clock(), Seed()
 
     def take_tuner(self, tuner: Tuner | None) -> None:
@@ -147,7 +156,7 @@ class SamplerSpec:
         """A sampler, with what was learned so far; the target has been set up."""
         pair, seed = self._pair, self.seed.of(settings)
         return SpeculativeSampler(
-            self._engine(scheme, self._masses, pair.draft),
+            self._make_engine(settings, scheme),
             pair,
             StepNoise(seed, len(self._masses), self._cm_removal_frequency),
             self._window,
@@ -160,8 +169,18 @@ class SamplerSpec:
             learns_beside=not pair.target.keeps_cores_busy,
         )
 
+    def _make_engine(self, settings: Settings, scheme: Scheme) -> Engine:
+        pair = self._pair
+        if pair.sharing is None:
+            return self._engines.of_all(scheme, self._masses, pair.draft)
+        projection = self._reduced_projections.at(settings.constraint_tolerance)
+        shared, subset = pair.sharing.forces, pair.sharing.subset
+        return self._engines.of_subset(
+            scheme, self._masses, shared, pair.draft, subset, projection
+        )
+
     def _make_corrector(self, scheme: Scheme) -> Corrector:
-        masses = self._masses[:, None]
+        masses = self._masses[self._pair.subset, None]
         if self._correction == Following.name:
             return Following(scheme, masses, *self._estimates)
         return make_corrector(self._correction, scheme, masses)

@@ -36,7 +36,8 @@ class ForceSettings(NamedTuple):
 
     ``positions`` (N, 3) nm are a state at which it can be computed, at ``time`` (ps) and
     ``step_count``, in ``box`` (3, 3) nm; ``platform`` and ``properties`` are those of the Context,
-    and ``cores`` is the most that may be kept busy.
+    and ``cores`` is the most that may be kept busy. The target will be given the particles of
+    ``subset``, in ascending order; all, if it is None.
     """
 
     positions: Array
@@ -46,6 +47,12 @@ class ForceSettings(NamedTuple):
     cores: int
     time: float = 0.0
     step_count: int = 0
+    subset: NDArray[np.int64] | None = None
+
+    def rows(self, particles: ArrayLike) -> NDArray[np.int64]:
+        """Where these particles are among those that the target will be given."""
+        particles = np.asarray(particles, dtype=np.int64)
+        return particles if self.subset is None else np.searchsorted(self.subset, particles)
 
 
 class BatchedTarget(ABC):

@@ -28,14 +28,17 @@ logger = logging.getLogger(__name__)
 
 def of_force(force: openmm.Force, settings: ForceSettings) -> ModelTarget | None:
     """The batched form of a Force of OpenMM-ML, or None."""
-    return as_openmmml_force(force)
+    return as_openmmml_force(force, settings.rows)
 
 
-def as_openmmml_force(force: openmm.Force) -> ModelTarget | None:
+def as_openmmml_force(
+    force: openmm.Force, rows: Callable[[list[int]], Any] = list
+) -> ModelTarget | None:
     """The batched form of a force that OpenMM-ML 1.8 made for MACE or ANI, or None.
 
     None stands for every other force, and for one whose function cannot be pickled. The target has
-    a copy of the model, on the device of the original.
+    a copy of the model, on the device of the original. ``rows`` says where particles are among
+    those that the target will be given, if these are not all.
 
     Forces are scaled exactly as the force scales them. OpenMM-ML 1.7 and 1.8 take ANI's forces from
     kJ/mol/angstrom to OpenMM's units without the factor of 10, so they are not the gradient of
@@ -58,7 +61,8 @@ def as_openmmml_force(force: openmm.Force) -> ModelTarget | None:
         if compute.args or set(compute.keywords) != keywords:
             logger.info("PythonForce: %s of another version of OpenMM-ML than 1.8", function)
             return None
-        atoms = [int(index) for index in force.getParticles()] or None
+        particles = [int(index) for index in force.getParticles()]
+        atoms = [int(row) for row in rows(particles)] or None
         compute.keywords["model"].requires_grad_(False)  # our copy; only positions need gradients
         return convert(called, compute.keywords, atoms)
     return None

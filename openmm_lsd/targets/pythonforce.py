@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import openmm
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 
 from .._native import evaluate_python_force
@@ -109,6 +109,8 @@ class PythonForceTarget(BatchedTarget):
     box : (3, 3) nm, optional
     time, step_count : float (ps), int
         When the function is called there.
+    rows : (n,) int, optional
+        Where the force's particles are among those that this target is given, if these are not all.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class PythonForceTarget(BatchedTarget):
         *,
         time: float = 0.0,
         step_count: int = 0,
+        rows: NDArray[np.int64] | None = None,
     ) -> None:
         self._force = force
         self._periodic = force.usesPeriodicBoundaryConditions()
@@ -129,6 +132,8 @@ class PythonForceTarget(BatchedTarget):
         # A State has them, and nobody knows whether the function asks for them.
         self.uses_times = self.batched is None or self.batched.uses_times
         self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
+        if rows is not None:
+            self._particles = rows
 
     @classmethod
     def of_force(cls, force: openmm.Force, settings: ForceSettings) -> PythonForceTarget | None:
@@ -136,8 +141,15 @@ class PythonForceTarget(BatchedTarget):
         own = as_python_force(force)
         if own is None:
             return None
-        positions, box, *_ = settings
-        return cls(own, positions, box, time=settings.time, step_count=settings.step_count)
+        particles = own.getParticles()
+        return cls(
+            own,
+            settings.positions,
+            settings.box,
+            time=settings.time,
+            step_count=settings.step_count,
+            rows=settings.rows(particles) if len(particles) else None,
+        )
 
     def _find_batched(self, positions: Array, box: Array | None, times: Times) -> Batched | None:
         """The function behind the force, if it is one of ours: it says so when it is called."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import openmm
+from numpy.typing import NDArray
 
 from ..contexts.checks import changes_state, default_box
 from ..contexts.cores import allowed_cores
@@ -19,17 +20,31 @@ from ..contexts.forcecontext import (
     reproducible_properties,
     without_forces,
 )
+from ..contexts.subsets import reduce_system
 from ..core.clock import Times
 from ..targets import openmmml
 from .base import Array, BatchedTarget, Evaluation, ForceSettings
 from .contextpool import ContextTarget
+from .ofsubset import EmbeddedTarget
 from .pythonforce import PythonForceTarget
+from .slowforces import leading_rows
 from .torchforce import TorchForceTarget
 from .virtualsites import VirtualSiteForces
 
+def of_torch_force(force: openmm.Force, settings: ForceSettings) -> BatchedTarget | None:
+    """The batched form of a TorchForce, whose module may want more particles than its own."""
+    target, subset = TorchForceTarget.of_force(force, settings), settings.subset
+    if target is None or subset is None:
+        return target
+    count = leading_rows(target, subset, settings.positions, settings.box)
+    if count == len(subset):
+        return target
+    return EmbeddedTarget(target, subset, settings.positions[:count])
+
+
 # What recognises a Force and gives the form of it that takes a batch; the first that does, counts.
 FORMS: tuple[Callable[[openmm.Force, ForceSettings], BatchedTarget | None], ...] = (
-    TorchForceTarget.of_force,
+    of_torch_force,
     openmmml.of_force,
     PythonForceTarget.of_force,
 )
@@ -57,6 +72,12 @@ class SystemTarget(BatchedTarget):
         modules, and is one of the two platforms (with Reference) tried for the rest.
     time, step_count : float (ps), int
         At ``positions``, for users' functions that depend on them.
+    subset : (n,) int, optional
+        Particles that can stand alone (``subsets.close_subset``) and on which alone the forces in
+        question act, in ascending order. Then positions and forces of ``evaluate`` are theirs, but
+        the constructor's ``positions`` those of all.
+    indices : iterable of int, optional
+        Of the forces in question; by default all.
     reproducible : bool
         Whether forces computed by Contexts are the same to the last bit, which takes one thread for
         each state on the CPU platform.
@@ -73,23 +94,30 @@ class SystemTarget(BatchedTarget):
         properties: Mapping[str, str] | None = None,
         time: float = 0.0,
         step_count: int = 0,
+        subset: NDArray[np.int64] | None = None,
+        indices: Iterable[int] | None = None,
         reproducible: bool = False,
     ) -> None:
         properties = properties or {}
         cores = allowed_cores(properties.get("Threads"))
         self._system = system  # owns the forces that the parts refer to
         self._default_box = default_box(system)
-        self._to_parents = VirtualSiteForces(system)
-        where = ForceSettings(
-            positions, self._default_box, platform, properties, cores, time, step_count
+        if subset is not None and len(subset) == system.getNumParticles():
+            subset = None
+        self._to_parents = VirtualSiteForces(
+            system if subset is None else reduce_system(system, subset)
         )
+        where = ForceSettings(
+            positions, self._default_box, platform, properties, cores, time, step_count, subset
+        )
+        counting = range(system.getNumForces()) if indices is None else set(indices)
         own_parts: list[tuple[int, int, BatchedTarget]] = []  # rank of the form, index of the force
         # Indices of forces of which Contexts take care, and of those that hold users' functions.
         rest: list[int] = []
         python_rest: list[int] = []
         for index, force in enumerate(system.getForces()):
             own = groups_of(force) if groups_of_forces is None else groups_of_forces[index]
-            if not groups & own or changes_state(force) or is_empty(force):
+            if index not in counting or not groups & own or changes_state(force) or is_empty(force):
                 continue
             made = ((rank, of_force(force, where)) for rank, of_force in enumerate(FORMS))
             rank, part = next((each for each in made if each[1] is not None), (-1, None))
@@ -97,6 +125,8 @@ class SystemTarget(BatchedTarget):
                 own_parts.append((rank, index, part))
             else:
                 (python_rest if holds_python(force) else rest).append(index)
+        if subset is not None and (rest or python_rest):
+            raise ValueError("forces that only Contexts can evaluate are those of all particles")
         # These take care of virtual sites, too.
         self._indices_in_contexts = [indices for indices in (rest, python_rest) if indices]
         platforms: Mapping[str, Mapping[str, str]] = {platform: properties, "Reference": {}}

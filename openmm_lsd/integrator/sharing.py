@@ -1,0 +1,131 @@
+"""What draft and target of a Context share: found out, evaluated, kept up to date."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+
+from .._native import ContextAccess
+from ..contexts.checks import default_box
+from ..contexts.forcecontext import ForceContext, fastest_context, loaded_platforms
+from ..contexts.sharedforces import NothingSharedError, find_shared_forces, shared_system
+from ..contexts.subsets import reduce_system, reduce_topology
+from ..drafts.draft import Draft, DraftSpec
+from ..targets.base import ForceSettings
+from ..targets.slowforces import find_slow_forces
+from .snapshot import SystemSnapshot
+
+Array = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+
+class Sharing:
+    """The forces that draft and target of a Context share, in a Context of their own.
+
+    Parameters
+    ----------
+    access : ContextAccess
+    system : SystemSnapshot
+    positions : (N, 3) nm
+    spec : DraftSpec
+    force_groups : int
+        Bits.
+    cores : int or None
+    reproducible : bool
+        Whether the same positions must always give the same forces.
+
+    Attributes
+    ----------
+    subset : (n,) int
+        The particles on which draft and target may differ, in ascending order.
+    slow : list of int
+        Indices of the System's forces that are the target's only.
+    draft_spec : DraftSpec
+        Of the subset.
+    forces : drafts.Draft
+        The shared forces, of all particles.
+    reduced : openmm.System
+        The particles of the subset, without forces.
+    force_groups : int
+
+    Raises
+    ------
+    NothingSharedError
+    """
+
+    def __init__(
+        self,
+        access: ContextAccess,
+        system: SystemSnapshot,
+        positions: Array,
+        spec: DraftSpec,
+        force_groups: int,
+        cores: int | None,
+        reproducible: bool,
+    ) -> None:
+        time, step_count = access.get_time()
+        where = ForceSettings(
+            positions,
+            default_box(system),
+            access.get_platform(),
+            access.get_properties(),
+            cores or 1,
+            time,
+            step_count,
+        )
+        slow = find_slow_forces(system.getForces(), where)
+        found = find_shared_forces(system, slow, spec.system, system.groups, force_groups)
+        for line in found.lines:
+            logger.info("%s", line)
+        self.force_groups = force_groups
+        self.subset, self._indices, self.slow = found.subset, found.shared, found.slow
+        self.reduced = reduce_system(system, self.subset)
+        topology = spec.topology
+        if topology is not None and topology.getNumAtoms() == len(positions):
+            topology = reduce_topology(topology, self.subset)
+        self.draft_spec = spec._replace(system=found.stand_in, topology=topology)
+        shared = self._forces_of(system)
+        if spec.platform is None:
+            context = fastest_context(shared, positions, loaded_platforms(cores, reproducible))
+            self._platform, self._properties = context.platform, context.properties
+        else:
+            self._platform = spec.platform.getName()
+            self._properties = dict(loaded_platforms(cores).get(self._platform, {}))
+        self.forces = Draft(self._make(shared))
+
+    def _forces_of(self, system: SystemSnapshot) -> openmm.System:
+        return shared_system(system, self._indices)
+
+    def _make(self, shared: openmm.System) -> ForceContext:
+        platform = openmm.Platform.getPlatform(self._platform)
+        return ForceContext(shared, platform, self._properties, self.force_groups)
+
+    def refresh(self, system: SystemSnapshot) -> None:
+        """Parameters of the System's forces have changed."""
+        self.forces.take_context(self._make(self._forces_of(system)))
+
+    def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
+        """See NativeDraft."""
+        self.forces.set_environment(box, parameters)
+
+
+def find_sharing(
+    access: ContextAccess,
+    system: SystemSnapshot,
+    positions: Array,
+    spec: DraftSpec,
+    force_groups: int,
+    cores: int | None,
+    reproducible: bool,
+) -> Sharing | None:
+    """What can be shared; None: nothing, so every force is evaluated for draft and target each."""
+    try:
+        return Sharing(access, system, positions, spec, force_groups, cores, reproducible)
+    except NothingSharedError as reason:
+        logger.info("draft and target share no forces: %s", reason)
+        return None

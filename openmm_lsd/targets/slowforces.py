@@ -1,0 +1,125 @@
+"""Which forces of a System are slow, and on which particles each of them acts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import openmm
+from numpy.typing import NDArray
+
+from ..contexts.checks import changes_state
+from ..contexts.forcecontext import holds_python
+from .base import Array, ForceSettings
+from .pythonforce import as_python_force
+from .torchforce import TorchForceTarget, as_torch_force
+
+Indices = NDArray[np.int64]
+
+logger = logging.getLogger(__name__)
+
+# Of OpenMM's own; all others are cheap beside a network or a quantum method.
+SLOW_KINDS = (
+    "AmoebaGeneralizedKirkwoodForce",
+    "AmoebaMultipoleForce",
+    "AmoebaVdwForce",
+    "AmoebaWcaDispersionForce",
+    "HippoNonbondedForce",
+)
+DISPLACEMENT = 0.005  # nm, by which positions differ from the present ones
+CROWD = 0.25  # nm, within which the other particles are put around one of those that feel a force
+SAME = 1e-4  # of the root mean square force
+
+
+def is_slow(force: openmm.Force) -> bool:
+    """By its kind: a user's code, a network, polarisable multipoles, or not known."""
+    if isinstance(force, openmm.CustomCVForce):
+        inner = range(force.getNumCollectiveVariables())
+        return any(is_slow(force.getCollectiveVariable(each)) for each in inner)
+    name = type(force).__name__
+    return (
+        name in ("Force", "TorchForce", *SLOW_KINDS)
+        or not type(force).__module__.startswith("openmm.")
+        or holds_python(force)
+    )
+
+
+def find_slow_forces(
+    forces: Sequence[openmm.Force], settings: ForceSettings
+) -> dict[int, Indices | None]:
+    """Their indices, and on which particles each acts, in ascending order; None: all, or unknown.
+
+    The particles of a TorchForce, which does not say, are found by trying.
+    """
+    return {
+        index: _particles_of(force, settings)
+        for index, force in enumerate(forces)
+        if not changes_state(force) and is_slow(force)
+    }
+
+
+def _particles_of(force: openmm.Force, settings: ForceSettings) -> Indices | None:
+    python_force = as_python_force(force)
+    if python_force is not None:
+        given = np.unique(np.array(python_force.getParticles(), dtype=np.int64))
+        return given if len(given) else None
+    if as_torch_force(force) is None:
+        return None
+    target = TorchForceTarget.of_force(force, settings)
+    assert target is not None
+    return particles_that_matter(target, settings.positions, settings.box)
+
+
+def particles_that_matter(
+    target: TorchForceTarget, positions: Array, box: Array | None
+) -> Indices | None:
+    """The particles of which a module takes notice; None: all, or nobody knows.
+
+    Those that feel a force, if it makes no difference to energy and forces where the others are:
+    around and between them, or nowhere (NaN).
+    """
+    rng = np.random.default_rng(0)
+    states = positions + DISPLACEMENT * rng.standard_normal((2, *positions.shape))
+    try:
+        energies, forces = target.evaluate(states, box)
+        felt = np.flatnonzero((forces != 0).any(axis=(0, 2)))
+        others = np.setdiff1d(np.arange(len(positions)), felt)
+        if not len(felt) or not len(others) or not np.isfinite(forces).all():
+            return None
+        for hidden in (False, True):
+            moved = states.copy()
+            around = moved[:, rng.choice(felt, len(others))]
+            moved[:, others] = around + rng.uniform(-CROWD, CROWD, around.shape)
+            if hidden:
+                moved[:, others] = np.nan
+            there = target.evaluate(moved, box)
+            tolerance = SAME * float(np.sqrt(np.mean(forces[:, felt] ** 2)))
+            is_same = (
+                np.allclose(there[0], energies, rtol=1e-6, atol=tolerance)
+                and np.allclose(there[1][:, felt], forces[:, felt], rtol=0, atol=tolerance)
+                and not there[1][:, others].any()
+            )
+            if not is_same:
+                logger.info(
+                    "TorchForce: %d particles feel it, and others matter to it", len(felt)
+                )
+                return None
+    except Exception as error:  # whatever a module may raise
+        logger.info("TorchForce: its particles cannot be found (%s)", error)
+        return None
+    return felt
+
+
+def leading_rows(
+    target: TorchForceTarget, subset: Indices, positions: Array, box: Array | None
+) -> int:
+    """Of positions, that a module of these particles can be given without the others after them."""
+    count = int(subset.max()) + 1
+    try:
+        whole, part = target.evaluate(positions[None], box), target.evaluate(positions[None, :count], box)
+        if np.array_equal(whole[0], part[0]) and np.array_equal(whole[1][:, :count], part[1]):
+            return count
+    except Exception as error:  # whatever a module may raise
+        logger.info("TorchForce: needs all particles (%s)", error)
+    return len(positions)
