@@ -7,92 +7,22 @@ short runs, against OpenMM's LangevinMiddleIntegrator; bad drafts, with learning
 planted fault must be caught.
 """
 
-import dataclasses
 import functools
 from pathlib import Path
 
 import numpy as np
 import openmm
 import pytest
-from law import TEMPERATURE, worst, z_scores
+from ensembles import Z, Case, reference_of, score_of, system_of, trap
+from law import TEMPERATURE
 from openmm import app, unit
-from particles import PLATFORM, lsd, planted
+from particles import planted
 
 from openmm_lsd import LSDIntegrator
 from openmm_lsd.core.engine import NumpyEngine
 from openmm_lsd.core.schemes import Middle, reciprocal
 
-STEPS, WINDOW, Z = (2, 5), 4, 5.5
 DIPEPTIDE = Path(__file__).parents[1] / "systems" / "alanine_dipeptide" / "alanine_dipeptide.pdb"
-
-
-@dataclasses.dataclass
-class Case:
-    """Target and draft, where runs start, and how they go."""
-
-    target: openmm.System
-    draft: openmm.System
-    positions: np.ndarray
-    step_size: float
-    spread: float  # nm, of where runs start
-    atoms: list[int]  # that are looked at
-    runs: int = 2_500
-    reference_runs: int = 20_000
-    learning: bool = False
-
-    def starts(self, context, count, seed):
-        """Positions and velocities that keep the constraints, one after another."""
-        rng = np.random.default_rng(seed)
-        masses = [self.target.getParticleMass(i)._value for i in range(len(self.positions))]
-        speeds = np.sqrt(0.0083144626 * TEMPERATURE / np.array(masses))[:, None]
-        for _ in range(count):
-            context.setPositions(
-                self.positions + self.spread * rng.standard_normal((len(speeds), 3))
-            )
-            context.applyConstraints(1e-8)
-            context.setVelocities(speeds * rng.standard_normal((len(speeds), 3)))
-            context.applyVelocityConstraints(1e-8)
-            yield
-
-    def states(self, integrator, count, seed):
-        """(count, 2, atoms, 3) after each of STEPS."""
-        integrator.setConstraintTolerance(1e-6)
-        topology = app.Topology()
-        residue = topology.addResidue("X", topology.addChain())
-        for _ in range(self.target.getNumParticles()):
-            topology.addAtom("X", None, residue)
-        simulation = app.Simulation(topology, self.target, integrator, PLATFORM)
-        context = simulation.context
-        rows = [[] for _ in STEPS]
-        for _ in self.starts(context, count, seed):
-            done = 0
-            for row, step in zip(rows, STEPS, strict=True):
-                simulation.step(step - done)
-                done = step
-                state = context.getState(positions=True, velocities=True)
-                both = state.getPositions(asNumpy=True)._value, state.getVelocities(asNumpy=True)
-                row.append(np.stack([both[0], both[1]._value])[:, self.atoms])
-        return [np.array(row) for row in rows]
-
-
-def trap(particles, stiffness, centre=0.0):
-    force = openmm.CustomExternalForce(
-        f"{stiffness}*((x-{centre})^2+1.2*y^2+0.8*z^2+3*(x-{centre})*y*z)"
-    )
-    for index in range(particles):
-        force.addParticle(index, [])
-    return force
-
-
-def system_of(masses, constraints, *forces):
-    system = openmm.System()
-    for mass in masses:
-        system.addParticle(mass)
-    for constraint in constraints:
-        system.addConstraint(*constraint)
-    for force in forces:
-        system.addForce(force)
-    return system
 
 
 def waters():
@@ -209,25 +139,11 @@ build = functools.cache(lambda name: CASES[name]())
 
 @functools.cache
 def reference(name):
-    case = build(name)
-    plain = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1 / case.step_size, case.step_size)
-    plain.setRandomNumberSeed(3)
-    return case.states(plain, case.reference_runs, seed=21)
+    return reference_of(build(name))
 
 
 def score(name, kind=LSDIntegrator, **keywords):
-    case = build(name)
-    integrator = lsd(
-        TEMPERATURE,
-        1 / case.step_size,
-        case.step_size,
-        case.draft,
-        kind,
-        **{"windowLength": WINDOW, "learning": case.learning, **keywords},
-    )
-    states = case.states(integrator, case.runs, seed=22)
-    moment, z = worst(z_scores(states, reference(name)))
-    return integrator.statistics, z, f"{moment}: z = {z:.1f}"
+    return score_of(build(name), reference(name), kind, **keywords)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -86,9 +86,7 @@ def samplers(kind, constrained, frequency, engine=SubsetEngine, **options):
         lambda q: np.stack([slow(each) for each in q]),
         6,
         11,
-        engine=lambda scheme, masses, draft: engine(
-            scheme, masses, shared, draft, SUBSET, reduced
-        ),
+        engine=lambda scheme, masses, draft: engine(scheme, masses, shared, draft, SUBSET, reduced),
         **options,
     )
     velocities = SPEEDS if not constrained else scheme.projection.velocities(START, SPEEDS)
@@ -120,20 +118,25 @@ def test_the_same_path_as_with_all_particles(kind, constrained, frequency):
 class NoMotionOfTheRest(SubsetEngine):
     """Forgets that the motion of the centre of mass moves the rest, too."""
 
+    rest = REST
+
     def _of_all(self, committed, whole):
         before = [each.copy() for each in whole[:2]]
         result = super()._of_all(committed, whole)
         for path, drafted in zip(result[:2], before, strict=True):
-            path[:, REST] = drafted[1 : len(path) + 1, REST]
+            path[:, self.rest] = drafted[1 : len(path) + 1, self.rest]
         return result
 
 
 class OtherNoise(SubsetEngine):
     """The noise of the rest that enters the shift is not that which has moved it."""
 
+    rest = REST
+
     def commit(self, state, window, target_forces, draws):
         noise = draws.noise.copy()
-        noise[:, REST] = np.random.default_rng(state.step).standard_normal(noise[:, REST].shape)
+        others = np.random.default_rng(state.step).standard_normal(noise.shape)
+        noise[:, self.rest] = others[:, self.rest]
         return super().commit(state, window, target_forces, draws._replace(noise=noise))
 
 
@@ -188,9 +191,7 @@ def test_a_subset_of_all_that_move():
     """The rest has no mass then, and its row means nothing."""
     masses = np.array([2.0, 0.0, 3.0])
     scheme = Middle(300.0, 1.0, 0.002)
-    engine = SubsetEngine(
-        scheme, masses, lambda q: -q, lambda q: -50.0 * q, np.array([0, 2])
-    )
+    engine = SubsetEngine(scheme, masses, lambda q: -q, lambda q: -50.0 * q, np.array([0, 2]))
     plain = NumpyEngine(scheme, masses, lambda q: -q - 50.0 * q * (masses > 0)[:, None])
     results = []
     for each, factor in ((engine, -80.0), (plain, -81.0)):

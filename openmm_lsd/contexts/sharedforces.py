@@ -178,18 +178,18 @@ def _beyond(target: Sequence[openmm.Force], draft: Sequence[openmm.Force]) -> li
         elif part.kind == "CustomNonbondedForce":
             continue  # exclusions that the target has and the draft has not: its pairs are closer
         else:
-            result += _terms_beyond(ours, part)
+            result += _terms_beyond(ours, frame, part)
     return result
 
 
-def _terms_beyond(ours: Mapping[str, _Part], part: _Part) -> list[_Extra]:
-    """Terms for particles for which the target has none of this kind."""
-    covered = {
-        frozenset(_particles_of(term))
-        for own in ours.values()
-        if own.kind == part.kind
-        for term in own.terms
-    }
+def _terms_beyond(ours: Mapping[str, _Part], own_frame: str, part: _Part) -> list[_Extra]:
+    """Terms for particles for which the target has none of this kind, or of this expression."""
+    alike = (
+        own
+        for frame, own in ours.items()
+        if own.kind == part.kind and (frame == own_frame or not part.kind.startswith("Custom"))
+    )
+    covered = {frozenset(_particles_of(term)) for own in alike for term in own.terms}
     extra = [
         term for term in part.terms.elements() if frozenset(_particles_of(term)) not in covered
     ]

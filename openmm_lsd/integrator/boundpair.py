@@ -92,7 +92,15 @@ class BoundPair:
                 access, system, positions, spec, force_groups, cores, not is_tuned
             )
         self.target = BoundTarget(
-            access, system, masses, given, window, not is_tuned, self.sharing, statistics, interrupts
+            access,
+            system,
+            masses,
+            given,
+            window,
+            not is_tuned,
+            self.sharing,
+            statistics,
+            interrupts,
         )
         self.box = self.find_box()
         particles: openmm.System = system

@@ -175,9 +175,7 @@ class SamplerSpec:
             return self._engines.of_all(scheme, self._masses, pair.draft)
         projection = self._reduced_projections.at(settings.constraint_tolerance)
         shared, subset = pair.sharing.forces, pair.sharing.subset
-        return self._engines.of_subset(
-            scheme, self._masses, shared, pair.draft, subset, projection
-        )
+        return self._engines.of_subset(scheme, self._masses, shared, pair.draft, subset, projection)
 
     def _make_corrector(self, scheme: Scheme) -> Corrector:
         masses = self._masses[self._pair.subset, None]

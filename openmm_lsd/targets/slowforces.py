@@ -101,9 +101,7 @@ def particles_that_matter(
                 and not there[1][:, others].any()
             )
             if not is_same:
-                logger.info(
-                    "TorchForce: %d particles feel it, and others matter to it", len(felt)
-                )
+                logger.info("TorchForce: %d particles feel it, and others matter to it", len(felt))
                 return None
     except Exception as error:  # whatever a module may raise
         logger.info("TorchForce: its particles cannot be found (%s)", error)
@@ -117,7 +115,10 @@ def leading_rows(
     """Of positions, that a module of these particles can be given without the others after them."""
     count = int(subset.max()) + 1
     try:
-        whole, part = target.evaluate(positions[None], box), target.evaluate(positions[None, :count], box)
+        whole, part = (
+            target.evaluate(positions[None], box),
+            target.evaluate(positions[None, :count], box),
+        )
         if np.array_equal(whole[0], part[0]) and np.array_equal(whole[1][:, :count], part[1]):
             return count
     except Exception as error:  # whatever a module may raise

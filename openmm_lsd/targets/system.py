@@ -31,6 +31,7 @@ from .slowforces import leading_rows
 from .torchforce import TorchForceTarget
 from .virtualsites import VirtualSiteForces
 
+
 def of_torch_force(force: openmm.Force, settings: ForceSettings) -> BatchedTarget | None:
     """The batched form of a TorchForce, whose module may want more particles than its own."""
     target, subset = TorchForceTarget.of_force(force, settings), settings.subset

@@ -1,0 +1,106 @@
+"""Many short runs of real Simulations, LSDIntegrator's and OpenMM's, for tests of the law.
+
+Means, products and cubes of positions and velocities of some atoms at two times are compared.
+"""
+
+import dataclasses
+
+import numpy as np
+import openmm
+from law import TEMPERATURE, worst, z_scores
+from openmm import app
+from particles import PLATFORM, lsd
+
+from openmm_lsd import LSDIntegrator
+
+STEPS, WINDOW, Z = (2, 5), 4, 5.5
+
+
+@dataclasses.dataclass
+class Case:
+    """Target and draft, where runs start, and how they go."""
+
+    target: openmm.System
+    draft: openmm.System
+    positions: np.ndarray
+    step_size: float
+    spread: float  # nm, of where runs start
+    atoms: list[int]  # that are looked at
+    runs: int = 2_500
+    reference_runs: int = 20_000
+    learning: bool = False
+
+    def starts(self, context, count, seed):
+        """Positions and velocities that keep the constraints, one after another."""
+        rng = np.random.default_rng(seed)
+        masses = [self.target.getParticleMass(i)._value for i in range(len(self.positions))]
+        speeds = np.sqrt(0.0083144626 * TEMPERATURE / np.array(masses))[:, None]
+        for _ in range(count):
+            context.setPositions(
+                self.positions + self.spread * rng.standard_normal((len(speeds), 3))
+            )
+            context.applyConstraints(1e-8)
+            context.setVelocities(speeds * rng.standard_normal((len(speeds), 3)))
+            context.applyVelocityConstraints(1e-8)
+            yield
+
+    def states(self, integrator, count, seed):
+        """(count, 2, atoms, 3) after each of STEPS."""
+        integrator.setConstraintTolerance(1e-6)
+        topology = app.Topology()
+        residue = topology.addResidue("X", topology.addChain())
+        for _ in range(self.target.getNumParticles()):
+            topology.addAtom("X", None, residue)
+        simulation = app.Simulation(topology, self.target, integrator, PLATFORM)
+        context = simulation.context
+        rows = [[] for _ in STEPS]
+        for _ in self.starts(context, count, seed):
+            done = 0
+            for row, step in zip(rows, STEPS, strict=True):
+                simulation.step(step - done)
+                done = step
+                state = context.getState(positions=True, velocities=True)
+                both = state.getPositions(asNumpy=True)._value, state.getVelocities(asNumpy=True)
+                row.append(np.stack([both[0], both[1]._value])[:, self.atoms])
+        return [np.array(row) for row in rows]
+
+
+def trap(particles, stiffness, centre=0.0):
+    force = openmm.CustomExternalForce(
+        f"{stiffness}*((x-{centre})^2+1.2*y^2+0.8*z^2+3*(x-{centre})*y*z)"
+    )
+    for index in range(particles):
+        force.addParticle(index, [])
+    return force
+
+
+def system_of(masses, constraints, *forces):
+    system = openmm.System()
+    for mass in masses:
+        system.addParticle(mass)
+    for constraint in constraints:
+        system.addConstraint(*constraint)
+    for force in forces:
+        system.addForce(force)
+    return system
+
+
+def reference_of(case):
+    plain = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1 / case.step_size, case.step_size)
+    plain.setRandomNumberSeed(3)
+    return case.states(plain, case.reference_runs, seed=21)
+
+
+def score_of(case, reference, kind=LSDIntegrator, **keywords):
+    """Statistics, the worst z, and what it is of."""
+    integrator = lsd(
+        TEMPERATURE,
+        1 / case.step_size,
+        case.step_size,
+        case.draft,
+        kind,
+        **{"windowLength": WINDOW, "learning": case.learning, **keywords},
+    )
+    states = case.states(integrator, case.runs, seed=22)
+    moment, z = worst(z_scores(states, reference))
+    return integrator.statistics, z, f"{moment}: z = {z:.1f}"

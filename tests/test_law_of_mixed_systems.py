@@ -1,0 +1,150 @@
+"""The exact law where draft and target share forces, through LSDIntegrator in real Simulations: two
+atoms with a slow force of their own among rigid waters.
+
+As test_law_of_constraints.py. The motion of the centre of mass is removed at every step; the
+subset's discrepancy is strong. Each planted fault must be caught.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import numpy as np
+import openmm
+import pytest
+from ensembles import Z, Case, reference_of, score_of, system_of, trap
+from particles import planted
+from test_subset import ForcesOfAnotherSite, NoMotionOfTheRest
+
+from openmm_lsd import LSDIntegrator, batched
+from openmm_lsd.core.subset import SubsetEngine
+
+LIGAND = [0, 4]  # with a rigid water between them
+MASSES = [6.0, 3.0, 1.008, 1.008, 3.0]
+WATER = [1, 2, 3]
+STIFFNESS, SKEW, LENGTH = 10_000.0, 100_000.0, 0.16
+FIELD = np.array([700.0, -400.0, 300.0])  # on the first atom
+
+
+@batched
+def slow_forces(positions, box, parameters):
+    """A skewed spring between two atoms, and a field that pulls the first."""
+    apart = positions[:, 1] - positions[:, 0]
+    length = np.linalg.norm(apart, axis=1)
+    stretch = length - LENGTH
+    energies = 0.5 * STIFFNESS * stretch**2 - SKEW * stretch**3 + 3 * SKEW * stretch**4
+    pull = STIFFNESS * stretch - 3 * SKEW * stretch**2 + 12 * SKEW * stretch**3
+    forces = np.empty_like(positions)
+    forces[:, 0] = (pull / length)[:, None] * apart
+    forces[:, 1] = -forces[:, 0]
+    forces[:, 0] += FIELD
+    return energies - positions[:, 0] @ FIELD, forces
+
+
+def cheap_forces():
+    """Of all particles: charges, a trap, and a stiff bond of the ligand."""
+    force = openmm.NonbondedForce()
+    for index in range(5):
+        if index in LIGAND:
+            force.addParticle(0.4 if index else -0.4, 0.3, 0.4)
+        elif index == WATER[0]:
+            force.addParticle(-0.834, 0.3151, 0.636)
+        else:
+            force.addParticle(0.417, 1.0, 0.0)
+    force.createExceptionsFromBonds([tuple(LIGAND)], 0.0, 0.0)
+    for i, j in itertools.combinations(WATER, 2):
+        force.addException(i, j, 0.0, 1.0, 0.0)
+    bond = openmm.HarmonicBondForce()
+    bond.addBond(*LIGAND, LENGTH, 60_000.0)
+    return [force, trap(5, 1_500.0), bond, openmm.CMMotionRemover(1)]
+
+
+def build():
+    bond, angle = 0.09572, np.deg2rad(104.52)
+    side = 2 * bond * np.sin(angle / 2)
+    constraints = [(1, 2, bond), (1, 3, bond), (2, 3, side)]
+    positions = np.zeros((5, 3))
+    positions[4, 0] = LENGTH
+    positions[2:4] = bond * np.array([[np.sin(angle / 2), 0, 0], [-np.sin(angle / 2), 0, 0]])
+    positions[2:4, 1] = bond * np.cos(angle / 2)
+    positions[1:4] += [0.05, 0.32, 0.0]
+    target, draft = (system_of(MASSES, constraints, *cheap_forces()) for _ in range(2))
+    slow = openmm.PythonForce(slow_forces)
+    slow.setParticles(LIGAND)
+    target.addForce(slow)
+    soft = openmm.CustomBondForce(f"{0.1 * STIFFNESS}*(r-{1.1 * LENGTH})^2")
+    soft.addBond(*LIGAND)
+    draft.addForce(soft)
+    return Case(target, draft, positions, 0.004, 0.006, [0, 1, 2, 4])
+
+
+case = functools.cache(build)
+
+
+@functools.cache
+def reference():
+    return reference_of(case())
+
+
+def score(kind=LSDIntegrator, runs=4_000, **keywords):
+    own = dataclasses.replace(case(), runs=runs)
+    return score_of(own, reference(), kind, **keywords)
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_law(learning):
+    statistics, z, message = score(learning=learning)
+    assert 0.1 < statistics.acceptance_rate and statistics.rejected > 20
+    assert abs(z) < Z, message
+
+
+def test_law_of_draft_auto():
+    own = dataclasses.replace(case(), draft="auto", learning=True, runs=4_000)
+    statistics, z, message = score_of(own, reference())
+    assert 0.1 < statistics.acceptance_rate and statistics.rejected > 20
+    assert abs(z) < Z, message
+
+
+class NoiseDrawnAgain(SubsetEngine):
+    """After a rejection the rest gets new noise, though the old has decided on it."""
+
+    def commit(self, state, window, target_forces, draws):
+        committed = super().commit(state, window, target_forces, draws)
+        if not committed.accepted:
+            k = len(committed.positions) - 1
+            rest, rng = np.array(WATER), np.random.default_rng(state.step + 10**6)
+            new = rng.standard_normal(draws.noise[k].shape) - draws.noise[k]
+            kick = self.noise_scale * new
+            kick[LIGAND] = 0.0
+            at = committed.positions[k - 1] if k else state.positions
+            kick = self.scheme.projection.velocities(at, kick)[rest]
+            committed.velocities[k, rest] += kick
+            moved = committed.positions[k].copy()
+            moved[rest] += 0.5 * self.scheme.step_size * kick
+            committed.positions[k] = self.scheme.projection.positions(at, moved)
+        return committed
+
+
+class WronglyShared(SubsetEngine):
+    """The draft's force on an atom is taken for the target's."""
+
+    def commit(self, state, window, target_forces, draws):
+        target_forces = target_forces.copy()
+        target_forces[:, 0] = window.draft_forces[: len(target_forces), 0]
+        return super().commit(state, window, target_forces, draws)
+
+
+@pytest.mark.parametrize(
+    ("fault", "runs"),
+    [
+        (NoMotionOfTheRest, 4_000),
+        (NoiseDrawnAgain, 9_000),
+        (ForcesOfAnotherSite, 4_000),
+        (WronglyShared, 4_000),
+    ],
+)
+def test_planted_faults_are_caught(fault, runs):
+    if fault is NoMotionOfTheRest:
+        fault = type(fault.__name__, (fault,), {"rest": np.array(WATER)})
+    _, z, message = score(planted(_subset_engine=fault, _correction="none"), runs)
+    assert abs(z) > Z, message
