@@ -101,7 +101,7 @@ def counts(args):
     row("216 rigid waters, 2 fs", water_box(216, 0.9), 500, 1000)
     row("216 flexible waters, 1 fs", water_box(216, 0.9, rigid=False), 500, 1000)
     row("2000 rigid waters, 2 fs", water_box(2000, 0.9), 200, 400)
-    directory = ROOT / "systems" / "alanine_dipeptide_water"
+    directory = ROOT / "systems" / "stiff_dipeptide_water"
     for step_size, hydrogen_mass in ((0.001, None), (0.002, None), (0.004, 1.5)):
         molecule = systems.load(directory, hydrogenMass=hydrogen_mass)
         for learning in (False, True):

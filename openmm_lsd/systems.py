@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from openmm import app, unit
 
 from .contexts.checks import masses_of, virtual_sites
+from .contexts.embedding import without_inner_forces
 from .contexts.forcecontext import copy_constraints, is_empty, without_forces
 from .contexts.periodicity import box_in_words, box_of, topology_box
 from .core.clock import Times
@@ -24,7 +25,7 @@ from .structures import Structure, element_masses, read_structure, structure_of_
 from .targets import ASETarget, BatchedTarget, as_target
 from .targets.base import Array, Evaluation
 from .targets.pythonforce import Batched
-from .targets.torchforce import import_openmmtorch
+from .targets.torchforce import import_openmmtorch, module_of_atoms
 
 if TYPE_CHECKING:
     import ase
@@ -136,8 +137,13 @@ def _files_of(directory: Path, names: Sequence[str]) -> list[str]:
     return [str(directory / name) if (directory / name).exists() else name for name in names]
 
 
-def with_torch_force(particles: Particles, module_file: str | Path) -> openmm.System:
+def with_torch_force(
+    particles: Particles, module_file: str | Path, *, atoms: Sequence[int] | None = None
+) -> openmm.System:
     """A System whose potential is a TorchScript file; with a CMMotionRemover if no atom is fixed.
+
+    With ``atoms`` it is the potential of these only, and all else is as in the System that is given
+    (mechanical embedding; see ``with_target``).
 
     Parameters
     ----------
@@ -148,6 +154,8 @@ def with_torch_force(particles: Particles, module_file: str | Path) -> openmm.Sy
         TorchScript module: positions (N, 3) in nm -> energy in kJ/mol; if it also takes
         (B, N, 3) and gives (B,), a batch is one call. If it takes a second argument, that is the
         box (3, 3) in nm, and it is used where there is one.
+    atoms : sequence of int, optional
+        Indices, in the order in which the module takes them; N is their number then.
 
     Raises
     ------
@@ -156,24 +164,29 @@ def with_torch_force(particles: Particles, module_file: str | Path) -> openmm.Sy
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the element of an atom is unknown, or the module needs a box and there is none.
+        If the element of an atom is unknown, the module needs a box and there is none, or as
+        ``with_target``.
     """
     openmmtorch = import_openmmtorch()
     if not Path(module_file).is_file():
         raise FileNotFoundError(f"there is no TorchScript file {module_file}")
-    system, box = _particles_of(particles)
-    force = openmmtorch.TorchForce(str(module_file))
+    system, box = _particles_of(particles, atoms)
     takes_box, needs_box = _arguments_of(str(module_file))
     if needs_box and box is None:
         raise ValueError(
             f"{module_file} takes a box beside the positions, and there is none; give the Topology "
             "or the System a periodic box"
         )
-    if box is not None and not takes_box:
+    if box is not None and not takes_box and atoms is None:
         _warn_of_box(box, str(module_file))
+    if atoms is None:
+        force = openmmtorch.TorchForce(str(module_file))
+    else:
+        force = openmmtorch.TorchForce(module_of_atoms(str(module_file), atoms, takes_box))
     force.setUsesPeriodicBoundaryConditions(box is not None and takes_box)
     system.addForce(force)
-    _remove_cm_motion(system)
+    if atoms is None:
+        _remove_cm_motion(system)
     return system
 
 
@@ -289,12 +302,19 @@ def from_ase(atoms: ase.Atoms, target: Any = None) -> MolecularSystem:
     )
 
 
-def with_target(particles: Particles, target: BatchedTarget) -> openmm.System:
+def with_target(
+    particles: Particles, target: BatchedTarget, *, atoms: Sequence[int] | None = None
+) -> openmm.System:
     """A System whose potential is a target of ``openmm_lsd.targets``, as a PythonForce.
 
     OpenMM can then do all that it does with any force (plain dynamics, minimisation, energies in
     reports), and LSDIntegrator evaluates windows in one call. The System gets a CMMotionRemover,
     unless some atoms are fixed (of zero mass).
+
+    With ``atoms`` the target is the potential of these only, and ``particles`` must be a System with
+    forces: what acts between two of the atoms is left out of it (bonds, angles, torsions and
+    constraints; nonbonded pairs are excluded), and all else stays. That is mechanical embedding, as
+    OpenMM-ML's ``createMixedSystem`` does it.
 
     Parameters
     ----------
@@ -302,11 +322,14 @@ def with_target(particles: Particles, target: BatchedTarget) -> openmm.System:
         Gives masses, virtual sites, constraints and box; periodic is a System whose forces are, or
         that has none and was given a box.
     target : targets.BatchedTarget
+    atoms : sequence of int, optional
+        Indices, in the order in which the target takes the atoms.
 
     Raises
     ------
-    ValueError
-        If the target gives no energies, or the element of an atom is unknown.
+    TypeError, ValueError
+        If the target gives no energies; the element of an atom is unknown; or of ``atoms`` one is
+        not there, or the System has a Force of which a part cannot be left out.
     """
     if not target.gives_energies:
         raise ValueError(
@@ -327,19 +350,32 @@ def with_target(particles: Particles, target: BatchedTarget) -> openmm.System:
     ) -> Evaluation:
         return target.evaluate_at(positions, box, Times(times, step_counts))
 
-    system, box = _particles_of(particles)
+    system, box = _particles_of(particles, atoms)
     function = evaluate_at if target.uses_times else evaluate
     force = openmm.PythonForce(Batched(function, target.keeps_cores_busy))
-    if box is not None and not target.takes_box:
+    if atoms is not None:
+        force.setParticles(list(map(int, atoms)))
+    elif box is not None and not target.takes_box:
         _warn_of_box(box, f"the target, a {type(target).__name__},")
     force.setUsesPeriodicBoundaryConditions(box is not None and target.takes_box)
     system.addForce(force)
-    _remove_cm_motion(system)
+    if atoms is None:
+        _remove_cm_motion(system)
     return system
 
 
-def _particles_of(particles: Particles) -> tuple[openmm.System, Array | None]:
-    """A System without forces, and its box (3, 3) in nm if it is periodic."""
+def _particles_of(
+    particles: Particles, atoms: Sequence[int] | None = None
+) -> tuple[openmm.System, Array | None]:
+    """A System without forces, or without those inside a group of atoms; and its box (3, 3) in nm
+    if it is periodic."""
+    if atoms is not None:
+        if not isinstance(particles, openmm.System):
+            raise TypeError(
+                f"atoms={atoms!r}: all else must be described by the forces of an openmm.System, "
+                f"not by a {type(particles).__name__}"
+            )
+        return without_inner_forces(particles, atoms), box_of(particles)
     if isinstance(particles, openmm.System):
         result = without_forces(particles)
         copy_constraints(particles, result)

@@ -15,7 +15,7 @@ from openmm_lsd.commands.potentials import cutoff_of
 from openmm_lsd.contexts.checks import masses_of
 from openmm_lsd.contexts.constraints import constraints_of
 
-IN_WATER = ROOT / "systems/alanine_dipeptide_water"
+IN_WATER = ROOT / "systems/stiff_dipeptide_water"
 DIPEPTIDE = ("run", "--topology", f"{STEM}.pdb")
 NETWORK = ("--target", f"{STEM}.pt")
 AMBER = "amber14-all.xml"

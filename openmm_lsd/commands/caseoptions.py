@@ -13,6 +13,7 @@ from ..contexts.checks import check_scheme, check_system
 from ..structures import read_structure
 from .case import Case
 from .forms import FORMS
+from .mlatoms import MLAtoms
 from .options import Options, positive_number, seed_number
 from .potentials import cutoff_of, draft_system, target_system
 from .rigidity import CONSTRAINTS, Rigidity
@@ -43,6 +44,18 @@ def add_case_options(options: Options) -> None:
         metavar="NAME",
         help="auto, a .prmtop, a System .xml, or OpenMM force field files; default auto, and with "
         "--system its force field",
+    )
+    add(
+        "--ml-atoms",
+        metavar="SELECTION",
+        help="the target is that of these atoms only, such as 'resname LIG' (MDTraj's language)",
+    )
+    add(
+        "--environment",
+        nargs="+",
+        metavar="NAME",
+        help="force field of all else, with --ml-atoms: a .prmtop or OpenMM force field files; "
+        "default that of --draft",
     )
     add("--no-box", action="store_true", help="ignore the box in the files: an isolated molecule")
     add("--cutoff", type=positive_number, default=0.9, help="nm, of PME in a box; default 0.9")
@@ -102,9 +115,10 @@ def case_of(args: argparse.Namespace) -> Case:
 
 def _shipped(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
     """Of --system."""
-    given = [name for name in ("topology", "coordinates", "target") if getattr(args, name)]
+    names = ("topology", "coordinates", "target", "ml_atoms", "environment")
+    given = [name for name in names if getattr(args, name)]
     if given:
-        raise ValueError(f"--system goes without --{given[0]}")
+        raise ValueError(f"--system goes without --{given[0].replace('_', '-')}")
     if args.no_box:
         raise ValueError("--system goes without --no-box")
     rigidity = rigidity_of(args)
@@ -119,6 +133,21 @@ def _shipped(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
 def rigidity_of(args: argparse.Namespace) -> Rigidity:
     """What the options say of it."""
     return Rigidity(args.constraints, args.rigid_water, args.hydrogen_mass)
+
+
+def ml_atoms_of(args: argparse.Namespace, draft: list[str]) -> MLAtoms | None:
+    """What --ml-atoms and --environment say; None if the target is that of all atoms."""
+    if args.ml_atoms is None:
+        if args.environment is not None:
+            raise ValueError("--environment goes with --ml-atoms")
+        return None
+    environment = args.environment or draft
+    if environment == ["auto"]:
+        raise ValueError(
+            "--ml-atoms: give the force field of all other atoms as --environment, such as "
+            "--environment amber14-all.xml amber14/tip3p.xml"
+        )
+    return MLAtoms(args.ml_atoms, environment)
 
 
 def _as_options(rigidity: Rigidity) -> dict[str, Any]:
@@ -139,7 +168,8 @@ def _from_files(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
         structure.topology.setPeriodicBoxVectors(None)
         structure.sources.pop("box", None)
     names = args.draft or ["auto"]
-    target = target_system(args.target, structure, args.cutoff, rigidity_of(args), names)
+    rigidity, ml_atoms = rigidity_of(args), ml_atoms_of(args, names)
+    target = target_system(args.target, structure, args.cutoff, rigidity, names, ml_atoms)
     if args.no_box and target.usesPeriodicBoundaryConditions():
         raise ValueError(f"--no-box, and the System in {args.target} is periodic")
     draft = draft_system(names, structure.topology, args.cutoff, target)

@@ -25,6 +25,7 @@ from ..contexts.periodicity import box_in_words, is_same_box, topology_box
 from ..structures import Structure
 from ..systems import read_system, with_target, with_torch_force
 from .forms import FORMS, in_words
+from .mlatoms import MLAtoms, embed_target
 from .rigidity import Rigidity, repartition_masses
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def target_system(
     cutoff: float,
     rigidity: Rigidity = USUAL,
     draft: Sequence[str] = AUTO,
+    ml_atoms: MLAtoms | None = None,
 ) -> openmm.System:
     """The System of the slow potential, with the masses and the box of the structure.
 
@@ -61,6 +63,8 @@ def target_system(
     draft : sequence of str
         See ``draft_system``. A force field says how long the constraints of a target are that is
         none.
+    ml_atoms : MLAtoms, optional
+        Of which alone the potential is; all else is by a force field.
 
     Raises
     ------
@@ -69,7 +73,12 @@ def target_system(
         as ValueError.
     """
     topology = structure.topology
-    system = _target_system(spec, structure, cutoff, rigidity, draft)
+    if ml_atoms is None:
+        system = _target_system(spec, structure, cutoff, rigidity, draft)
+    else:
+        options = {**nonbonded_options(topology, cutoff), **rigidity.of_force_field()}
+        around = _classical_system(ml_atoms.environment, topology, options)
+        system = embed_target(spec, around, topology, ml_atoms.selection)
     if system.getNumParticles() != structure.atoms:
         raise ValueError(
             f"{spec} has {system.getNumParticles()} particles, and the structure, from "

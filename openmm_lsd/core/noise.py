@@ -1,13 +1,15 @@
 """Random numbers of a step as a pure function of (seed, step).
 
 Philox (Salmon et al., SC 2011) is a counter-based generator: the upper word of its counter is the
-step index, less its remainder by ``NOISE_BLOCK``, so that every few steps own 2^192 of its blocks
+step index, less its remainder by ``NOISE_BLOCK``, so that every few steps own 2^192 of its blocks (for many particles, each step 2^128 of them)
 and can be drawn again at any time, in any order. The numbers are reproducible as long as NumPy
 keeps its stream of ``Generator.standard_normal``.
 """
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from .window import Draws
 Array = NDArray[np.float64]
 
 NOISE_BLOCK = 8  # steps that are drawn at a time
+LARGE = 4000  # particles, above which it pays to draw steps beside each other
 
 
 class StepNoise:
@@ -42,10 +45,9 @@ class StepNoise:
     def __init__(self, seed: int, particles: int, cm_removal_frequency: int = 0) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; it must be from 0 to 2^64 - 1")
-        # Setting the counter is several times faster than making a generator for each step.
-        self._philox = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
-        self._generator = np.random.Generator(self._philox)
-        self._state: Any = self._philox.state  # before its first number
+        self._generators = [
+            _Positioned(seed) for _ in range(NOISE_BLOCK if particles > LARGE else 1)
+        ]
         self._cm_removal_frequency = cm_removal_frequency
         self._shape = NOISE_BLOCK, particles, 3
         self._drawn: dict[int, tuple[Array, Array]] = {}  # by the first step
@@ -67,12 +69,41 @@ class StepNoise:
         starts = range(first, step + count, NOISE_BLOCK)
         # What was drawn for the last window will be needed again.
         self._drawn = {start: self._drawn.get(start) or self._draw(start) for start in starts}
-        rows = slice(step - first, step - first + count)
-        noise, log_uniforms = map(np.concatenate, zip(*self._drawn.values(), strict=True))
-        return noise[rows], log_uniforms[rows]
+        noise, log_uniforms = np.empty((count, *self._shape[1:])), np.empty(count)
+        for start, (own_noise, own_uniforms) in self._drawn.items():
+            begin, end = max(start, step), min(start + NOISE_BLOCK, step + count)
+            to, of = slice(begin - step, end - step), slice(begin - start, end - start)
+            noise[to], log_uniforms[to] = own_noise[of], own_uniforms[of]
+        return noise, log_uniforms
 
     def _draw(self, start: int) -> tuple[Array, Array]:
-        self._state["state"]["counter"][3] = start
+        if self._shape[1] > LARGE:
+            return self._draw_large(start)
+        generator = self._generators[0].at(start)
+        log_uniforms = -generator.standard_exponential(NOISE_BLOCK)
+        return generator.standard_normal(self._shape), log_uniforms
+
+    def _draw_large(self, start: int) -> tuple[Array, Array]:
+        """Each step in a part of the block of its own, several at a time."""
+        generators = [each.at(start, part) for part, each in enumerate(self._generators)]
+        log_uniforms = -generators[-1].standard_exponential(NOISE_BLOCK)
+        noise = np.empty(self._shape)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy lets go of the GIL
+            list(pool.map(lambda g, row: g.standard_normal(out=row), generators, noise))
+        return noise, log_uniforms
+
+
+class _Positioned:
+    """A generator that can be put anywhere in its stream."""
+
+    def __init__(self, seed: int) -> None:
+        # Setting the counter is several times faster than making a generator for each step.
+        self._philox = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
+        self._generator = np.random.Generator(self._philox)
+        self._state: Any = self._philox.state  # before its first number
+
+    def at(self, start: int, part: int = 0) -> np.random.Generator:
+        """At the beginning of a part of the block that begins with a step."""
+        self._state["state"]["counter"][2:] = part, start
         self._philox.state = self._state
-        log_uniforms = -self._generator.standard_exponential(NOISE_BLOCK)
-        return self._generator.standard_normal(self._shape), log_uniforms
+        return self._generator

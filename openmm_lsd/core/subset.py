@@ -202,7 +202,9 @@ class SubsetEngine(Engine):
         length = len(shared_forces)
         path = self._end_path(positions[:length], velocities[:length], shared_forces[-1], draws)
         reduced = np.stack([self._reduction.forces(each) for each in shared_forces])
-        return Window(*(each[:length] for each in own), Whole(*map(np.stack, path), reduced))
+        both = np.stack([np.stack(each) for each in path], axis=1)
+        whole = Whole(both[:, 0].copy(), both[:, 1].copy(), self._reduction.centre(both), reduced)
+        return Window(*(each[:length] for each in own), whole)
 
     def _end_path(
         self, positions: list[Array], velocities: list[Array], shared: Array, draws: Draws
@@ -226,7 +228,9 @@ class SubsetEngine(Engine):
         shared = whole.shared_forces[:verified]
         reduced = Window(
             pad(window.sites[:verified]),
-            reduction.vectors(whole.velocities[:verified]),
+            np.concatenate([window.velocities, whole.centres[: len(window.sites), 1:]], axis=1)[
+                :verified
+            ],
             shared + pad(window.draft_forces[:verified]),
             pad(window.corrections[:verified]),
         )
@@ -235,19 +239,22 @@ class SubsetEngine(Engine):
         committed = self._reduced.commit(start, reduced, shared + pad(target_forces), noise)
         return self._of_all(committed, whole)
 
+    def _complete(self, path: Array, shifts: Array, of_subset: Array) -> None:
+        """In place: drafted positions or velocities (C, N, 3) as the committed ones."""
+        path += shifts[:, None, :] * self._reduction.moves
+        path[:, self.subset] = of_subset
+
     def _of_all(self, committed: Committed, whole: Whole) -> Committed:
         """The committed steps of all particles; the arrays of ``whole`` are taken for them."""
         count = min(len(committed.positions), len(whole.positions) - 1)
         if not count:
             raise ConstraintError("the constraints cannot be met: positions are too far from them")
         rows = slice(1, count + 1)
-        for path, reduced in (
-            (whole.positions[rows], committed.positions[:count]),
-            (whole.velocities[rows], committed.velocities[:count]),
+        for kind, (path, reduced) in enumerate(
+            ((whole.positions, committed.positions), (whole.velocities, committed.velocities))
         ):
-            shifts = reduced[:, -1] - self._reduction.centre(path)
-            path += shifts[:, None, :] * self._reduction.moves
-            path[:, self.subset] = reduced[:, :-1]
+            shifts = reduced[:count, -1] - whole.centres[rows, kind]
+            self._complete(path[rows], shifts, reduced[:count, :-1])
         return Committed(
             whole.positions[rows],
             whole.velocities[rows],

@@ -36,12 +36,14 @@ class Whole(NamedTuple):
     """A drafted path of all particles, where draft and target differ on a subset S only.
 
     ``positions`` and ``velocities`` (K + 1, N, 3) are those at the start of each step and, without
-    the subset, after the last; (K, N, 3) if that step cannot be done. ``shared_forces``
-    (K, |S| + 1, 3) are what draft and target share, on the subset and on all of the rest together.
+    the subset, after the last; (K, N, 3) if that step cannot be done. ``centres`` (K + 1, 2, 3) are
+    position and velocity of the centre of mass of the rest. ``shared_forces`` (K, |S| + 1, 3) are
+    what draft and target share, on the subset and on all of the rest together.
     """
 
     positions: Array
     velocities: Array
+    centres: Array
     shared_forces: Array
 
 

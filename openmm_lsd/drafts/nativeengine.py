@@ -92,7 +92,7 @@ class NativeSubsetEngine(SubsetEngine):
         self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
     ) -> Window:
         """See Engine."""
-        drafted, *arrays, has_end, positions, velocities, shared_forces = (
+        drafted, *arrays, has_end, positions, velocities, centres, shared_forces = (
             self._draft.roll_out_whole(
                 self._native_scheme,
                 self.masses,
@@ -109,8 +109,18 @@ class NativeSubsetEngine(SubsetEngine):
             )
         )
         states = slice(drafted + has_end)
-        whole = Whole(positions[states], velocities[states], shared_forces[:drafted])
+        path = positions[states], velocities[states], centres[states]
+        whole = Whole(*path, shared_forces[:drafted])
         return Window(*(array[:drafted] for array in arrays), whole)
+
+    def _complete(self, path: Array, shifts: Array, of_subset: Array) -> None:
+        _native.complete(
+            self.masses,
+            self._native_subset,
+            shifts,
+            np.ascontiguousarray(of_subset),
+            path,
+        )
 
 
 def _native_scheme(scheme: Scheme) -> _native.Scheme:

@@ -149,17 +149,36 @@ WholeRolloutResult rollOutWhole(const WholeRolloutArguments& given, const DraftF
     Buffer sites({length, own, 3}), velocities(sites.shape), forces(sites.shape),
         added(sites.shape);
     Buffer path({length + 1, particles, 3}), pathVelocities(path.shape);
-    Buffer sharedForces({length, own + 1, 3});
+    Buffer centres({length + 1, 2, 3}), sharedForces({length, own + 1, 3});
     WholeDrafted drafted;
     {
         nb::gil_scoped_release release;
         drafted = draftWholeWindow(
             round, subset, corrections, sharedForce, draftForce,
             {sites.data.get(), velocities.data.get(), forces.data.get(), added.data.get()},
-            {path.data.get(), pathVelocities.data.get(), sharedForces.data.get()});
+            {path.data.get(), pathVelocities.data.get(), centres.data.get(),
+             sharedForces.data.get()});
     }
-    return {drafted.steps,     sites.numpy(), velocities.numpy(),     forces.numpy(), added.numpy(),
-            drafted.endsInState, path.numpy(),  pathVelocities.numpy(), sharedForces.numpy()};
+    return {drafted.steps, sites.numpy(),       velocities.numpy(), forces.numpy(),
+            added.numpy(), drafted.endsInState, path.numpy(),       pathVelocities.numpy(),
+            centres.numpy(), sharedForces.numpy()};
+}
+
+// Positions or velocities (K, N, 3) in place: shifts (K, 3), and of the subset (K, |S|, 3).
+void complete(Masses masses, IntVector subset, Matrix shifts, VectorBatch ofSubset,
+              OwnMatrices vectors) {
+    const size_t length = vectors.shape(0), particles = vectors.shape(1), own = subset.shape(0);
+    checkParticles(masses.shape(0), particles);
+    if (vectors.shape(2) != 3 || shifts.shape(0) != length || shifts.shape(1) != 3 ||
+        ofSubset.shape(0) != length || ofSubset.shape(1) != own)
+        throw std::invalid_argument("the arrays of committed steps do not fit together");
+    for (size_t i = 0; i < own; i++)
+        if (subset.data()[i] < 0 || (size_t)subset.data()[i] >= particles)
+            throw std::invalid_argument("the subset has a particle that is not there");
+    nb::gil_scoped_release release;
+    for (size_t k = 0; k < length; k++)
+        completeStep(particles, masses.data(), own, subset.data(), shifts.data() + 3 * k,
+                     ofSubset.data() + 3 * own * k, vectors.data() + 3 * particles * k);
 }
 
 void bindRound(nb::module_& m) {
@@ -174,4 +193,7 @@ void bindRound(nb::module_& m) {
           nb::arg("positions"), nb::arg("velocities"), nb::arg("draft_velocities"),
           nb::arg("target_forces"), nb::arg("draft_forces"), nb::arg("noise"),
           nb::arg("log_uniforms"), nb::arg("cm_removals"), "The fields of window.Committed.");
+    m.def("complete", &complete, nb::arg("masses"), nb::arg("subset"), nb::arg("shifts"),
+          nb::arg("of_subset"), nb::arg("vectors"),
+          "Make of drafted positions or velocities (K, N, 3) the committed ones, in place.");
 }

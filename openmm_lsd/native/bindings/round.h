@@ -14,7 +14,7 @@
 
 using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
 using WholeRolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray, bool,
-                                      NumpyArray, NumpyArray, NumpyArray>;
+                                      NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
 
 class ContextAccess;
 

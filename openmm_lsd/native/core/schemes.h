@@ -51,6 +51,36 @@ struct Scheme {
             }
     }
 
+    // The same of N particles in one pass, by forces and noise (N, 3); to other arrays.
+    void step(size_t particles, const double* x, const double* v, const double* force,
+              const double* inverseMasses, const double* noise, const double* noiseScale,
+              double* newX, double* newV) const {
+        const size_t components = 3 * particles;
+        if (projection != nullptr) {
+            std::vector<double> acceleration(components), kick(components);
+            for (size_t i = 0; i < particles; i++)
+                for (size_t c = 3 * i; c < 3 * i + 3; c++) {
+                    acceleration[c] = force[c] * inverseMasses[i];
+                    kick[c] = noise[c] * noiseScale[i];
+                }
+            std::copy_n(x, components, newX);
+            std::copy_n(v, components, newV);
+            step(components, newX, newV, acceleration.data(), kick.data());
+            return;
+        }
+        const double impulse = aboba ? 0.5 * (1.0 + decay) * stepSize : stepSize;
+        for (size_t i = 0; i < particles; i++) {
+            const double push = impulse * inverseMasses[i], scale = noiseScale[i];
+            for (size_t c = 3 * i; c < 3 * i + 3; c++) {
+                const double before = v[c], pushed = push * force[c], kick = scale * noise[c];
+                const double half = before + pushed;
+                const double after = aboba ? decay * before + pushed + kick : decay * half + kick;
+                newV[c] = after;
+                newX[c] = x[c] + 0.5 * stepSize * ((aboba ? before : half) + after);
+            }
+        }
+    }
+
     // Of two steps from positions x.
     void findKickShift(size_t components, const double* x, const double* vTarget,
                        const double* vDraft, const double* accelerationOfTarget,
@@ -93,8 +123,11 @@ inline void removeCmMotion(size_t particles, double* v, const double* masses) {
         for (int j = 0; j < 3; j++)
             momentum[j] += masses[i] * v[3 * i + j];
     }
+    double velocity[3];
+    for (int j = 0; j < 3; j++)
+        velocity[j] = momentum[j] / total;
     for (size_t i = 0; i < particles; i++)
         if (masses[i] > 0)
             for (int j = 0; j < 3; j++)
-                v[3 * i + j] -= momentum[j] / total;
+                v[3 * i + j] -= velocity[j];
 }

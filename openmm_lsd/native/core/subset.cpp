@@ -9,20 +9,36 @@
 
 namespace {
 
+// The sum of weights times vectors, added up four at a time, so that it is vectorised.
+void addUp(size_t count, const double* weights, const double* vectors, double* sum) {
+    constexpr size_t at_a_time = 4;
+    double parts[3 * at_a_time] = {};
+    size_t i = 0;
+    for (; i + at_a_time <= count; i += at_a_time)
+        for (size_t c = 0; c < 3 * at_a_time; c++)
+            parts[c] += weights[i + c / 3] * vectors[3 * i + c];
+    for (; i < count; i++)
+        for (size_t j = 0; j < 3; j++)
+            parts[j] += weights[i] * vectors[3 * i + j];
+    for (size_t j = 0; j < 3; j++)
+        sum[j] = parts[j] + parts[3 + j] + parts[6 + j] + parts[9 + j];
+}
+
 // One window's arrays of all particles, and those of the subset in them.
 class Rollout {
 public:
     Rollout(const Round& round, const Subset& subset, const WholePath& path)
         : round(round), subset(subset), path(path), components(3 * round.particles),
-          own(3 * subset.size), inverseMasses(round.particles), isOfRest(round.particles),
-          site(components), found(components), shared(components), acceleration(components),
-          kick(components) {
+          own(3 * subset.size), massesOfRest(round.masses, round.masses + round.particles),
+          inverseMasses(round.particles), moves(round.particles), site(components),
+          found(components), shared(components) {
+        for (size_t i = 0; i < subset.size; i++)
+            massesOfRest[subset.indices[i]] = 0.0;
         for (size_t i = 0; i < round.particles; i++) {
             inverseMasses[i] = round.masses[i] > 0 ? 1.0 / round.masses[i] : 0.0;
-            isOfRest[i] = round.masses[i] > 0;
+            moves[i] = massesOfRest[i] > 0;
+            massOfRest += massesOfRest[i];
         }
-        for (size_t i = 0; i < subset.size; i++)
-            isOfRest[subset.indices[i]] = false;
         std::copy_n(round.positions, components, path.positions);
         std::copy_n(round.velocities, components, path.velocities);
     }
@@ -33,7 +49,8 @@ public:
     void findSite(size_t k) {
         if (round.cmRemovals[k])
             removeCmMotion(round.particles, velocities(k), round.masses);
-        round.scheme.findSite(components, positions(k), velocities(k), site.data());
+        if (round.scheme.aboba)
+            round.scheme.findSite(components, positions(k), velocities(k), site.data());
     }
 
     void gather(const double* from, double* to) const {
@@ -41,19 +58,25 @@ public:
             std::copy_n(from + 3 * subset.indices[i], 3, to + 3 * i);
     }
 
-    const double* siteOfAll() const { return site.data(); }
+    const double* siteOfAll(size_t k) const {
+        return round.scheme.aboba ? site.data() : positions(k);
+    }
 
-    // Whether they can be had at the site of step k; if not, those of the step before are kept.
+    // Whether they can be had at the site of step k; if not, those of the step before count. What is
+    // not finite in one of the rest is not in their sum.
     bool findSharedForce(size_t k, const DraftForce& sharedForce) {
         try {
-            sharedForce(k, site.data(), found.data());
+            sharedForce(k, siteOfAll(k), found.data());
         } catch (const std::exception& error) {
             if (k == 0)
                 throw SharedForceError(std::string("the forces that it shares with the draft: ") +
                                        error.what());
             return false;
         }
-        if (allFinite(found.data(), components)) {
+        double* row = path.sharedForces + k * (own + 3);
+        gather(found.data(), row);
+        addUp(round.particles, moves.data(), found.data(), row + own);
+        if (allFinite(row, own + 3)) {
             std::swap(found, shared);
             return true;
         }
@@ -62,39 +85,33 @@ public:
         return false;
     }
 
-    void keepSharedForce(size_t k) const {
-        double* row = path.sharedForces + k * (own + 3);
-        gather(shared.data(), row);
-        double* total = row + own;
-        std::fill(total, total + 3, 0.0);
-        for (size_t i = 0; i < round.particles; i++)
-            if (isOfRest[i])
-                for (int j = 0; j < 3; j++)
-                    total[j] += shared[3 * i + j];
+    // Of mass of the rest, at the start of step k.
+    void keepCentres(size_t k) const {
+        double* row = path.centres + 6 * k;
+        addUp(round.particles, massesOfRest.data(), positions(k), row);
+        addUp(round.particles, massesOfRest.data(), velocities(k), row + 3);
+        for (int j = 0; j < 6; j++)
+            row[j] = massOfRest > 0 ? row[j] / massOfRest : 0.0;
     }
 
     // Raises ConstraintError.
     void step(size_t k, const double* force, const double* correction) {
-        prepareStep(k);
-        for (size_t i = 0; i < subset.size; i++)
-            for (int j = 0; j < 3; j++) {
-                const size_t at = subset.indices[i];
-                acceleration[3 * at + j] +=
-                    (force[3 * i + j] + correction[3 * i + j]) * inverseMasses[at];
-            }
-        doStep(k);
+        for (size_t i = 0; i < own; i++)
+            shared[3 * subset.indices[i / 3] + i % 3] += force[i] + correction[i];
+        doStep(k, velocities(k), subset.noise + k * components);
     }
 
     // The last, of the rest, whatever becomes of the subset; whether it could be done.
     bool stepOfRest(size_t k) {
-        prepareStep(k);
-        for (size_t i = 0; i < subset.size; i++)
-            for (int j = 0; j < 3; j++) {
-                const size_t at = 3 * subset.indices[i] + j;
-                acceleration[at] = kick[at] = velocities(k + 1)[at] = 0.0;
-            }
+        std::vector<double> still(velocities(k), velocities(k) + components);
+        std::vector<double> noise(subset.noise + k * components,
+                                  subset.noise + (k + 1) * components);
+        for (size_t i = 0; i < own; i++) {
+            const size_t at = 3 * subset.indices[i / 3] + i % 3;
+            shared[at] = still[at] = noise[at] = 0.0;
+        }
         try {
-            doStep(k);
+            doStep(k, still.data(), noise.data());
         } catch (const ConstraintError&) {
             return false;
         }
@@ -106,24 +123,13 @@ private:
     const Subset& subset;
     const WholePath& path;
     size_t components, own;
-    std::vector<double> inverseMasses;
-    std::vector<bool> isOfRest;
-    std::vector<double> site, found, shared, acceleration, kick;
+    double massOfRest = 0.0;
+    std::vector<double> massesOfRest, inverseMasses, moves;
+    std::vector<double> site, found, shared;
 
-    void prepareStep(size_t k) {
-        std::copy_n(positions(k), components, positions(k + 1));
-        std::copy_n(velocities(k), components, velocities(k + 1));
-        const double* noise = subset.noise + k * components;
-        for (size_t i = 0; i < round.particles; i++)
-            for (int j = 0; j < 3; j++) {
-                acceleration[3 * i + j] = shared[3 * i + j] * inverseMasses[i];
-                kick[3 * i + j] = noise[3 * i + j] * subset.noiseScale[i];
-            }
-    }
-
-    void doStep(size_t k) {
-        round.scheme.step(components, positions(k + 1), velocities(k + 1), acceleration.data(),
-                          kick.data());
+    void doStep(size_t k, const double* v, const double* noise) {
+        round.scheme.step(round.particles, positions(k), v, shared.data(), inverseMasses.data(),
+                          noise, subset.noiseScale, positions(k + 1), velocities(k + 1));
     }
 };
 
@@ -140,7 +146,7 @@ WholeDrafted draftWholeWindow(const Round& round, const Subset& subset, Correcti
         double *site = to.sites + k * own, *force = to.forces + k * own,
                *correction = to.corrections + k * own;
         rollout.findSite(k);
-        rollout.gather(rollout.siteOfAll(), site);
+        rollout.gather(rollout.siteOfAll(k), site);
         if (k > 0 && !allFinite(site, own))
             break;
         if (!rollout.findSharedForce(k, sharedForce))
@@ -156,7 +162,7 @@ WholeDrafted draftWholeWindow(const Round& round, const Subset& subset, Correcti
             std::fill(force, force + own, 0.0);
         rollout.gather(rollout.velocities(k), to.velocities + k * own);
         corrections.take(k, site, correction);
-        rollout.keepSharedForce(k);
+        rollout.keepCentres(k);
         steps++;
         if (steps == round.length)
             break;
@@ -166,5 +172,19 @@ WholeDrafted draftWholeWindow(const Round& round, const Subset& subset, Correcti
             break;
         }
     }
-    return {steps, rollout.stepOfRest(steps - 1)};
+    const bool endsInState = rollout.stepOfRest(steps - 1);
+    if (endsInState)
+        rollout.keepCentres(steps);
+    return {steps, endsInState};
+}
+
+void completeStep(size_t particles, const double* masses, size_t subset, const int32_t* indices,
+                  const double* shift, const double* ofSubset, double* vectors) {
+    for (size_t i = 0; i < particles; i++) {
+        const double factor = masses[i] > 0 ? 1.0 : 0.0;
+        for (int j = 0; j < 3; j++)
+            vectors[3 * i + j] += factor * shift[j];
+    }
+    for (size_t i = 0; i < subset; i++)
+        std::copy_n(ofSubset + 3 * i, 3, vectors + 3 * indices[i]);
 }

@@ -26,6 +26,7 @@ struct Subset {
 // The fields of window.Whole.
 struct WholePath {
     double *positions, *velocities; // (K + 1, N, 3)
+    double* centres;                // (K + 1, 2, 3)
     double* sharedForces;           // (K, |S| + 1, 3)
 };
 
@@ -38,3 +39,8 @@ struct WholeDrafted {
 WholeDrafted draftWholeWindow(const Round& round, const Subset& subset, Corrections& corrections,
                               const DraftForce& sharedForce, const DraftForce& draftForce,
                               const Drafted& to, const WholePath& path);
+
+// Positions or velocities (N, 3) become those of the committed step: ``ofSubset`` (|S|, 3) for the
+// subset, all others that have mass moved by a vector.
+void completeStep(size_t particles, const double* masses, size_t subset, const int32_t* indices,
+                  const double* shift, const double* ofSubset, double* vectors);

@@ -1,7 +1,7 @@
 """Alanine dipeptide in rigid TIP3P water, equilibrated at 300 K and 1 bar:
-systems/alanine_dipeptide_water.
+systems/stiff_dipeptide_water.
 
-python systems/make/make_alanine_dipeptide_water.py
+python systems/make/make_stiff_dipeptide_water.py
 """
 
 import argparse
@@ -11,7 +11,7 @@ import openmm
 from openmm import app, unit
 
 SYSTEMS = Path(__file__).resolve().parent.parent
-OUTPUT = SYSTEMS / "alanine_dipeptide_water" / "alanine_dipeptide_water.pdb"
+OUTPUT = SYSTEMS / "stiff_dipeptide_water" / "stiff_dipeptide_water.pdb"
 
 
 def main():

@@ -1,0 +1,79 @@
+"""A target of some of the atoms, in an environment that a force field describes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import openmm
+from openmm import app
+
+from ..contexts.subsets import reduce_topology
+from ..systems import with_target, with_torch_force
+from .forms import FORMS, Form
+
+
+class MLAtoms(NamedTuple):
+    """What ``--ml-atoms`` and ``--environment`` say."""
+
+    selection: str  #: in MDTraj's language
+    environment: Sequence[str]  #: names of a force field, as of a draft
+
+
+def select_atoms(topology: app.Topology, selection: str) -> list[int]:
+    """Indices of the atoms that a selection in MDTraj's language names.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be understood, or names no atom.
+    """
+    import mdtraj
+
+    try:
+        found = mdtraj.Topology.from_openmm(topology).select(selection)
+    except Exception as error:  # whatever its parser may raise
+        raise ValueError(f"--ml-atoms {selection!r} cannot be understood: {error}") from error
+    if not len(found):
+        raise ValueError(f"--ml-atoms {selection!r} names none of the atoms")
+    return found.tolist()
+
+
+def embed_target(spec: str, system: openmm.System, topology: app.Topology, selection: str) -> openmm.System:
+    """The System with a target in the place of what acts between some of its atoms.
+
+    Parameters
+    ----------
+    spec : str
+        As of ``target_system``, but no force field.
+    system : openmm.System
+        Of everything.
+
+    Raises
+    ------
+    ValueError
+        If the target is of no known form, or is none of these atoms.
+    """
+    atoms = select_atoms(topology, selection)
+    if spec.endswith((".pt", ".pth")) and Path(spec).is_file():
+        return with_torch_force(system, spec, atoms=atoms)
+    kind, _, rest = spec.partition(":")
+    if kind not in FORMS:
+        raise ValueError(
+            f"--ml-atoms: the target must be a model of the atoms, not {spec!r}; use model.pt, "
+            + ", ".join(form.usage for form in FORMS.values())
+        )
+    return _embed(FORMS[kind], rest, system, topology, atoms)
+
+
+def _embed(
+    form: Form, rest: str, system: openmm.System, topology: app.Topology, atoms: list[int]
+) -> openmm.System:
+    if form.prefix == "openmmml":
+        from openmmml import MLPotential
+
+        return MLPotential(rest).createMixedSystem(topology, system, atoms)
+    made = form.build(rest, reduce_topology(topology, atoms))
+    assert not isinstance(made, openmm.System)
+    return with_target(system, made, atoms=atoms)
