@@ -21,11 +21,18 @@ from .contexts.embedding import without_inner_forces
 from .contexts.forcecontext import copy_constraints, is_empty, without_forces
 from .contexts.periodicity import box_in_words, box_of, topology_box
 from .core.clock import Times
-from .structures import Structure, element_masses, read_structure, structure_of_atoms
+from .selections import select_atoms
+from .structures import (
+    Structure,
+    element_masses,
+    read_structure,
+    structure_of_atoms,
+)
 from .targets import ASETarget, BatchedTarget, as_target
 from .targets.base import Array, Evaluation
+from .targets.ofsubset import module_of_atoms
 from .targets.pythonforce import Batched
-from .targets.torchforce import import_openmmtorch, module_of_atoms
+from .targets.torchforce import import_openmmtorch
 
 if TYPE_CHECKING:
     import ase
@@ -62,6 +69,8 @@ def load(directory: str | Path, **options: Any) -> MolecularSystem:
 
     It holds either one prmtop, one inpcrd (whose box and velocities count, if it has some) and one
     TorchScript file (.pt), which is the target; or
+    these two Amber files of a periodic box and ``mixed.json``, which names a TorchScript file and
+    the atoms of which alone it is the potential (a selection in MDTraj's language); or
     one PDB file of a periodic box and ``forcefields.json``, which names force field files, OpenMM's
     or in the directory, for the draft and for the target, and options of ``createSystem``.
 
@@ -70,7 +79,8 @@ def load(directory: str | Path, **options: Any) -> MolecularSystem:
     directory : path
     options
         ``constraints``, ``rigidWater`` and ``hydrogenMass`` as OpenMM's ``createSystem``. Default:
-        what the directory says, and if it says nothing everything is flexible.
+        what the directory says, and if it says nothing everything is flexible, but for water around
+        the atoms of a network. Between these there are no constraints.
 
     Raises
     ------
@@ -81,14 +91,13 @@ def load(directory: str | Path, **options: Any) -> MolecularSystem:
     """
     if (Path(directory) / "forcefields.json").exists():
         return _from_force_fields(Path(directory), options)
+    if (Path(directory) / "mixed.json").exists():
+        return _mixed(Path(directory), options)
     files = {suffix: _only(directory, suffix) for suffix in ("prmtop", "inpcrd", "pt")}
     structure = read_structure(files["prmtop"], files["inpcrd"])
     box = structure.topology.getPeriodicBoxVectors()
     prmtop = app.AmberPrmtopFile(files["prmtop"], periodicBoxVectors=box)
-    mass = options.get("hydrogenMass")
-    if mass is not None and not unit.is_quantity(mass):  # a force field takes both
-        options["hydrogenMass"] = mass * unit.dalton
-    options = {"constraints": None, "rigidWater": False, **options}
+    options = {"constraints": None, "rigidWater": False, **_of_prmtop(options)}
     method = app.NoCutoff if box is None else app.PME
     draft = prmtop.createSystem(nonbondedMethod=method, **options)
     target = with_torch_force(draft, files["pt"])
@@ -98,6 +107,31 @@ def load(directory: str | Path, **options: Any) -> MolecularSystem:
     return MolecularSystem(
         structure.topology, structure.positions, draft, target, structure.velocities
     )
+
+
+def _of_prmtop(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Of ``createSystem``: a force field takes a number for the mass of hydrogen, too."""
+    mass = options.get("hydrogenMass")
+    if mass is None or unit.is_quantity(mass):
+        return dict(options)
+    return {**options, "hydrogenMass": mass * unit.dalton}
+
+
+def _mixed(directory: Path, options: Mapping[str, Any]) -> MolecularSystem:
+    settings = json.loads((directory / "mixed.json").read_text())
+    structure = read_structure(_only(directory, "prmtop"), _only(directory, "inpcrd"))
+    topology = structure.topology
+    box = topology.getPeriodicBoxVectors()
+    prmtop = app.AmberPrmtopFile(_only(directory, "prmtop"), periodicBoxVectors=box)
+    draft = prmtop.createSystem(
+        nonbondedMethod=app.PME,
+        nonbondedCutoff=settings["cutoff, nm"] * unit.nanometer,
+        **{"constraints": None, "rigidWater": True, **_of_prmtop(options)},
+    )
+    atoms = select_atoms(topology, settings["network atoms"])
+    target = with_torch_force(draft, directory / settings["network"], atoms=atoms)
+    copy_constraints(target, draft)
+    return MolecularSystem(topology, structure.positions, draft, target, structure.velocities)
 
 
 def _only(directory: str | Path, suffix: str) -> str:
@@ -311,10 +345,10 @@ def with_target(
     reports), and LSDIntegrator evaluates windows in one call. The System gets a CMMotionRemover,
     unless some atoms are fixed (of zero mass).
 
-    With ``atoms`` the target is the potential of these only, and ``particles`` must be a System with
-    forces: what acts between two of the atoms is left out of it (bonds, angles, torsions and
-    constraints; nonbonded pairs are excluded), and all else stays. That is mechanical embedding, as
-    OpenMM-ML's ``createMixedSystem`` does it.
+    With ``atoms`` the target is the potential of these only, and ``particles`` must be a System
+    with forces: what acts between two of the atoms is left out of it (bonds, angles, torsions and
+    constraints; nonbonded pairs are excluded), and all else stays. That is mechanical embedding,
+    as OpenMM-ML's ``createMixedSystem`` does it.
 
     Parameters
     ----------

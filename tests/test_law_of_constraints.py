@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 import pytest
-from ensembles import Z, Case, reference_of, score_of, system_of, trap
+from ensembles import Case, Z, reference_of, score_of, system_of, trap
 from law import TEMPERATURE
 from openmm import app, unit
 from particles import planted

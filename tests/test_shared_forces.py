@@ -125,7 +125,7 @@ def test_stand_in_and_shared_forces_are_the_draft(solution, change):
 
 def test_terms_of_the_target_count(solution):
     """The draft's other constants for the same bonds are of no use."""
-    system, positions = solution
+    system, _ = solution
     target = copy.deepcopy(system)
     index = target.addForce(openmm.PythonForce(pull))
     draft = copy.deepcopy(system)

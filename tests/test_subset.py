@@ -5,8 +5,11 @@ says all about the distribution, as long as the law of the latter is tested else
 """
 
 import numpy as np
+import openmm
 import pytest
 
+from openmm_lsd.contexts.constraints import SystemProjection
+from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.core.constraints import PlainProjection
 from openmm_lsd.core.engine import NumpyEngine
 from openmm_lsd.core.errors import TargetError
@@ -14,6 +17,8 @@ from openmm_lsd.core.sampler import SpeculativeSampler
 from openmm_lsd.core.schemes import ABOBA, Middle, remove_cm_motion
 from openmm_lsd.core.subset import Reduction, SubsetEngine, pad
 from openmm_lsd.core.verifier import ForcePair
+from openmm_lsd.drafts.draft import Draft
+from openmm_lsd.drafts.nativeengine import NativeSubsetEngine
 
 MASSES = np.array([12.0, 1.0, 16.0, 14.0, 3.0, 0.0, 7.0, 1.0])
 SUBSET = np.array([1, 4, 2])  # in any order
@@ -239,3 +244,91 @@ def test_shared_forces_that_fail(bad):
 
 def test_padded_rows_are_zero():
     assert not pad(np.ones((2, 3, 3)))[:, -1].any()
+
+
+# Natively
+
+
+def system_of(masses, bonds):
+    system = openmm.System()
+    for mass in masses:
+        system.addParticle(mass)
+    for i, j, length in bonds:
+        system.addConstraint(i, j, length)
+    return system
+
+
+def native_draft(count, strength):
+    system = system_of(np.ones(count), [])
+    field = openmm.CustomExternalForce(f"{strength}*(x^4+y^2+z^2+x*y*z)")
+    pairs = openmm.CustomBondForce("3*r^2")
+    for index in range(count):
+        field.addParticle(index, [])
+        for other in range(index):
+            pairs.addBond(index, other, [])
+    system.addForce(field)
+    system.addForce(pairs)
+    return Draft(ForceContext(system, openmm.Platform.getPlatform("Reference")))
+
+
+@pytest.mark.parametrize("learns", [False, True])
+@pytest.mark.parametrize(("kind", "constrained"), CASES)
+def test_native_engine_is_that_of_numpy(kind, constrained, learns):
+    """Windows, commits and what they leave, with removals of the motion of the centre of mass."""
+    bonds = [(*pair, length) for pair, length in zip(BONDS, LENGTHS, strict=True)]
+    rows = {particle: row for row, particle in enumerate(SUBSET)}
+    inner = [(rows[i], rows[j], length) for i, j, length in bonds if i in rows and j in rows]
+    projection, reduced = None, None
+    if constrained:
+        projection = SystemProjection(system_of(MASSES, bonds), 1e-12)
+        reduced = SystemProjection(system_of([*MASSES[SUBSET], 1.0], inner), 1e-12)
+    scheme = kind(300.0, 5.0, 0.004, projection)
+    everything, own, target = native_draft(8, 40), native_draft(3, 300), native_draft(3, 500)
+    paths = []
+    for engine in (SubsetEngine, NativeSubsetEngine):
+        sampler = SpeculativeSampler.of_forces(
+            scheme,
+            MASSES,
+            own,
+            lambda q: np.stack([target(each) for each in q]),
+            6,
+            11,
+            engine=lambda scheme, masses, draft, engine=engine: engine(
+                scheme, masses, everything, draft, SUBSET, reduced
+            ),
+            cm_removal_frequency=3,
+            correction="secant" if learns else "none",
+        )
+        speeds = SPEEDS if projection is None else projection.velocities(START, SPEEDS)
+        sampler.set_state(START, speeds)
+        steps = [tuple(map(np.copy, sampler.advance(1))) for _ in range(60)]
+        paths.append((np.array(steps), sampler.statistics.rounds, sampler.statistics.rejected))
+    assert paths[0][1:] == paths[1][1:]
+    np.testing.assert_allclose(paths[0][0], paths[1][0], atol=1e-10)
+
+
+def test_native_shared_forces_that_fail():
+    """They end the window; at its first site they are the target's failure."""
+    system = system_of(MASSES, [])
+    wall = openmm.CustomExternalForce("sqrt(0.3-x)")  # NaN beyond
+    wall.addParticle(0, [])
+    system.addForce(wall)
+    shared_draft = Draft(ForceContext(system, openmm.Platform.getPlatform("Reference")))
+    sampler = SpeculativeSampler.of_forces(
+        Middle(300.0, 5.0, 0.004),
+        MASSES,
+        native_draft(3, 300),
+        lambda q: np.zeros_like(q),
+        6,
+        11,
+        engine=lambda scheme, masses, draft: NativeSubsetEngine(
+            scheme, masses, shared_draft, draft, SUBSET
+        ),
+    )
+    speeds = np.zeros_like(START)
+    speeds[0, 0] = 5.0
+    sampler.set_state(np.zeros_like(START), speeds)
+    with pytest.raises(TargetError, match="shares with the draft are not finite"):
+        sampler.advance(100)
+    assert 6 < sampler.state.step < 40
+    assert np.isfinite(sampler.state.positions).all()

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import openmm
 from openmm import app
 
 from ..contexts.subsets import reduce_topology
+from ..selections import select_atoms
 from ..systems import with_target, with_torch_force
 from .forms import FORMS, Form
 
@@ -21,26 +23,9 @@ class MLAtoms(NamedTuple):
     environment: Sequence[str]  #: names of a force field, as of a draft
 
 
-def select_atoms(topology: app.Topology, selection: str) -> list[int]:
-    """Indices of the atoms that a selection in MDTraj's language names.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be understood, or names no atom.
-    """
-    import mdtraj
-
-    try:
-        found = mdtraj.Topology.from_openmm(topology).select(selection)
-    except Exception as error:  # whatever its parser may raise
-        raise ValueError(f"--ml-atoms {selection!r} cannot be understood: {error}") from error
-    if not len(found):
-        raise ValueError(f"--ml-atoms {selection!r} names none of the atoms")
-    return found.tolist()
-
-
-def embed_target(spec: str, system: openmm.System, topology: app.Topology, selection: str) -> openmm.System:
+def embed_target(
+    spec: str, system: openmm.System, topology: app.Topology, selection: str
+) -> openmm.System:
     """The System with a target in the place of what acts between some of its atoms.
 
     Parameters
@@ -74,6 +59,6 @@ def _embed(
         from openmmml import MLPotential
 
         return MLPotential(rest).createMixedSystem(topology, system, atoms)
-    made = form.build(rest, reduce_topology(topology, atoms))
+    made = form.build(rest, reduce_topology(topology, np.array(atoms)))
     assert not isinstance(made, openmm.System)
     return with_target(system, made, atoms=atoms)

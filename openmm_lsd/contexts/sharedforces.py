@@ -15,7 +15,6 @@ from xml.etree import ElementTree
 import numpy as np
 import openmm
 from numpy.typing import NDArray
-from openmm import unit
 
 from .checks import changes_state
 from .forcecontext import is_empty, without_forces
@@ -49,9 +48,9 @@ class SharedForces(NamedTuple):
 
     ``subset`` are the particles, in ascending order, on which draft and target may differ.
     ``shared`` are indices of the System's Forces that are evaluated once per site for both, and
-    ``slow`` of those that are evaluated for the target only. ``stand_in`` is a System of the subset,
-    of what the draft has in their place; None if it had no System. ``lines`` say in words what is
-    shared, what is not, and why.
+    ``slow`` of those that are evaluated for the target only. ``stand_in`` is a System of the
+    subset, of what the draft has in their place; None if it had no System. ``lines`` say in words
+    what is shared, what is not, and why.
     """
 
     subset: Indices

@@ -119,7 +119,7 @@ class NumpyEngine:
     """
 
     transport = staticmethod(transport)  # tests plant others here
-    subset = slice(None)
+    subset: slice | NDArray[np.int64] = slice(None)
 
     def __init__(self, scheme: Scheme, masses: ArrayLike, draft: Callable[..., Array]) -> None:
         self.scheme = scheme
@@ -187,7 +187,8 @@ class NumpyEngine:
                 except ConstraintError:  # a draft may lead anywhere
                     length = k + 1
                     break
-        return Window(*(array[:length] for array in arrays))
+        sites, start_velocities, draft_forces, added = (array[:length] for array in arrays)
+        return Window(sites, start_velocities, draft_forces, added)
 
     def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
         """See Engine."""

@@ -1,9 +1,9 @@
 """Random numbers of a step as a pure function of (seed, step).
 
 Philox (Salmon et al., SC 2011) is a counter-based generator: the upper word of its counter is the
-step index, less its remainder by ``NOISE_BLOCK``, so that every few steps own 2^192 of its blocks (for many particles, each step 2^128 of them)
-and can be drawn again at any time, in any order. The numbers are reproducible as long as NumPy
-keeps its stream of ``Generator.standard_normal``.
+step index, less its remainder by ``NOISE_BLOCK``, so that every few steps own 2^192 of its blocks
+(of many particles, each step 2^128 of them) and can be drawn again at any time, in any order. The
+numbers are reproducible as long as NumPy keeps its stream of ``Generator.standard_normal``.
 """
 
 from __future__ import annotations

@@ -204,7 +204,8 @@ class SubsetEngine(Engine):
         reduced = np.stack([self._reduction.forces(each) for each in shared_forces])
         both = np.stack([np.stack(each) for each in path], axis=1)
         whole = Whole(both[:, 0].copy(), both[:, 1].copy(), self._reduction.centre(both), reduced)
-        return Window(*(each[:length] for each in own), whole)
+        sites, start_velocities, draft_forces, added = (each[:length] for each in own)
+        return Window(sites, start_velocities, draft_forces, added, whole)
 
     def _end_path(
         self, positions: list[Array], velocities: list[Array], shared: Array, draws: Draws
@@ -234,7 +235,9 @@ class SubsetEngine(Engine):
             shared + pad(window.draft_forces[:verified]),
             pad(window.corrections[:verified]),
         )
-        start = State(*map(reduction.vectors, state[:2]), state.step)
+        start = State(
+            reduction.vectors(state.positions), reduction.vectors(state.velocities), state.step
+        )
         noise = draws._replace(noise=reduction.noise(draws.noise))
         committed = self._reduced.commit(start, reduced, shared + pad(target_forces), noise)
         return self._of_all(committed, whole)

@@ -111,7 +111,8 @@ class NativeSubsetEngine(SubsetEngine):
         states = slice(drafted + has_end)
         path = positions[states], velocities[states], centres[states]
         whole = Whole(*path, shared_forces[:drafted])
-        return Window(*(array[:drafted] for array in arrays), whole)
+        sites, start_velocities, draft_forces, added = (array[:drafted] for array in arrays)
+        return Window(sites, start_velocities, draft_forces, added, whole)
 
     def _complete(self, path: Array, shifts: Array, of_subset: Array) -> None:
         _native.complete(

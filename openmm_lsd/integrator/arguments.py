@@ -9,9 +9,10 @@ from typing import Any
 
 import numpy as np
 import openmm
-from openmm import unit
+from openmm import app, unit
 
 from ..contexts.checks import check_system
+from ..core.schemes import SCHEMES
 
 
 def draft_system_of(draft: Any) -> openmm.System | None:
@@ -89,3 +90,38 @@ def window_of(length: Any) -> int | None:
     if length < 1:
         raise ValueError(f"windowLength is {length}; it must be at least 1")
     return length
+
+
+def learning_of(learning: Any, draft: openmm.System | None) -> bool:
+    """Whether the draft learns; by default, if it is 'auto' (None)."""
+    if not (learning is None or isinstance(learning, bool | np.bool_)):
+        raise TypeError(f"learning is {learning!r}; it must be True, False or None")
+    if draft is None and learning is not None and not learning:
+        raise ValueError("draft is 'auto', which must learn; leave learning out")
+    return draft is None if learning is None else bool(learning)
+
+
+def check_topology(topology: Any) -> None:
+    """Raise TypeError unless it is a Topology or None."""
+    if not (topology is None or isinstance(topology, app.Topology)):
+        raise TypeError(
+            f"topology is a {type(topology).__name__}; it must be an openmm.app.Topology"
+        )
+
+
+def check_scheme_name(scheme: Any) -> None:
+    """Raise ValueError unless there is a scheme of this name."""
+    if not isinstance(scheme, str) or scheme not in SCHEMES:
+        raise ValueError(f"scheme is {scheme!r}; it must be one of {sorted(SCHEMES)}")
+
+
+def platform_of(platform: Any) -> openmm.Platform | None:
+    """The draft's platform, also by its name."""
+    if isinstance(platform, str):
+        platform = openmm.Platform.getPlatform(platform)
+    if platform is not None and not isinstance(platform, openmm.Platform):
+        raise TypeError(
+            f"draftPlatform is a {type(platform).__name__}; it must be an openmm.Platform, its "
+            "name, or None"
+        )
+    return platform

@@ -27,7 +27,17 @@ from ..drafts.draft import DraftSpec
 from ..drafts.nativeengine import NativeEngine, NativeSubsetEngine
 from ..targets import BatchedTarget, as_target
 from ..targets.torchforce import check_torch_forces, load_plugin
-from .arguments import draft_system_of, positive_number, seed_of, whole_steps, window_of
+from .arguments import (
+    check_scheme_name,
+    check_topology,
+    draft_system_of,
+    learning_of,
+    platform_of,
+    positive_number,
+    seed_of,
+    whole_steps,
+    window_of,
+)
 from .barostat import BarostatMoves
 from .binding import Binding
 from .probe import Probe
@@ -79,8 +89,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
     windowLength : int or 'auto'
         K, the number of steps drafted and evaluated per round. 'auto' finds the fastest while the
         run goes on, plain steps among them. With a number, trajectories of one seed are the same
-        to the last bit; with 'auto' they depend on the clock, and sample the same
-        distribution.
+        to the last bit; with 'auto' they depend on the clock, and sample the same distribution.
     scheme : 'middle' or 'aboba'
         'middle' is that of LangevinMiddleIntegrator; 'aboba' knows no constraints.
     randomNumberSeed : int, optional
@@ -89,8 +98,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         Platform of the draft's forces; default: the fastest for them, found by timing. With a
         ``windowLength`` that is a number, only what gives the same forces every time is tried: of
         the CPU platform that is one thread. ``draftPlatform='CPU'`` uses all cores, and the same
-        seed then gives another trajectory, of the same
-        distribution.
+        seed then gives another trajectory, of the same distribution.
     topology : openmm.app.Topology, optional
         Elements and bonds for a draft that learns. Default: elements from the masses, bonds from
         distances in the first structure.
@@ -138,27 +146,11 @@ class LSDIntegrator(openmm.CustomIntegrator):
         )
         self.this = made.this
         system = draft_system_of(draft)
-        if not (learning is None or isinstance(learning, bool | np.bool_)):
-            raise TypeError(f"learning is {learning!r}; it must be True, False or None")
-        if system is None and learning is not None and not learning:
-            raise ValueError("draft is 'auto', which must learn; leave learning out")
-        if not (topology is None or isinstance(topology, app.Topology)):
-            raise TypeError(
-                f"topology is a {type(topology).__name__}; it must be an openmm.app.Topology"
-            )
-        if not isinstance(scheme, str) or scheme not in SCHEMES:
-            raise ValueError(f"scheme is {scheme!r}; it must be one of {sorted(SCHEMES)}")
+        learning = learning_of(learning, system)
+        check_topology(topology)
+        check_scheme_name(scheme)
         target = None if target is None else as_target(target)
-        if isinstance(draftPlatform, str):
-            draftPlatform = openmm.Platform.getPlatform(draftPlatform)  # noqa: N806
-        if draftPlatform is not None and not isinstance(draftPlatform, openmm.Platform):
-            raise TypeError(
-                f"draftPlatform is a {type(draftPlatform).__name__}; it must be an "
-                "openmm.Platform, its name, or None"
-            )
-        self._draft = DraftSpec(
-            system, draftPlatform, topology, system is None if learning is None else bool(learning)
-        )
+        self._draft = DraftSpec(system, platform_of(draftPlatform), topology, learning)
         self._target = target
         self._scheme, self._window = scheme, window_of(windowLength)
         self._stopwatch = Stopwatch(Statistics())
@@ -287,9 +279,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     def _ensure_binding(self) -> Binding:
         """The binding to the Context that owns this integrator."""
-        if self._binding is not None and not self._binding.is_for(
-            self.getIntegrationForceGroups() % 2**32
-        ):
+        groups = self.getIntegrationForceGroups() % 2**32
+        if self._binding is not None and not self._binding.is_for(groups):
             self._forget_binding()
         if self._binding is None:
             access = ContextAccess(int(self.this))
@@ -419,10 +410,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
 
     @property
     def subset(self) -> NDArray[np.int64]:
-        """Indices of the particles on which draft and target may differ, in ascending order.
-
-        All, unless forces are shared. Needs a Context with positions.
-        """
+        """Indices of the particles on which draft and target may differ, in ascending order; all,
+        unless the two share forces. Needs a Context with positions."""
         binding = self._ensure_binding()
         return np.arange(len(binding.masses))[binding.pair.subset]
 

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from .._native import ContextAccess
 from ..contexts.checks import cm_removal_frequency
 from ..contexts.constraints import Projections
-from ..contexts.subsets import reduce_system
 from ..core.clock import Clock
 from ..core.correctors import Corrector, Following, make_corrector
 from ..core.engine import Engine
@@ -116,9 +115,6 @@ class SamplerSpec:
         self._engines = engines
         self._masses, self._pair, self._moves = masses, pair, moves
         self._projections = Projections(system)
-        if pair.sharing is not None:
-            reduced = reduce_system(system, pair.sharing.subset, [1.0])  # and the rest as one
-            self._reduced_projections = Projections(reduced)
         self._scheme_name, self._window, self.tuner = scheme_name, window, tuner
         if correction is None:
             atoms = len(masses[pair.subset])
@@ -173,7 +169,7 @@ class SamplerSpec:
         pair = self._pair
         if pair.sharing is None:
             return self._engines.of_all(scheme, self._masses, pair.draft)
-        projection = self._reduced_projections.at(settings.constraint_tolerance)
+        projection = pair.sharing.projection_at(settings.constraint_tolerance)
         shared, subset = pair.sharing.forces, pair.sharing.subset
         return self._engines.of_subset(scheme, self._masses, shared, pair.draft, subset, projection)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import openmm
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from .._native import ContextAccess
 from ..contexts.checks import default_box
+from ..contexts.constraints import Projections, SystemProjection
 from ..contexts.forcecontext import ForceContext, fastest_context, loaded_platforms
 from ..contexts.sharedforces import NothingSharedError, find_shared_forces, shared_system
 from ..contexts.subsets import reduce_system, reduce_topology
@@ -85,6 +86,7 @@ class Sharing:
         self.force_groups = force_groups
         self.subset, self._indices, self.slow = found.subset, found.shared, found.slow
         self.reduced = reduce_system(system, self.subset)
+        self._projections = Projections(reduce_system(system, self.subset, [1.0]))
         topology = spec.topology
         if topology is not None and topology.getNumAtoms() == len(positions):
             topology = reduce_topology(topology, self.subset)
@@ -104,6 +106,10 @@ class Sharing:
     def _make(self, shared: openmm.System) -> ForceContext:
         platform = openmm.Platform.getPlatform(self._platform)
         return ForceContext(shared, platform, self._properties, self.force_groups)
+
+    def projection_at(self, tolerance: float) -> SystemProjection | None:
+        """Onto the constraints of the subset, with the rest as one particle more."""
+        return self._projections.at(tolerance)
 
     def refresh(self, system: SystemSnapshot) -> None:
         """Parameters of the System's forces have changed."""

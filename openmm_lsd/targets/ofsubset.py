@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,3 +113,26 @@ class CompletedTarget(BatchedTarget):
     def single_states(self) -> AbstractContextManager:
         """See BatchedTarget."""
         return self._target.single_states()
+
+
+def module_of_atoms(module_file: str, atoms: Sequence[int], takes_box: bool) -> Any:
+    """A TorchScript module for all particles, of which one in a file is given these only."""
+    import torch
+
+    class OfAtoms(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module = torch.jit.load(module_file, map_location="cpu")
+            self.atoms: torch.Tensor
+            self.register_buffer("atoms", torch.tensor(list(map(int, atoms))))
+
+        def forward(self, positions: torch.Tensor) -> torch.Tensor:
+            return self.module(positions.index_select(-2, self.atoms))
+
+    class OfAtomsInBox(OfAtoms):
+        def forward(  # type: ignore[override]
+            self, positions: torch.Tensor, box: torch.Tensor
+        ) -> torch.Tensor:
+            return self.module(positions.index_select(-2, self.atoms), box)
+
+    return torch.jit.script((OfAtomsInBox if takes_box else OfAtoms)().eval())

@@ -80,26 +80,6 @@ def import_openmmtorch() -> Any:
     return openmmtorch
 
 
-def module_of_atoms(module_file: str, atoms: Sequence[int], takes_box: bool) -> Any:
-    """A TorchScript module for all particles, of which one in a file is given these only."""
-    import torch
-
-    class OfAtoms(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.module = torch.jit.load(module_file, map_location="cpu")
-            self.register_buffer("atoms", torch.tensor(list(map(int, atoms))))
-
-        def forward(self, positions: torch.Tensor) -> torch.Tensor:
-            return self.module(positions.index_select(-2, self.atoms))
-
-    class OfAtomsInBox(OfAtoms):
-        def forward(self, positions: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
-            return self.module(positions.index_select(-2, self.atoms), box)
-
-    return torch.jit.script((OfAtomsInBox if takes_box else OfAtoms)().eval())
-
-
 def load_plugin() -> None:
     """Load the TorchForce plugin if OpenMM failed to, which it does if it is imported before torch.
 

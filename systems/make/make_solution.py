@@ -1,7 +1,7 @@
 """A molecule of systems/ in rigid TIP3P water, as Amber files, equilibrated at 300 K and 1 bar.
 
-    pip install parmed
-    python systems/make/make_solution.py systems/ibuprofen --waters 750 --output systems/ibuprofen_water
+pip install parmed
+python systems/make/make_solution.py systems/ibuprofen --waters 750 --output systems/ibuprofen_water
 """
 
 import argparse
