@@ -136,6 +136,8 @@ void bindContextAccess(nb::module_& m) {
         .def("get_settings", &ContextAccess::getSettings,
              "Temperature, friction, step size, seed, force groups (bits), constraint tolerance of the "
              "integrator.")
+        .def_prop_ro("evaluations", &ContextAccess::evaluations,
+                     "How many states forces or energies were computed at by this object.")
         .def_prop_ro("maybe_dirty", &ContextAccess::maybeDirty,
                      "Whether the Context may have been changed since mark_clean().")
         .def_prop_ro("updates", &ContextAccess::updates,

@@ -244,6 +244,7 @@ void ContextAccess::setTime(const Times& times, size_t row) {
 
 // Positions at which forces are asked for, which may be those of any image of the molecules.
 void ContextAccess::setSite(const double* positions, size_t particles) {
+    evaluated++;
     takeVectors(positions, particles);
     if (wraps)
         wrapMolecules();

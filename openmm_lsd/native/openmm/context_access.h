@@ -24,6 +24,9 @@ public:
     // Looked up at every use: the Context may have been deleted.
     OpenMM::Context& context() const;
 
+    // How many states forces or energies were computed at by this object.
+    long long evaluations() const { return evaluated; }
+
     size_t numParticles() const { return context().getSystem().getNumParticles(); }
 
     // Whether the platform is another than Reference and CPU.
@@ -82,6 +85,7 @@ private:
     OpenMM::Integrator* integrator;
     std::vector<OpenMM::Vec3> vectors; // scratch
     OpenMM::State cleanState;
+    long long evaluated = 0;
     bool wasEverClean = false;
     bool hasVirtualSites = false;
     bool onDevice = false;
