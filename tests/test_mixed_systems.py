@@ -69,6 +69,11 @@ def python_force(atoms, function=chain):
     return force
 
 
+def chain_of(atoms):
+    """A PythonForce; of some of all particles, if none are given."""
+    return python_force(atoms, chain) if atoms else openmm.PythonForce(_on_all)
+
+
 def torch_force(atoms):
     if PLATFORM.getName() == "OpenCL":  # on which openmmtorch ends the process
         return python_force(atoms)
@@ -77,8 +82,12 @@ def torch_force(atoms):
 
 def inside(force):
     """As a part of a CustomCVForce."""
-    outer = openmm.CustomCVForce("0.5*inner")
-    outer.addCollectiveVariable("inner", force)
+    outer = openmm.CustomCVForce("weight*chain + (1-weight)*bond^2; weight=0.7*scale")
+    outer.addCollectiveVariable("chain", force)
+    bond = openmm.CustomBondForce("10*r")
+    bond.addBond(8, 10)
+    outer.addCollectiveVariable("bond", bond)
+    outer.addGlobalParameter("scale", 1.1)
     return outer
 
 
@@ -107,7 +116,19 @@ CASES = {
         lambda: [torch_force([4, 8, 14]), python_force([5, 4])],
         4,
     ),
-    "in a variable": ("dipeptide", None, lambda: [inside(python_force([4, 8]))], None),
+    "in a variable": ("dipeptide", None, lambda: [inside(python_force([4, 8]))], 3),
+    "in a variable of its own": (
+        "dipeptide",
+        None,
+        lambda: [inside(inside(python_force([4, 8])))],
+        3,
+    ),
+    "in a variable with all": (
+        "dipeptide",
+        None,
+        lambda: [inside(openmm.PythonForce(_on_all))],
+        None,
+    ),
     "into the solvent": ("dipeptide", None, lambda: [python_force(list(range(142)))], None),
     "unknown particles": (
         "dipeptide",
@@ -230,7 +251,7 @@ def test_what_is_shared_is_logged(caplog):
 def test_changes_between_steps():
     """Parameters of the Context, updated forces, force groups, masses in no group: as plain
     OpenMM follows them."""
-    topology, positions, cheap, target, _ = case_of("solute")
+    topology, positions, _, target, _ = case_of("solute")
     restraint = openmm.CustomExternalForce("weight*strength*((x-x0)^2+y^2)")
     restraint.addGlobalParameter("strength", 30.0)
     restraint.addPerParticleParameter("weight")
@@ -367,7 +388,7 @@ def test_a_module_that_looks_beyond_its_atoms():
 
 def test_with_target_of_some_atoms():
     """Mechanical embedding: nothing of the force field is left between them."""
-    _, positions, cheap = box_of("dipeptide", app.HBonds)
+    _, _, cheap = box_of("dipeptide", app.HBonds)
     atoms = [4, 5, 6, 7, 8, 9, 10]
     target = systems.with_target(cheap, _Chain(), atoms=atoms)
     bonds = next(f for f in target.getForces() if isinstance(f, openmm.HarmonicBondForce))
@@ -389,7 +410,7 @@ def test_with_target_of_some_atoms():
     assert list(force.getParticles()) == atoms
     with pytest.raises(ValueError, match="atoms must be some of the indices"):
         systems.with_target(cheap, _Chain(), atoms=[3, 1000])
-    with pytest.raises(TypeError, match="must be described by the forces of an openmm.System"):
+    with pytest.raises(TypeError, match=r"must be described by the forces of an openmm\.System"):
         systems.with_target(molecules("dipeptide")[0], _Chain(), atoms=[3])
 
 

@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import openmm
 
 from .sharedforces import NONBONDED, TERMS_OF_SUMS
-from .subsets import PARTICLE
+from .subsets import particles_of
 
 
 def without_inner_forces(system: openmm.System, atoms: Iterable[int]) -> openmm.System:
@@ -59,12 +59,8 @@ def changes_state_by_name(kind: str) -> bool:
     return "Barostat" in kind or kind in ("CMMotionRemover", "AndersenThermostat")
 
 
-def _particles_of(term: ElementTree.Element) -> set[int]:
-    return {int(value) for name, value in term.attrib.items() if PARTICLE.match(name)}
-
-
 def _keep_outer(section: ElementTree.Element, chosen: set[int]) -> None:
-    section[:] = [term for term in section if not _particles_of(term) <= chosen]
+    section[:] = [term for term in section if not particles_of(term) <= chosen]
 
 
 def _exclude_pairs(kind: str, section: ElementTree.Element, chosen: set[int]) -> None:

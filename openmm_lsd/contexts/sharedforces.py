@@ -7,6 +7,7 @@ a stand-in for its slow ones: what the draft's System has besides, or a valence 
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
@@ -18,7 +19,14 @@ from numpy.typing import NDArray
 
 from .checks import changes_state
 from .forcecontext import is_empty, without_forces
-from .subsets import PARTICLE, close_subset, reduce_system, relabel, rows_of
+from .subsets import (
+    PARTICLE,
+    close_subset,
+    particles_of,
+    reduce_system,
+    relabel,
+    rows_of,
+)
 
 Indices: TypeAlias = NDArray[np.int64]
 Term: TypeAlias = tuple[tuple[str, str], ...]  # attributes of a node of XML
@@ -39,7 +47,7 @@ TERMS_OF_SUMS = {
     "CustomNonbondedForce": "Exclusions",
 }
 NONBONDED = ("NonbondedForce", "CustomNonbondedForce")
-NOT_COMPARED = ("name", "forceGroup", "recipForceGroup")
+NOT_COMPARED = ("name", "forceGroup", "recipForceGroup", "exceptionsUsePeriodic")
 COULOMB = 138.93545764438198  # kJ nm/mol/e^2: 1 / (4 pi epsilon_0)
 
 
@@ -297,6 +305,16 @@ def _part_of(force: openmm.Force) -> tuple[str, _Part]:
     if section is not None:
         terms.update(tuple(sorted(node.attrib.items())) for node in section)
         root.remove(section)
-    for name in NOT_COMPARED:
-        root.attrib.pop(name, None)
-    return ElementTree.tostring(root, encoding="unicode"), _Part(kind, root, terms)
+    frame = copy.copy(root)
+    frame.attrib = {name: value for name, value in root.items() if name not in NOT_COMPARED}
+    return ElementTree.tostring(frame, encoding="unicode"), _Part(kind, root, terms)
+
+
+def reach_of_sum(force: openmm.Force) -> Indices | None:
+    """The particles on which a sum of terms acts; None of any other Force."""
+    kind = type(force).__name__
+    if kind not in TERMS_OF_SUMS or kind in NONBONDED:
+        return None
+    section = ElementTree.fromstring(_xml_of(force)).find(TERMS_OF_SUMS[kind])
+    found = set[int]() if section is None else set[int]().union(*map(particles_of, section))
+    return np.array(sorted(found), dtype=np.int64)

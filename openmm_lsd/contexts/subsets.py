@@ -82,6 +82,20 @@ def reduce_system(
     return result
 
 
+def reduce_force(force: openmm.Force, subset: Indices) -> openmm.Force:
+    """A Force that is a sum of terms, of which all are inside a subset, for that subset alone."""
+    root, rows = ElementTree.fromstring(openmm.XmlSerializer.serialize(force)), rows_of(subset)
+    for section in root:
+        for term in section:
+            relabel(term, rows)
+    return openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
+
+
+def particles_of(node: ElementTree.Element) -> set[int]:
+    """Of a term, in OpenMM's XML."""
+    return {int(value) for name, value in node.attrib.items() if PARTICLE.match(name)}
+
+
 def reduce_topology(topology: app.Topology, subset: Indices) -> app.Topology:
     """Elements and bonds of a subset."""
     result = app.Topology()

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
+import openmm
 from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 
@@ -37,7 +38,8 @@ class ForceSettings(NamedTuple):
     ``positions`` (N, 3) nm are a state at which it can be computed, at ``time`` (ps) and
     ``step_count``, in ``box`` (3, 3) nm; ``platform`` and ``properties`` are those of the Context,
     and ``cores`` is the most that may be kept busy. The target will be given the particles of
-    ``subset``, in ascending order; all, if it is None.
+    ``subset``, in ascending order; all, if it is None. ``system`` is that of the Force, if it has
+    one.
     """
 
     positions: Array
@@ -48,6 +50,7 @@ class ForceSettings(NamedTuple):
     time: float = 0.0
     step_count: int = 0
     subset: NDArray[np.int64] | None = None
+    system: openmm.System | None = None
 
     def rows(self, particles: ArrayLike) -> NDArray[np.int64]:
         """Where these particles are among those that the target will be given."""

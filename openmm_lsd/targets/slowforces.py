@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from ..contexts.checks import changes_state
 from ..contexts.forcecontext import holds_python
+from ..contexts.sharedforces import reach_of_sum
 from .base import Array, ForceSettings
 from .pythonforce import as_python_force
 from .torchforce import TorchForceTarget, as_torch_force
@@ -35,8 +36,7 @@ SAME = 1e-4  # of the root mean square force
 def is_slow(force: openmm.Force) -> bool:
     """By its kind: a user's code, a network, polarisable multipoles, or not known."""
     if isinstance(force, openmm.CustomCVForce):
-        inner = range(force.getNumCollectiveVariables())
-        return any(is_slow(force.getCollectiveVariable(each)) for each in inner)
+        return any(map(is_slow, variables_of(force)))
     name = type(force).__name__
     return (
         name in ("Force", "TorchForce", *SLOW_KINDS)
@@ -60,6 +60,8 @@ def find_slow_forces(
 
 
 def _particles_of(force: openmm.Force, settings: ForceSettings) -> Indices | None:
+    if isinstance(force, openmm.CustomCVForce):
+        return _particles_of_variables(force, settings)
     python_force = as_python_force(force)
     if python_force is not None:
         given = np.unique(np.array(python_force.getParticles(), dtype=np.int64))
@@ -69,6 +71,21 @@ def _particles_of(force: openmm.Force, settings: ForceSettings) -> Indices | Non
     target = TorchForceTarget.of_force(force, settings)
     assert target is not None
     return particles_that_matter(target, settings.positions, settings.box)
+
+
+def variables_of(force: openmm.CustomCVForce) -> list[openmm.Force]:
+    """The Forces that are its collective variables."""
+    return [force.getCollectiveVariable(k) for k in range(force.getNumCollectiveVariables())]
+
+
+def _particles_of_variables(force: openmm.CustomCVForce, settings: ForceSettings) -> Indices | None:
+    found: list[Indices] = []
+    for inner in variables_of(force):
+        own = _particles_of(inner, settings) if is_slow(inner) else reach_of_sum(inner)
+        if own is None:
+            return None
+        found.append(own)
+    return np.unique(np.concatenate(found)) if found else None
 
 
 def particles_that_matter(

@@ -20,14 +20,16 @@ from ..contexts.forcecontext import (
     reproducible_properties,
     without_forces,
 )
+from ..contexts.sharedforces import reach_of_sum
 from ..contexts.subsets import reduce_system
 from ..core.clock import Times
 from ..targets import openmmml
 from .base import Array, BatchedTarget, Evaluation, ForceSettings
+from .collective import CheapVariable, CollectiveTarget
 from .contextpool import ContextTarget
 from .ofsubset import EmbeddedTarget
 from .pythonforce import PythonForceTarget
-from .slowforces import leading_rows
+from .slowforces import is_slow, leading_rows, variables_of
 from .torchforce import TorchForceTarget
 from .virtualsites import VirtualSiteForces
 
@@ -43,11 +45,29 @@ def of_torch_force(force: openmm.Force, settings: ForceSettings) -> BatchedTarge
     return EmbeddedTarget(target, subset, settings.positions[:count])
 
 
+def of_cv_force(force: openmm.Force, settings: ForceSettings) -> BatchedTarget | None:
+    """The batched form of a CustomCVForce some of whose variables have one, if all of them act on
+    a few particles; None of any other."""
+    if not isinstance(force, openmm.CustomCVForce) or not is_slow(force):
+        return None
+    variables = []
+    for inner in variables_of(force):
+        made = (of_force(inner, settings) for of_force in FORMS)
+        variable = next((each for each in made if each is not None), None)
+        if variable is None and reach_of_sum(inner) is not None and settings.system is not None:
+            variable = CheapVariable(inner, settings.system, settings.subset)
+        if variable is None:
+            return None
+        variables.append(variable)
+    return CollectiveTarget(force, variables)
+
+
 # What recognises a Force and gives the form of it that takes a batch; the first that does, counts.
 FORMS: tuple[Callable[[openmm.Force, ForceSettings], BatchedTarget | None], ...] = (
     of_torch_force,
     openmmml.of_force,
     PythonForceTarget.of_force,
+    of_cv_force,
 )
 
 
@@ -109,7 +129,15 @@ class SystemTarget(BatchedTarget):
             system if subset is None else reduce_system(system, subset)
         )
         where = ForceSettings(
-            positions, self._default_box, platform, properties, cores, time, step_count, subset
+            positions,
+            self._default_box,
+            platform,
+            properties,
+            cores,
+            time,
+            step_count,
+            subset,
+            system,
         )
         counting = range(system.getNumForces()) if indices is None else set(indices)
         own_parts: list[tuple[int, int, BatchedTarget]] = []  # rank of the form, index of the force
