@@ -645,3 +645,67 @@ def test_lsd_says_that_forces_are_not_the_gradient(ani_potential, caplog, monkey
         8,
     )
     np.testing.assert_allclose(positions, plain, rtol=0, atol=1e-6)
+
+
+def ethanols_with_forces():
+    """Two, with bonds, charges and a cutoff."""
+    both = topology(np.diag([3.0, 3.0, 3.0]), 2 * ELEMENTS)
+    system = openmm.System()
+    bonds, pairs = openmm.HarmonicBondForce(), openmm.NonbondedForce()
+    for atom in both.atoms():
+        system.addParticle(atom.element.mass)
+        pairs.addParticle(0.2 if atom.index % 2 else -0.2, 0.25, 0.3)
+    links = [(0, 1), (1, 2), (2, 3), (0, 4), (0, 5), (0, 6), (1, 7), (1, 8)]
+    for first in (0, 9):
+        for i, j in links:
+            length = float(np.linalg.norm(ETHANOL[i] - ETHANOL[j]))
+            bonds.addBond(first + i, first + j, length, 1e5)
+    pairs.createExceptionsFromBonds(
+        [(first + i, first + j) for first in (0, 9) for i, j in links], 0.8, 0.5
+    )
+    pairs.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
+    system.addForce(bonds)
+    system.addForce(pairs)
+    system.setDefaultPeriodicBoxVectors(*np.diag([3.0, 3.0, 3.0]))
+    return both, system
+
+
+@pytest.mark.parametrize("interpolate", [False, True])
+@pytest.mark.parametrize("draft", ["force field", "auto"])
+def test_lsd_of_a_mixed_system(mace_potential, interpolate, draft):
+    """The path of plain dynamics; MACE in batches of the molecule, all else shared."""
+    both, conventional = ethanols_with_forces()
+    batches = []
+    evaluate = MACETarget.evaluate
+
+    def watched(self, positions, box=None):
+        batches.append(positions.shape)
+        return evaluate(self, positions, box)
+
+    paths = []
+    for kind in ("lsd", "plain"):
+        system = mace_potential.createMixedSystem(
+            both, conventional, list(range(9)), interpolate=interpolate, mlLongRange=False
+        )
+        own = "auto" if draft == "auto" else conventional
+        integrator = openmm.LangevinMiddleIntegrator(1e-20, 1, 0.0005)
+        if kind == "lsd":
+            integrator = LSDIntegrator(1e-20, 1, 0.0005, own, windowLength=6)
+        simulation = app.Simulation(
+            both, system, integrator, openmm.Platform.getPlatform("Reference")
+        )
+        simulation.context.setPositions(np.concatenate([ETHANOL, ETHANOL + [0.0, 0.4, 0.1]]))
+        simulation.context.setVelocities(np.zeros((18, 3)))
+        if interpolate:
+            simulation.context.setParameter("lambda_interpolate", 0.7)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MACETarget, "evaluate", watched)
+            simulation.step(8)
+            if interpolate:
+                simulation.context.setParameter("lambda_interpolate", 0.2)
+            simulation.step(8)
+        if kind == "lsd":
+            np.testing.assert_array_equal(integrator.subset, np.arange(9))
+            assert (6, 9, 3) in batches
+        paths.append(simulation.context.getState(positions=True).getPositions(asNumpy=True)._value)
+    np.testing.assert_allclose(*paths, rtol=0, atol=1e-9)
