@@ -694,7 +694,9 @@ def test_lsd_of_a_mixed_system(mace_potential, interpolate, draft):
         simulation = app.Simulation(
             both, system, integrator, openmm.Platform.getPlatform("Reference")
         )
-        simulation.context.setPositions(np.concatenate([ETHANOL, ETHANOL + [0.0, 0.4, 0.1]]))
+        simulation.context.setPositions(
+            np.concatenate([ETHANOL, ETHANOL + np.array([0.0, 0.4, 0.1])])
+        )
         simulation.context.setVelocities(np.zeros((18, 3)))
         if interpolate:
             simulation.context.setParameter("lambda_interpolate", 0.7)

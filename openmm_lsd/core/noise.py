@@ -2,8 +2,9 @@
 
 Philox (Salmon et al., SC 2011) is a counter-based generator: the upper word of its counter is the
 step index, less its remainder by ``NOISE_BLOCK``, so that every few steps own 2^192 of its blocks
-(of many particles, each step 2^128 of them) and can be drawn again at any time, in any order. The
-numbers are reproducible as long as NumPy keeps its stream of ``Generator.standard_normal``.
+and can be drawn again at any time, in any order. For many particles every step has a generator of
+its own, SFC64 (Doty-Humphrey's small fast chaotic one), seeded by both. The numbers are
+reproducible as long as NumPy keeps its stream of ``Generator.standard_normal``.
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ class StepNoise:
     def __init__(self, seed: int, particles: int, cm_removal_frequency: int = 0) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; it must be from 0 to 2^64 - 1")
-        self._generators = [
-            _Positioned(seed) for _ in range(NOISE_BLOCK if particles > LARGE else 1)
-        ]
+        # Setting the counter is several times faster than making a generator for each step.
+        self._philox = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
+        self._generator = np.random.Generator(self._philox)
+        self._state: Any = self._philox.state  # before its first number
+        self._seed = seed
         self._cm_removal_frequency = cm_removal_frequency
         self._shape = NOISE_BLOCK, particles, 3
         self._drawn: dict[int, tuple[Array, Array]] = {}  # by the first step
@@ -79,31 +82,21 @@ class StepNoise:
     def _draw(self, start: int) -> tuple[Array, Array]:
         if self._shape[1] > LARGE:
             return self._draw_large(start)
-        generator = self._generators[0].at(start)
-        log_uniforms = -generator.standard_exponential(NOISE_BLOCK)
-        return generator.standard_normal(self._shape), log_uniforms
+        self._state["state"]["counter"][3] = start
+        self._philox.state = self._state
+        log_uniforms = -self._generator.standard_exponential(NOISE_BLOCK)
+        return self._generator.standard_normal(self._shape), log_uniforms
 
     def _draw_large(self, start: int) -> tuple[Array, Array]:
-        """Each step in a part of the block of its own, several at a time."""
-        generators = [each.at(start, part) for part, each in enumerate(self._generators)]
-        log_uniforms = -generators[-1].standard_exponential(NOISE_BLOCK)
-        noise = np.empty(self._shape)
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy lets go of the GIL
-            list(pool.map(lambda g, row: g.standard_normal(out=row), generators, noise))
+        """Each step from a generator of its own, several at a time."""
+        noise, log_uniforms = np.empty(self._shape), np.empty(NOISE_BLOCK)
+
+        def fill(row: int) -> None:  # NumPy lets go of the GIL
+            sequence = np.random.SeedSequence([self._seed, start + row])
+            generator = np.random.Generator(np.random.SFC64(sequence))
+            log_uniforms[row] = -generator.standard_exponential()
+            generator.standard_normal(out=noise[row])
+
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            list(pool.map(fill, range(NOISE_BLOCK)))
         return noise, log_uniforms
-
-
-class _Positioned:
-    """A generator that can be put anywhere in its stream."""
-
-    def __init__(self, seed: int) -> None:
-        # Setting the counter is several times faster than making a generator for each step.
-        self._philox = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
-        self._generator = np.random.Generator(self._philox)
-        self._state: Any = self._philox.state  # before its first number
-
-    def at(self, start: int, part: int = 0) -> np.random.Generator:
-        """At the beginning of a part of the block that begins with a step."""
-        self._state["state"]["counter"][2:] = part, start
-        self._philox.state = self._state
-        return self._generator

@@ -42,7 +42,9 @@ struct Scheme {
                 x[i] = q + 0.5 * stepSize * v[i];
             }
         else if (projection != nullptr)
-            stepConstrained(components, x, v, acceleration, kick);
+            stepConstrained(
+                components / 3, x, v, [&](size_t, size_t c) { return acceleration[c]; },
+                [&](size_t, size_t c) { return kick[c]; }, x, v);
         else
             for (size_t i = 0; i < components; i++) {
                 const double half = v[i] + stepSize * acceleration[i];
@@ -55,17 +57,11 @@ struct Scheme {
     void step(size_t particles, const double* x, const double* v, const double* force,
               const double* inverseMasses, const double* noise, const double* noiseScale,
               double* newX, double* newV) const {
-        const size_t components = 3 * particles;
         if (projection != nullptr) {
-            std::vector<double> acceleration(components), kick(components);
-            for (size_t i = 0; i < particles; i++)
-                for (size_t c = 3 * i; c < 3 * i + 3; c++) {
-                    acceleration[c] = force[c] * inverseMasses[i];
-                    kick[c] = noise[c] * noiseScale[i];
-                }
-            std::copy_n(x, components, newX);
-            std::copy_n(v, components, newV);
-            step(components, newX, newV, acceleration.data(), kick.data());
+            stepConstrained(
+                particles, x, v,
+                [&](size_t i, size_t c) { return force[c] * inverseMasses[i]; },
+                [&](size_t i, size_t c) { return noise[c] * noiseScale[i]; }, newX, newV);
             return;
         }
         const double impulse = aboba ? 0.5 * (1.0 + decay) * stepSize : stepSize;
@@ -95,22 +91,28 @@ struct Scheme {
     }
 
 private:
-    void stepConstrained(size_t components, double* x, double* v, const double* acceleration,
-                         const double* kick) const {
-        std::vector<double> half(components), free(components);
-        for (size_t i = 0; i < components; i++)
-            half[i] = v[i] + stepSize * acceleration[i];
+    // Acceleration and kick are functions of particle and component; old and new may be the same.
+    template <class Acceleration, class Kick>
+    void stepConstrained(size_t particles, const double* x, const double* v,
+                         Acceleration acceleration, Kick kick, double* newX, double* newV) const {
+        thread_local std::vector<double> half, free; // as large as a box
+        half.resize(3 * particles);
+        free.resize(3 * particles);
+        for (size_t i = 0; i < particles; i++)
+            for (size_t c = 3 * i; c < 3 * i + 3; c++)
+                half[c] = v[c] + stepSize * acceleration(i, c);
         projection->projectVelocities(x, half.data());
-        for (size_t i = 0; i < components; i++) {
-            v[i] = decay * half[i] + kick[i];
-            free[i] = x[i] + 0.5 * stepSize * (half[i] + v[i]);
-        }
+        for (size_t i = 0; i < particles; i++)
+            for (size_t c = 3 * i; c < 3 * i + 3; c++) {
+                newV[c] = decay * half[c] + kick(i, c);
+                free[c] = x[c] + 0.5 * stepSize * (half[c] + newV[c]);
+            }
         std::vector<double>& constrained = half;
         std::copy(free.begin(), free.end(), constrained.begin());
         projection->projectPositions(x, constrained.data());
-        for (size_t i = 0; i < components; i++) {
-            v[i] += (constrained[i] - free[i]) / stepSize;
-            x[i] = constrained[i];
+        for (size_t c = 0; c < 3 * particles; c++) {
+            newV[c] += (constrained[c] - free[c]) / stepSize;
+            newX[c] = constrained[c];
         }
     }
 };

@@ -1,0 +1,317 @@
+"""ML/MM: a molecule by its network in boxes of water of several sizes.
+
+    pip install parmed                         # counts and waits: it makes the boxes
+    python benchmarks/mixed.py counts          # steps per round, in vacuum and in boxes
+    python benchmarks/mixed.py host            # time of the host per round, with free forces
+    python benchmarks/mixed.py waits           # wall time with a slow force that is simulated
+
+Each with --outfile FILE adds its results to that file.
+"""
+
+import argparse
+import copy
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import openmm
+from openmm import app, unit
+from simulated_device import SPIN
+
+from openmm_lsd import LSDIntegrator, batched, systems
+from openmm_lsd.commands import Case
+from openmm_lsd.commands.benchmark import Kind, Way, machine, time_in_turns
+from openmm_lsd.commands.estimate import estimate
+from openmm_lsd.contexts.forcecontext import ForceContext
+from openmm_lsd.targets import BatchedTarget, SystemTarget
+from openmm_lsd.targets.pythonforce import Batched
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT / "systems" / "make"))
+TEMPERATURE, FRICTION = 300.0, 1.0
+ATOMS = {"alanine_dipeptide": 22, "ibuprofen": 33}
+CPU = openmm.Platform.getPlatform("CPU")
+
+
+def case_in_water(name, atoms, picoseconds=5.0, seed=1):
+    """A Case of about so many atoms, at ease at 300 K and 1 bar; the network is on the molecule."""
+    from make_solution import build_solution, equilibrate
+
+    solute = ATOMS[name]
+    directory = ROOT / "systems" / name
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "box.prmtop"
+        solution = build_solution(directory, round((atoms - solute) / 3))
+        state = equilibrate(solution, file, picoseconds, seed)
+        box = state.getPeriodicBoxVectors()
+        prmtop = app.AmberPrmtopFile(str(file), periodicBoxVectors=box)
+    edge = min(vector[axis] for axis, vector in enumerate(box)).value_in_unit(unit.nanometer)
+    draft = prmtop.createSystem(
+        nonbondedMethod=app.PME,
+        nonbondedCutoff=min(0.9, 0.45 * edge) * unit.nanometer,
+        rigidWater=True,
+    )
+    network = directory / f"{name}.pt"
+    target = systems.with_torch_force(draft, network, atoms=range(solute))
+    return Case(
+        prmtop.topology,
+        state.getPositions(),
+        "auto",
+        target,
+        platform="CPU",
+        seed=seed,
+        name=name,
+    )
+
+
+def in_vacuum(name, seed=1):
+    molecule = systems.load(ROOT / "systems" / name)
+    return Case.of(molecule, draft="auto", platform="CPU", seed=seed, name=name)
+
+
+def simulation_of(case, window=16):
+    """With an LSDIntegrator whose draft is on the CPU platform, and its rounds."""
+    integrator = LSDIntegrator(
+        case.temperature,
+        case.friction,
+        case.step_size,
+        case.draft,
+        windowLength=window,
+        randomNumberSeed=case.seed,
+        draftPlatform="CPU",
+        topology=case.topology,
+    )
+    rounds = []
+    integrator.round_callbacks.append(rounds.append)
+    simulation = app.Simulation(case.topology, case.target, integrator, CPU)
+    simulation.context.setPositions(case.positions)
+    simulation.minimizeEnergy(maxIterations=100)
+    simulation.context.setVelocitiesToTemperature(case.temperature, case.seed)
+    return simulation, rounds
+
+
+def counts(args):
+    rows = []
+    print("K = 16, 1 fs, 300 K, 1/ps, draft 'auto'   atoms   steps per round   target, ms/round")
+    for name in args.molecules:
+        for atoms in (None, *args.atoms):
+            case = in_vacuum(name) if atoms is None else case_in_water(name, atoms)
+            simulation, rounds = simulation_of(case)
+            simulation.step(args.warm_up)
+            before = simulation.integrator.statistics
+            del rounds[:]
+            simulation.step(args.steps)
+            committed = np.array([each.committed for each in rounds])
+            spent = simulation.integrator.statistics.since(before)
+            row = {
+                "molecule": name,
+                "atoms": case.atoms,
+                "subset": len(simulation.integrator.subset),
+                "steps per round": float(committed.mean()),
+                "standard error": float(committed.std() / np.sqrt(len(committed))),
+                "target, ms per round": 1e3 * spent.target_seconds / spent.rounds,
+            }
+            rows.append(row)
+            print(
+                f"{name:40s}{case.atoms:7d}{row['steps per round']:10.2f} +- "
+                f"{row['standard error']:.2f}{row['target, ms per round']:15.2f}",
+                flush=True,
+            )
+    return {"warm-up": args.warm_up, "steps": args.steps, "rows": rows}
+
+
+def free_system(atoms, rigid):
+    """So many particles, water but for the first 22, and forces that cost next to nothing; where
+    they are."""
+    bond, angle = 0.09572, np.deg2rad(104.52)
+    side = 2 * bond * np.sin(angle / 2)
+    shape = bond * np.array(
+        [
+            [0, 0, 0],
+            [np.sin(angle / 2), np.cos(angle / 2), 0],
+            [-np.sin(angle / 2), np.cos(angle / 2), 0],
+        ]
+    )
+    rng, waters = np.random.default_rng(1), (atoms - 22) // 3
+    solute = 0.11 * np.stack(np.unravel_index(np.arange(22), (3, 3, 3)), axis=1)
+    solvent = (rng.uniform(1, 7, (waters, 1, 3)) + shape).reshape(-1, 3)
+    system = openmm.System()
+    for _ in range(22):
+        system.addParticle(12.0)
+    for first in range(22, 22 + 3 * waters, 3):
+        for mass in (15.999, 1.008, 1.008):
+            system.addParticle(mass)
+        if rigid:
+            for i, j, length in ((0, 1, bond), (0, 2, bond), (1, 2, side)):
+                system.addConstraint(first + i, first + j, length)
+    nothing = openmm.CustomExternalForce("0*x")
+    nothing.addParticle(0, [])
+    system.addForce(nothing)
+    system.addForce(openmm.CMMotionRemover(1))
+
+    @batched
+    def springs(positions, box, parameters):
+        apart = positions - solute
+        return 50.0 * (apart**2).sum(axis=(1, 2)), -100.0 * apart
+
+    force = openmm.PythonForce(springs)
+    force.setParticles(list(range(22)))
+    system.addForce(force)
+    return system, np.concatenate([solute, solvent])
+
+
+def host(args):
+    """Milliseconds per round that are not the forces' own, which are next to nothing."""
+    rows = []
+    print("22 atoms in   rigid water   steps/round   ms per round   shared forces   host, ms")
+    for atoms in args.atoms:
+        for rigid in (False, True):
+            system, positions = free_system(atoms, rigid)
+            integrator = LSDIntegrator(
+                300, 1, 0.001, "auto", windowLength=16, draftPlatform="Reference"
+            )
+            integrator.setRandomNumberSeed(1)
+            context = openmm.Context(system, integrator, openmm.Platform.getPlatform("Reference"))
+            context.setPositions(positions)
+            context.setVelocitiesToTemperature(300, 1)
+            context.applyVelocityConstraints(1e-6)
+            integrator.step(args.warm_up)
+            own = 1e3 * seconds_of_forces(system, positions)
+            best = np.inf
+            for _ in range(5):
+                before, begin = integrator.statistics, perf_counter()
+                integrator.step(args.steps)
+                elapsed = perf_counter() - begin
+                spent = integrator.statistics.since(before)
+                best = min(best, 1e3 * (elapsed - spent.target_seconds) / spent.rounds)
+            rows.append(
+                {
+                    "atoms": system.getNumParticles(),
+                    "rigid": rigid,
+                    "steps per round": spent.steps_per_round,
+                    "round, ms": best,
+                    "shared forces, ms": 16 * own,
+                    "host, ms": best - 16 * own,
+                }
+            )
+            print(
+                f"{system.getNumParticles():11d}{rigid!s:>14s}{spent.steps_per_round:14.2f}"
+                f"{best:15.2f}{16 * own:16.2f}{best - 16 * own:11.2f}",
+                flush=True,
+            )
+    return {"window": 16, "rows": rows}
+
+
+def seconds_of_forces(system, positions):
+    """Of one call to a Context for the forces that are shared, which are none."""
+    empty = openmm.System()
+    for index in range(system.getNumParticles()):
+        empty.addParticle(system.getParticleMass(index))
+    forces = ForceContext(empty, openmm.Platform.getPlatform("Reference"))
+    begin = perf_counter()
+    for _ in range(50):
+        forces.forces(positions[None])
+    return (perf_counter() - begin) / 50
+
+
+class Waiting(BatchedTarget):
+    """A target whose forces are handed out after a fixed time for every 16 states, or fewer."""
+
+    def __init__(self, target, seconds):
+        self._target, self._seconds = target, seconds
+
+    def evaluate(self, positions, box=None):
+        ready = perf_counter() + self._seconds * -(-len(positions) // 16)
+        result = self._target.evaluate(positions, box)
+        time.sleep(max(0.0, ready - perf_counter() - SPIN))
+        while perf_counter() < ready:
+            pass
+        return result
+
+
+def waits(args):
+    name = args.molecules[0]
+    case = case_in_water(name, args.atoms[0], picoseconds=20.0)
+    alone = in_vacuum(name)
+    network = SystemTarget(alone.target, alone.positions.value_in_unit(unit.nanometer))
+    box = case.topology.getPeriodicBoxVectors()
+    cheap = copy.deepcopy(case.target)
+    cheap.removeForce(cheap.getNumForces() - 1)  # the network
+    rows = []
+    print(
+        f"{name} in {case.atoms} atoms, {case.step_size * 1e3:g} fs\n"
+        "wait, ms   plain, ms/step   LSD, ms/step   K   steps/round   speed-up   predicted"
+    )
+    assert box is not None
+    for milliseconds in args.milliseconds:
+        slow = openmm.PythonForce(Batched(waiting_function(network, 1e-3 * milliseconds)))
+        slow.setParticles(list(range(ATOMS[name])))
+        target = copy.deepcopy(cheap)
+        target.addForce(slow)
+        own = dataclasses.replace(case, target=target)
+        run = own.lsd("auto")
+        run.equilibrate(own, args.warm_up)
+        predicted = estimate(own, run=run, steps=200).best
+        ways = [Way("plain", Kind.PLAIN, own.plain()), Way("LSD", Kind.LSD, run)]
+        plain, lsd = time_in_turns(own, ways, run.state, args.seconds, 64, lambda line: None)
+        rows.append(
+            {
+                "wait, ms": milliseconds,
+                "plain": plain.as_dict(),
+                "LSD": lsd.as_dict(),
+                "predicted": predicted.speed_up,
+            }
+        )
+        spent = lsd.spent
+        print(
+            f"{milliseconds:8g}{plain.ms_per_step:17.2f}{lsd.ms_per_step:15.2f}{spent.window:4d}"
+            f"{spent.steps_per_round:14.2f}{lsd.ratio:11.2f}{predicted.speed_up:12.2f}",
+            flush=True,
+        )
+    return {"molecule": name, "atoms": case.atoms, "rows": rows}
+
+
+def waiting_function(network, seconds):
+    target = Waiting(network, seconds)
+
+    def compute(positions, box, parameters):
+        return target.evaluate(positions)
+
+    return compute
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for command in (counts, host, waits):
+        sub = commands.add_parser(command.__name__)
+        sub.add_argument("--outfile", type=Path)
+        sub.set_defaults(measure=command)
+        if command is not host:
+            sub.add_argument("--molecules", nargs="+", default=list(ATOMS), choices=list(ATOMS))
+    numbers = {
+        "counts": {"--atoms": [500, 2300, 9000], "--warm-up": 500, "--steps": 6000},
+        "host": {"--atoms": [22, 2000, 20_000], "--warm-up": 500, "--steps": 400},
+        "waits": {"--atoms": [2300], "--warm-up": 2000, "--seconds": 40},
+    }
+    numbers["waits"]["--milliseconds"] = [20, 50, 100]
+    for command, options in numbers.items():
+        for option, value in options.items():
+            more = {"nargs": "+"} if isinstance(value, list) else {}
+            commands.choices[command].add_argument(option, type=int, default=value, **more)
+    args = parser.parse_args()
+    result = args.measure(args)
+    if args.outfile is not None:
+        known = json.loads(args.outfile.read_text()) if args.outfile.exists() else {}
+        known["machine"] = machine()
+        known[args.command] = result
+        args.outfile.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
