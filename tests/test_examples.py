@@ -73,3 +73,30 @@ def test_restart_goes_on_to_the_last_bit(run, tmp_path, monkeypatch):
     whole = frames("run.dcd")
     assert len(parts) == len(whole) == 4
     np.testing.assert_array_equal(parts.xyz, whole.xyz)
+
+
+def of_solution(file, molecule):
+    stem = SYSTEMS / f"{molecule}_water" / f"{molecule}_water"
+    return mdtraj.load(file, top=f"{stem}.prmtop")
+
+
+def test_ml_mm_torchforce(run):
+    assert "differ on 22 atoms" in run("ml_mm_torchforce.py", "--steps", 20)
+    assert len(of_solution("solution.dcd", "alanine_dipeptide")) == 20
+    assert lines("solution.csv") == 21
+
+
+def test_qm_mm(run):
+    pytest.importorskip("tblite")
+    assert "differ on 22 atoms" in run("qm_mm_xtb.py", "--steps", 16)
+    assert len(of_solution("qmmm.dcd", "alanine_dipeptide")) == 16
+
+
+def test_ml_mm_openmmml(run, tmp_path):
+    """With a small MACE model that nobody has trained."""
+    pytest.importorskip("mace")
+    from test_target_openmmml import build_mace, saved
+
+    model = saved(build_mace(), tmp_path)
+    assert "differ on 33 atoms" in run("ml_mm_openmmml.py", "--model", model, "--steps", 8)
+    assert len(of_solution("ligand.dcd", "ibuprofen")) == 8
