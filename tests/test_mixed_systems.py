@@ -9,6 +9,7 @@ import copy
 import functools
 import io
 import logging
+import time
 
 import numpy as np
 import openmm
@@ -292,7 +293,35 @@ def _box(simulation):
     return simulation.context.getState().getPeriodicBoxVectors(asNumpy=True)._value
 
 
-def test_metadynamics_of_the_ligand(tmp_path):
+def wall(state):
+    """Quick, and on all particles, as far as anybody knows; it can be pickled."""
+    positions = state.getPositions(asNumpy=True)._value
+    beyond = np.maximum(positions - 1.2, 0.0)
+    return 50.0 * (beyond**2).sum(), -100.0 * beyond
+
+
+@batched
+def slow_chain(positions, box, parameters):
+    time.sleep(0.1)
+    return chain_forces(positions)
+
+
+@pytest.mark.parametrize("function", [wall, lambda state: wall(state)])
+def test_a_quick_python_force_is_cheap(function):
+    """Beside a slow one; if it can be copied."""
+    topology, positions, _, target, _ = case_of("solute")
+    target.removeForce(target.getNumForces() - 1)
+    target.addForce(python_force([4, 8], slow_chain))
+    target.addForce(openmm.PythonForce(function))
+    ours = simulation_of(target, topology, positions, without_noise(LSDIntegrator, "auto"))
+    assert len(ours.integrator.subset) == (2 if function is wall else len(positions))
+    theirs = simulation_of(target, topology, positions, without_noise(None))
+    for each in (ours, theirs):
+        each.step(6)
+    np.testing.assert_allclose(state_of(ours)[0], state_of(theirs)[0], atol=TOLERANCE)
+
+
+def test_metadynamics_of_the_ligand():
     """The bias, on atoms of the subset and beyond, is shared; both runs see the same hills."""
     states = []
     for kind in (LSDIntegrator, None):

@@ -46,7 +46,12 @@ def main():
     simulation.reporters = [
         app.DCDReporter("solution.dcd", interval),
         app.StateDataReporter(
-            "solution.csv", interval, step=True, potentialEnergy=True, temperature=True, density=True
+            "solution.csv",
+            interval,
+            step=True,
+            potentialEnergy=True,
+            temperature=True,
+            density=True,
         ),
     ]
     simulation.step(args.steps)

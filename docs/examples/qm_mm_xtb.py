@@ -29,9 +29,7 @@ def main():
     field = prmtop.createSystem(
         nonbondedMethod=app.PME, nonbondedCutoff=0.9 * unit.nanometer, rigidWater=True
     )
-    solute = [
-        atom for atom in prmtop.topology.atoms() if atom.residue.name not in ("HOH", "WAT")
-    ]
+    solute = [atom for atom in prmtop.topology.atoms() if atom.residue.name not in ("HOH", "WAT")]
     numbers = [atom.element.atomic_number for atom in solute]
     quantum = ASETarget(TBLite(method="GFN2-xTB", charge=0, verbosity=0), numbers)
     target = systems.with_target(field, quantum, atoms=[atom.index for atom in solute])

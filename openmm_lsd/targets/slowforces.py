@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from time import perf_counter
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
 
+from ..contexts.autotune import recall, remember
 from ..contexts.checks import changes_state
+from ..contexts.digests import digest_of
 from ..contexts.forcecontext import holds_python
 from ..contexts.sharedforces import reach_of_sum
 from .base import Array, ForceSettings
-from .pythonforce import as_python_force
+from .pythonforce import PythonForceTarget, as_python_force
 from .torchforce import TorchForceTarget, as_torch_force
 
 Indices = NDArray[np.int64]
@@ -30,6 +33,7 @@ SLOW_KINDS = (
 )
 DISPLACEMENT = 0.005  # nm, by which positions differ from the present ones
 CROWD = 0.25  # nm, within which the other particles are put around one of those that feel a force
+QUICK = 0.02  # of the time of the slowest force
 SAME = 1e-4  # of the root mean square force
 
 
@@ -50,13 +54,54 @@ def find_slow_forces(
 ) -> dict[int, Indices | None]:
     """Their indices, and on which particles each acts, in ascending order; None: all, or unknown.
 
-    The particles of a TorchForce, which does not say, are found by trying.
+    The particles of a TorchForce, which does not say, are found by trying. A PythonForce whose
+    particles are unknown is none of the slow ones if it takes next to no time beside another.
     """
-    return {
-        index: _particles_of(force, settings)
+    slow = {
+        index: force
         for index, force in enumerate(forces)
         if not changes_state(force) and is_slow(force)
     }
+    if not any(index not in slow and not changes_state(each) for index, each in enumerate(forces)):
+        return dict.fromkeys(slow)  # there is nothing to share, so they need not be looked at
+    reaches = {index: _particles_of(force, settings) for index, force in slow.items()}
+    doubtful = [
+        index
+        for index, reach in reaches.items()
+        if reach is None and isinstance(slow[index], openmm.PythonForce)
+    ]
+    others = [slow[index] for index in reaches if index not in doubtful]
+    for index in doubtful:
+        if others and _is_quick(slow[index], others, settings):
+            logger.info("%s: is quick, so it counts as cheap", slow[index].getName())
+            del reaches[index]
+    return reaches
+
+
+def _is_quick(force: openmm.Force, others: Sequence[openmm.Force], settings: ForceSettings) -> bool:
+    """Beside the slowest of the others; and it can be copied."""
+    try:
+        key = f"quick {digest_of(openmm.XmlSerializer.serialize(force))}"
+    except openmm.OpenMMException:
+        return False
+    known = recall(key, (True, False))
+    if known is None:
+        slowest = max(_seconds_of(other, settings) for other in others)
+        known = _seconds_of(force, settings) < QUICK * slowest
+        remember(key, known)
+    return known
+
+
+def _seconds_of(force: openmm.Force, settings: ForceSettings) -> float:
+    """Of one state, in the form that takes a batch; 0 if there is none."""
+    target = TorchForceTarget.of_force(force, settings) or PythonForceTarget.of_force(
+        force, settings
+    )
+    if target is None:
+        return 0.0
+    begin = perf_counter()
+    target.evaluate(settings.positions[None], settings.box)
+    return perf_counter() - begin
 
 
 def _particles_of(force: openmm.Force, settings: ForceSettings) -> Indices | None:

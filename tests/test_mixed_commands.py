@@ -1,0 +1,121 @@
+"""The command line on mixed systems: --ml-atoms, and what validate says of them."""
+
+import copy
+
+import numpy as np
+import openmm
+import pytest
+from openmm import unit
+from pages import ROOT
+from test_commands import SMALL, AcceptsAll, command
+from test_mixed_systems import box_of, python_force
+
+from openmm_lsd import LSDIntegrator
+from openmm_lsd.commands import Case, validate
+from openmm_lsd.commands import case as case_module
+from openmm_lsd.drafts.nativeengine import NativeSubsetEngine
+
+SYSTEMS = ROOT / "systems"
+BOX = SYSTEMS / "alanine_dipeptide_water" / "alanine_dipeptide_water"
+NETWORK = SYSTEMS / "alanine_dipeptide" / "alanine_dipeptide.pt"
+FILES = [
+    *("--topology", f"{BOX}.prmtop", "--coordinates", f"{BOX}.inpcrd"),
+    *("--target", NETWORK, "--platform", "CPU", "--seed", 1),
+]
+QUICK = ["--no-minimize", "--equilibration", 0]
+ML_ATOMS = ["--ml-atoms", "not water", "--environment", f"{BOX}.prmtop"]
+
+
+@pytest.mark.parametrize("draft", ["auto", f"{BOX}.prmtop"])
+def test_run(tmp_path, capsys, draft):
+    status = command(
+        *(
+            "run",
+            *FILES,
+            *ML_ATOMS,
+            "--draft",
+            draft,
+            "--steps",
+            12,
+            "--output-dir",
+            tmp_path,
+            *QUICK,
+        ),
+    )
+    output = capsys.readouterr()
+    assert status == 0, output.err
+    assert "2272 atoms" in output.out
+    assert (tmp_path / "trajectory.dcd").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--ml-atoms", "not water"], "give the force field of all other atoms as --environment"),
+        (["--environment", "amber14-all.xml"], "--environment goes with --ml-atoms"),
+        (["--ml-atoms", "resname XYZ", *ML_ATOMS[2:]], "names none of the atoms"),
+        (["--ml-atoms", "resname (", *ML_ATOMS[2:]], "cannot be understood"),
+        (["--ml-atoms", "water", *ML_ATOMS[2:]], ""),
+    ],
+)
+def test_wrong_options(tmp_path, capsys, arguments, words):
+    status = command("run", *FILES, *arguments, "--steps", 10, "--output-dir", tmp_path)
+    assert status != 0
+    assert words in capsys.readouterr().err
+
+
+def test_ml_atoms_of_a_shipped_system(capsys):
+    directory = SYSTEMS / "alanine_dipeptide_water"
+    assert command("estimate", "--system", directory, "--ml-atoms", "not water") != 0
+    assert "--system goes without --ml-atoms" in capsys.readouterr().err
+
+
+@pytest.fixture
+def case():
+    """Springs between three atoms of a dipeptide in 40 waters, drafted without them."""
+    topology, positions, cheap = box_of("dipeptide", None)
+    target = copy.deepcopy(cheap)
+    target.addForce(python_force([4, 8, 14]))
+    return Case(
+        topology,
+        unit.Quantity(np.array(positions), unit.nanometer),
+        cheap,
+        target,
+        friction=20.0,
+        seed=3,
+        platform="Reference",
+    )
+
+
+FEW = {**SMALL, "runs": 100, "path_steps": 600, "long_steps": 1200, "equilibration": 400}
+
+
+def test_right_sampler_is_validated(case):
+    result = validate(case, **FEW)
+    assert result.passed, str(result)
+
+
+class AcceptsAllOfSubset(NativeSubsetEngine):
+    reduced_engine = AcceptsAll
+
+
+class NoiseOfTheRestIsLost(NativeSubsetEngine):
+    """Half of it."""
+
+    def draft(self, state, corrections, draws, times=None):
+        noise = draws.noise.copy()
+        noise[:, 30:] *= 0.7
+        return super().draft(state, corrections, draws._replace(noise=noise), times)
+
+
+@pytest.mark.parametrize("engine", [AcceptsAllOfSubset, NoiseOfTheRestIsLost])
+def test_wrong_samplers_are_caught(case, monkeypatch, engine):
+    kind = type("Planted", (LSDIntegrator,), {"_subset_engine": engine})
+    monkeypatch.setattr(case_module, "LSDIntegrator", kind)
+    result = validate(case, **FEW)
+    assert not result.passed
+    assert "THE DISTRIBUTION IS WRONG" in str(result)
+
+
+def test_masses_of_the_case(case):
+    assert isinstance(case.target, openmm.System) and case.atoms == 142
