@@ -222,12 +222,16 @@ def test_cheap_forces_are_evaluated_once_per_site():
     integrator = simulation.integrator
     simulation.step(20)
     shared = integrator._binding.pair.sharing.forces.context.access
-    before, rounds, batches = shared.evaluations, integrator.statistics.rounds, len(seen)
+    rounds = []
+    integrator.round_callbacks.append(rounds.append)
+    before, batches = shared.evaluations, len(seen)
     simulation.step(100)
-    rounds = integrator.statistics.rounds - rounds
-    assert rounds > 5
-    assert shared.evaluations - before == 16 * rounds
-    assert seen[batches:] == [(16, 22, 3)] * rounds
+    drafted = [each.drafted for each in rounds]
+    assert len(drafted) > 5
+    # Windows that lead astray end early, at a site where these forces may still be asked for.
+    early = sum(each < 16 for each in drafted)
+    assert 0 <= shared.evaluations - before - sum(drafted) <= early
+    assert seen[batches:] == [(each, 22, 3) for each in drafted]
     # And nobody else evaluates them: not the Context of the user, nor another of ours.
     assert not integrator._binding.pair.target.built.in_contexts
 
@@ -382,7 +386,7 @@ def test_a_force_taken_for_that_of_fewer_atoms_is_found(monkeypatch):
     """Before the first step: what is shared and the rest are not the Context's forces."""
     topology, positions, _, target, _ = case_of("solute")
     target.removeForce(target.getNumForces() - 1)
-    target.addForce(torch_force([4, 8]))
+    target.addForce(torch_force([4, 18]))
 
     def of_one_atom(forces, settings):
         return {len(forces) - 1: np.array([4])}
