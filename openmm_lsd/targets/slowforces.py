@@ -15,7 +15,7 @@ from ..contexts.checks import changes_state
 from ..contexts.digests import digest_of
 from ..contexts.forcecontext import holds_python
 from ..contexts.sharedforces import reach_of_sum
-from .base import Array, ForceSettings
+from .base import Array, Evaluation, ForceSettings
 from .pythonforce import PythonForceTarget, as_python_force
 from .torchforce import TorchForceTarget, as_torch_force
 
@@ -34,7 +34,7 @@ SLOW_KINDS = (
 DISPLACEMENT = 0.005  # nm, by which positions differ from the present ones
 CROWD = 0.25  # nm, within which the other particles are put around one of those that feel a force
 QUICK = 0.02  # of the time of the slowest force
-SAME = 1e-4  # of the root mean square force
+SAME = 1e-4  # of the largest force
 
 
 def is_slow(force: openmm.Force) -> bool:
@@ -156,13 +156,7 @@ def particles_that_matter(
             if hidden:
                 moved[:, others] = np.nan
             there = target.evaluate(moved, box)
-            tolerance = SAME * float(np.sqrt(np.mean(forces[:, felt] ** 2)))
-            is_same = (
-                np.allclose(there[0], energies, rtol=1e-6, atol=tolerance)
-                and np.allclose(there[1][:, felt], forces[:, felt], rtol=0, atol=tolerance)
-                and not there[1][:, others].any()
-            )
-            if not is_same:
+            if there[1][:, others].any() or not _are_same(there, (energies, forces)):
                 logger.info("TorchForce: %d particles feel it, and others matter to it", len(felt))
                 return None
     except Exception as error:  # whatever a module may raise
@@ -176,13 +170,20 @@ def leading_rows(
 ) -> int:
     """Of positions, that a module of these particles can be given without the others after them."""
     count = int(subset.max()) + 1
+    states = positions[None]
     try:
-        whole, part = (
-            target.evaluate(positions[None], box),
-            target.evaluate(positions[None, :count], box),
-        )
-        if np.array_equal(whole[0], part[0]) and np.array_equal(whole[1][:, :count], part[1]):
+        energies, forces = target.evaluate(states, box)
+        there = target.evaluate(states[:, :count], box)
+        if _are_same(there, (energies, forces[:, :count])):
             return count
     except Exception as error:  # whatever a module may raise
         logger.info("TorchForce: needs all particles (%s)", error)
     return len(positions)
+
+
+def _are_same(found: Evaluation, expected: Evaluation) -> bool:
+    """But for rounding."""
+    tolerance = SAME * float(np.abs(expected[1]).max())
+    return np.allclose(found[0], expected[0], rtol=1e-6, atol=tolerance) and np.allclose(
+        found[1], expected[1], rtol=0, atol=tolerance
+    )
