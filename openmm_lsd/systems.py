@@ -204,6 +204,7 @@ def with_torch_force(
     openmmtorch = import_openmmtorch()
     if not Path(module_file).is_file():
         raise FileNotFoundError(f"there is no TorchScript file {module_file}")
+    atoms = None if atoms is None else list(atoms)
     system, box = _particles_of(particles, atoms)
     takes_box, needs_box = _arguments_of(str(module_file))
     if needs_box and box is None:
@@ -384,6 +385,7 @@ def with_target(
     ) -> Evaluation:
         return target.evaluate_at(positions, box, Times(times, step_counts))
 
+    atoms = None if atoms is None else list(atoms)
     system, box = _particles_of(particles, atoms)
     function = evaluate_at if target.uses_times else evaluate
     force = openmm.PythonForce(Batched(function, target.keeps_cores_busy))

@@ -7,6 +7,7 @@ A block that cannot run has a comment in the line before it: <!-- not run: reaso
 
 import os
 import re
+import shlex
 import sys
 import tempfile
 from pathlib import Path
@@ -62,7 +63,7 @@ def commands(page):
         while line.endswith("\\"):
             end += 1
             line = line[:-1] + lines[end]
-        words = line.split("#")[0].split()
+        words = shlex.split(line, comments=True) if "'" not in line else line.split("#")[0].split()
         if words and words[0] in ("python", "bash", "openmm-lsd"):
             yield number + 1, words
 

@@ -22,6 +22,7 @@ from test_rigid_molecules import create, molecules
 from openmm_lsd import LSDIntegrator, TargetError, TargetMismatchError, batched, systems
 from openmm_lsd.targets import BatchedTarget
 from openmm_lsd.targets.torchforce import import_openmmtorch
+from openmm_lsd.targets.torchgraph import particles_in_program
 
 TOLERANCE = 1e-4 if ON_DEVICE else 1e-7  # of positions in nm
 STIFFNESS, LENGTH = 3_000.0, 0.25
@@ -131,6 +132,7 @@ CASES = {
         None,
     ),
     "into the solvent": ("dipeptide", None, lambda: [python_force(list(range(142)))], None),
+    "named twice": ("dipeptide", None, lambda: [python_force([8, 4, 8])], 2),
     "unknown particles": (
         "dipeptide",
         None,
@@ -415,7 +417,7 @@ class Hidden(torch.nn.Module):
 
 @not_on_devices(reason="on OpenCL openmmtorch ends the process")
 def test_a_module_that_looks_beyond_its_atoms():
-    """Its particles are all."""
+    """All others matter to it, but for those that it does not choose."""
     topology, positions, _, cheap_target, _ = case_of("solute")
     cheap_target.removeForce(cheap_target.getNumForces() - 1)
     module = torch.jit.script(Hidden().eval())
@@ -423,7 +425,48 @@ def test_a_module_that_looks_beyond_its_atoms():
     simulation = simulation_of(
         cheap_target, topology, positions, lsd(300, 1, 0.001, "auto", windowLength=4)
     )
-    assert len(simulation.integrator.subset) == len(positions)
+    assert len(simulation.integrator.subset) == len(positions) - 20
+
+
+class Wall(torch.nn.Module):
+    """On two atoms, and where the others are beyond a plane, on these."""
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        apart = (positions[..., 4, :] - positions[..., 8, :]).pow(2).sum(-1)
+        height = positions[..., 2]
+        beyond = height[height > 2.0] - 2.0
+        return 100.0 * apart + 3000.0 * beyond.pow(2).sum()
+
+
+class ByNumbers(torch.nn.Module):
+    """Rows by all that a program can hold; scaled and converted before."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = [3, 9]
+        self.register_buffer("buffer", torch.tensor([5, 6]))
+
+    def forward(self, positions: torch.Tensor, box: torch.Tensor) -> torch.Tensor:
+        scaled = (10.0 * positions).to(torch.float32)
+        return (
+            scaled[self.buffer].sum()
+            + scaled[self.numbers].sum()
+            + scaled[12:14].sum()
+            + scaled[20].sum()
+        )
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+def test_particles_are_read_from_the_program(frozen):
+    def read(module):
+        scripted = torch.jit.script(module.eval())
+        found = particles_in_program(torch.jit.freeze(scripted) if frozen else scripted, 142)
+        return None if found is None else found.tolist()
+
+    assert read(Chain([9, 4])) == [4, 9]
+    assert read(Wall()) is None
+    if not frozen:  # whose lists of numbers are constants of another kind
+        assert read(ByNumbers()) == [3, 5, 6, 9, 12, 13, 20]
 
 
 def test_with_target_of_some_atoms():
@@ -448,8 +491,19 @@ def test_with_target_of_some_atoms():
     )
     force = target.getForce(target.getNumForces() - 1)
     assert list(force.getParticles()) == atoms
-    with pytest.raises(ValueError, match="atoms must be some of the indices"):
-        systems.with_target(cheap, _Chain(), atoms=[3, 1000])
+    for wrong, words in (
+        ([3, 1000], "atoms must be some of the indices"),
+        (np.arange(142) < 5, "of a mask, numpy.flatnonzero"),
+        ([4.5], "atoms must be indices"),
+        ([4, 8, 4], "4 is there twice"),
+        ([], "atoms must be some of the indices"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            systems.with_target(cheap, _Chain(), atoms=wrong)
+    with pytest.raises(ValueError, match="has a PythonForce already, which cannot be copied"):
+        systems.with_target(target, _Chain(), atoms=[1, 2])
+    generated = systems.with_target(cheap, _Chain(), atoms=(atom for atom in atoms))
+    assert list(generated.getForce(generated.getNumForces() - 1).getParticles()) == atoms
     with pytest.raises(TypeError, match=r"must be described by the forces of an openmm\.System"):
         systems.with_target(molecules("dipeptide")[0], _Chain(), atoms=[3])
 
@@ -457,6 +511,75 @@ def test_with_target_of_some_atoms():
 class _Chain(BatchedTarget):
     def evaluate(self, positions, box=None):
         return chain_forces(positions)
+
+
+def test_offsets_of_exceptions_stay_where_they_are():
+    """Those of pairs inside the atoms are left out with them."""
+    cheap = copy.deepcopy(box_of("dipeptide", None)[2])
+    nonbonded = next(f for f in cheap.getForces() if isinstance(f, openmm.NonbondedForce))
+    nonbonded.addGlobalParameter("lam", 0.5)
+    pairs = [nonbonded.getExceptionParameters(k)[:2] for k in range(nonbonded.getNumExceptions())]
+    inside = next(k for k, pair in enumerate(pairs) if set(pair) <= set(range(4, 11)))
+    outside = max(k for k, pair in enumerate(pairs) if min(pair) > 10 and max(pair) < 22)
+    nonbonded.addExceptionParameterOffset("lam", inside, 1.0, 0, 0)
+    nonbonded.addExceptionParameterOffset("lam", outside, 1.0, 0, 0)
+    target = systems.with_target(cheap, _Chain(), atoms=range(4, 11))
+    mixed = next(f for f in target.getForces() if isinstance(f, openmm.NonbondedForce))
+    offsets = [
+        mixed.getExceptionParameterOffset(k) for k in range(mixed.getNumExceptionParameterOffsets())
+    ]
+    assert [mixed.getExceptionParameters(each[1])[:2] for each in offsets] == [pairs[outside]]
+
+
+def test_variables_with_any_names_and_tables():
+    """Called like coordinates, with a tabulated function."""
+    topology, positions, _, target, _ = case_of("solute")
+    force = openmm.CustomCVForce("x1*table(y1) + z2")
+    for name, inner in (("y1", python_force([4, 8])), ("x1", python_force([8, 10]))):
+        force.addCollectiveVariable(name, inner)
+    bond = openmm.CustomBondForce("10*r")
+    bond.addBond(8, 14)
+    force.addCollectiveVariable("z2", bond)
+    table = openmm.Continuous1DFunction(np.linspace(0.0, 1.0, 20) ** 2, -10.0, 500.0)
+    force.addTabulatedFunction("table", table)
+    target.addForce(force)
+    ours, theirs = (
+        simulation_of(target, topology, positions, without_noise(kind, "auto"))
+        for kind in (LSDIntegrator, None)
+    )
+    for each in (ours, theirs):
+        each.step(8)
+    np.testing.assert_allclose(state_of(ours)[0], state_of(theirs)[0], atol=TOLERANCE)
+
+
+def test_an_error_names_the_atom_of_the_system():
+    topology, positions, _, target, _ = case_of("solute")
+    calls = []
+
+    @batched
+    def bad(q, box, parameters):
+        energies, forces = chain_forces(q)
+        calls.append(len(q))
+        if len(calls) > 12:
+            forces[:, 1] = np.nan
+        return energies, forces
+
+    target.removeForce(target.getNumForces() - 1)
+    target.addForce(python_force([4, 8], bad))
+    simulation = simulation_of(target, topology, positions, lsd(300, 1, 0.001, "auto"))
+    with pytest.raises(TargetError, match="force on atom 8 is"):
+        simulation.step(200)
+
+
+@pytest.mark.parametrize("properties", [{}, {"draftPlatform": "CPU"}])
+def test_shared_forces_are_those_of_the_context(properties):
+    """On its platform, whatever the draft's: they are the target's."""
+    topology, positions, _, target, _ = case_of("solute")
+    integrator = LSDIntegrator(300, 1, 0.001, "auto", windowLength=4, **properties)
+    simulation = simulation_of(target, topology, positions, integrator)
+    simulation.step(1)
+    shared = integrator._binding.pair.sharing.forces.context
+    assert shared.platform in (PLATFORM.getName(), "Reference")
 
 
 def test_forces_that_cannot_be_taken_apart():

@@ -6,10 +6,14 @@ import itertools
 from collections.abc import Iterable
 from xml.etree import ElementTree
 
+import numpy as np
 import openmm
 
 from .sharedforces import NONBONDED, TERMS_OF_SUMS
 from .subsets import particles_of
+
+# Of what a user adds to a force field.
+HARMLESS = ("CustomCVForce", "CustomCentroidBondForce", "CustomVolumeForce", "RMSDForce")
 
 
 def without_inner_forces(system: openmm.System, atoms: Iterable[int]) -> openmm.System:
@@ -24,10 +28,14 @@ def without_inner_forces(system: openmm.System, atoms: Iterable[int]) -> openmm.
     ValueError
         If an atom is not there, or a Force is of a kind of which this is not known.
     """
-    chosen = {int(atom) for atom in atoms}
-    count = system.getNumParticles()
-    if not chosen or min(chosen) < 0 or max(chosen) >= count:
-        raise ValueError(f"atoms must be some of the indices 0 to {count - 1}: {sorted(chosen)}")
+    chosen = set(checked_atoms(atoms, system))
+    for force in system.getForces():
+        if type(force).__name__ in ("PythonForce", "TorchForce", "Force"):
+            raise ValueError(
+                f"the System has a {force.getName()} already, which cannot be copied; leave out "
+                "what acts inside all groups of atoms at once (without_inner_forces of their "
+                "union, or one after another), and add the slow forces then"
+            )
     root = ElementTree.fromstring(openmm.XmlSerializer.serialize(system))
     constraints, forces = root.find("Constraints"), root.find("Forces")
     assert constraints is not None and forces is not None
@@ -41,12 +49,12 @@ def without_inner_forces(system: openmm.System, atoms: Iterable[int]) -> openmm.
             if kind != "CustomExternalForce":
                 _keep_outer(section, chosen)
         else:
-            _exclude_pairs(kind, section, chosen)
+            _exclude_pairs(node, section, chosen)
     return openmm.XmlSerializer.deserialize(ElementTree.tostring(root, encoding="unicode"))
 
 
 def _check_harmless(kind: str) -> None:
-    harmless = changes_state_by_name(kind) or kind in ("CustomCVForce", "CustomCentroidBondForce")
+    harmless = changes_state_by_name(kind) or kind in HARMLESS
     if not harmless:
         raise ValueError(
             f"the System has a {kind}; it is not known how to leave out what it does inside a "
@@ -63,11 +71,42 @@ def _keep_outer(section: ElementTree.Element, chosen: set[int]) -> None:
     section[:] = [term for term in section if not particles_of(term) <= chosen]
 
 
-def _exclude_pairs(kind: str, section: ElementTree.Element, chosen: set[int]) -> None:
-    _keep_outer(section, chosen)
-    for i, j in itertools.combinations(sorted(chosen), 2):
-        pair = {"p1": str(i), "p2": str(j)}
-        if kind == "NonbondedForce":
-            ElementTree.SubElement(section, "Exception", pair, q="0", sig="1", eps="0")
-        else:
-            ElementTree.SubElement(section, "Exclusion", pair)
+def _exclude_pairs(
+    force: ElementTree.Element, section: ElementTree.Element, chosen: set[int]
+) -> None:
+    """Those that are there already keep their places: other parts of the Force count by these."""
+    nothing = {"q": "0", "sig": "1", "eps": "0"} if force.get("type") == "NonbondedForce" else {}
+    missing = set(map(frozenset, itertools.combinations(chosen, 2)))
+    inner = set()
+    for index, term in enumerate(section):
+        pair = frozenset(particles_of(term))
+        if pair in missing:
+            missing.remove(pair)
+            inner.add(str(index))
+            term.attrib.update(nothing)
+    for pair in sorted(map(sorted, missing)):
+        tag = "Exception" if nothing else "Exclusion"
+        ElementTree.SubElement(section, tag, {"p1": str(pair[0]), "p2": str(pair[1]), **nothing})
+    offsets = force.find("ExceptionOffsets")
+    if offsets is not None:
+        offsets[:] = [each for each in offsets if each.get("exception") not in inner]
+
+
+def checked_atoms(atoms: Iterable[int], system: openmm.System) -> list[int]:
+    """Different indices of particles of a System, as they were given; ValueError if they are not.
+
+    A mask is not a list of indices, though NumPy takes both.
+    """
+    result = list(atoms)
+    count = system.getNumParticles()
+    if any(isinstance(atom, bool | np.bool_) or int(atom) != atom for atom in result):
+        raise ValueError(
+            "atoms must be indices, such as [0, 1, 2]; of a mask, numpy.flatnonzero(mask)"
+        )
+    result = [int(atom) for atom in result]
+    if not result or min(result) < 0 or max(result) >= count:
+        raise ValueError(f"atoms must be some of the indices 0 to {count - 1}: {result[:20]}")
+    if len(set(result)) < len(result):
+        twice = next(atom for atom in result if result.count(atom) > 1)
+        raise ValueError(f"atoms must be different indices; {twice} is there twice")
+    return result

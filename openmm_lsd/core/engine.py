@@ -54,7 +54,8 @@ class Engine(Protocol):
     subset: slice | NDArray[np.int64]
 
     @property
-    def trainable(self) -> TrainableDraft | None: ...
+    def trainable(self) -> TrainableDraft | None:
+        """The draft, if it can be fitted."""
 
     def draft(
         self, state: State, corrections: Corrections, draws: Draws, times: Times | None

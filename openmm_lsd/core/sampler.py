@@ -121,7 +121,8 @@ class SpeculativeSampler:
         self._corrector = Following(engine.scheme, masses) if corrector is None else corrector
         self._lessons = Lessons(engine.trainable, self._corrector, learns_beside)
         self._stopwatch = Stopwatch(Statistics()) if stopwatch is None else stopwatch
-        self._verifier = Verifier(pair, self.statistics, engine.project_forces)
+        particles = np.arange(len(engine.masses))[engine.subset]
+        self._verifier = Verifier(pair, self.statistics, engine.project_forces, particles)
         self._clock, self._tuner, self._intervention = clock, tuner, intervention
         self._round_callbacks = round_callbacks
         self._state: State | None = None

@@ -58,12 +58,19 @@ class Verifier:
         Where failures are counted.
     project : callable, sites, discrepancies -> discrepancies
         Takes away what makes no difference: what acts along constraints.
+    particles : (n,) int
+        Indices of those that the sites are of, for errors.
     """
 
     def __init__(
-        self, pair: Pair, statistics: Statistics, project: Callable[[Array, Array], Array]
+        self,
+        pair: Pair,
+        statistics: Statistics,
+        project: Callable[[Array, Array], Array],
+        particles: NDArray[np.int64],
     ) -> None:
         self._pair, self._statistics, self._project = pair, statistics, project
+        self._particles = particles
 
     def verify(
         self, sites: Array, draft_forces: Array, step_count: int, times: Times | None
@@ -105,9 +112,10 @@ class Verifier:
         usable = int(np.argmin(finite.all(axis=(1, 2))))
         if usable == 0:
             forces = verified.target_forces[0]
-            atom = int(np.argwhere(~np.isfinite(forces))[0, 0])
+            row = int(np.argwhere(~np.isfinite(forces))[0, 0])
+            atom = int(self._particles[row])
             raise TargetError(
-                f"the target's force on atom {atom} is {forces[atom]} at the state before step "
+                f"the target's force on atom {atom} is {forces[row]} at the state before step "
                 f"{step_count}; is the starting structure, the time step or the potential sound "
                 "there?",
                 step_count,

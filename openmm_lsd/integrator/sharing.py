@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from .._native import ContextAccess
 from ..contexts.checks import default_box
 from ..contexts.constraints import Projections, SystemProjection
-from ..contexts.forcecontext import ForceContext, fastest_context, loaded_platforms
+from ..contexts.forcecontext import ForceContext, fastest_context, reproducible_properties
 from ..contexts.sharedforces import NothingSharedError, find_shared_forces, shared_system
 from ..contexts.subsets import reduce_system, reduce_topology
 from ..drafts.draft import Draft, DraftSpec
@@ -92,12 +92,15 @@ class Sharing:
             topology = reduce_topology(topology, self.subset)
         self.draft_spec = spec._replace(system=found.stand_in, topology=topology)
         shared = self._forces_of(system)
-        if spec.platform is None:
-            context = fastest_context(shared, positions, loaded_platforms(cores, reproducible))
-            self._platform, self._properties = context.platform, context.properties
-        else:
-            self._platform = spec.platform.getName()
-            self._properties = dict(loaded_platforms(cores).get(self._platform, {}))
+        platform = access.get_platform()
+        # As for the target, whose forces they are. Who names the Context's platform for the draft
+        # wants all cores of it.
+        platforms: dict[str, Mapping[str, str]] = {platform: access.get_properties()}
+        platforms.setdefault("Reference", {})
+        if reproducible and (spec.platform is None or spec.platform.getName() != platform):
+            platforms = reproducible_properties(platforms)
+        context = fastest_context(shared, positions, platforms)
+        self._platform, self._properties = context.platform, context.properties
         self.forces = Draft(self._make(shared))
 
     def _forces_of(self, system: SystemSnapshot) -> openmm.System:

@@ -6,6 +6,9 @@ by a parameter.
 
 from __future__ import annotations
 
+import copy
+import itertools
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -39,17 +42,19 @@ class CollectiveTarget(BatchedTarget):
         self.conservative = all(each.conservative for each in variables)
         self.keeps_cores_busy = any(each.keeps_cores_busy for each in variables)
         names = [force.getCollectiveVariableName(k) for k in range(len(variables))]
-        self._particles = max(1, -(-len(names) // 3))
-        where = [f"{name}={AXES[k % 3]}{k // 3 + 1}" for k, name in enumerate(names)]
-        function = openmm.CustomCompoundBondForce(
-            self._particles, "; ".join([force.getEnergyFunction(), *where])
-        )
+        # Of particles whose coordinates are called otherwise than all that the user has named.
+        text = force.getEnergyFunction()
+        first = next(n for n in itertools.count(1) if not _is_taken(n, len(names), text, names))
+        self._first = 3 * (first - 1)
+        self._particles = first + -(-len(names) // 3)
+        where = [f"{name}={AXES[k % 3]}{k // 3 + first}" for k, name in enumerate(names)]
+        function = openmm.CustomCompoundBondForce(self._particles, "; ".join([text, *where]))
         for k in range(force.getNumGlobalParameters()):
             function.addGlobalParameter(
                 force.getGlobalParameterName(k), force.getGlobalParameterDefaultValue(k)
             )
         for k in range(force.getNumTabulatedFunctions()):
-            table = force.getTabulatedFunction(k).Copy()
+            table = copy.deepcopy(force.getTabulatedFunction(k))
             function.addTabulatedFunction(force.getTabulatedFunctionName(k), table)
         function.addBond(list(range(self._particles)), [])
         system = openmm.System()
@@ -69,13 +74,13 @@ class CollectiveTarget(BatchedTarget):
         values = np.zeros((len(positions), 3 * self._particles))
         inner = []
         for k, variable in enumerate(self._variables):
-            values[:, k], forces = variable.evaluate_at(positions, box, times)
+            values[:, self._first + k], forces = variable.evaluate_at(positions, box, times)
             inner.append(forces)
         energies, minus_slopes = self._function.evaluate(values.reshape(-1, self._particles, 3))
         slopes = -minus_slopes.reshape(len(positions), -1)
         result = np.zeros_like(positions)
         for k, forces in enumerate(inner):
-            result += slopes[:, k, None, None] * forces
+            result += slopes[:, self._first + k, None, None] * forces
         return energies, result
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
@@ -93,6 +98,14 @@ class CollectiveTarget(BatchedTarget):
         """See BatchedTarget."""
         for each in self._variables:
             each.close()
+
+
+def _is_taken(first: int, count: int, text: str, names: Sequence[str]) -> bool:
+    """Whether one of so many coordinates, from those of a particle on, is called like something
+    else."""
+    last = first + -(-count // 3)
+    coordinates = {f"{axis}{number}" for axis in AXES for number in range(first, last + 1)}
+    return bool(coordinates & {*names, *re.findall(r"\w+", text)})
 
 
 class CheapVariable(BatchedTarget):

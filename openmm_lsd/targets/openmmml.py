@@ -44,7 +44,7 @@ def as_openmmml_force(
     kJ/mol/angstrom to OpenMM's units without the factor of 10, so they are not the gradient of
     its energy; that is logged as a warning and followed, for the target is what a Context computes.
     """
-    data = _pickled_function(force)
+    data = pickled_function(force)
     if data is None:
         return None
     for module, function, keywords, convert in _KINDS:
@@ -68,7 +68,7 @@ def as_openmmml_force(
     return None
 
 
-def _pickled_function(force: openmm.Force) -> bytes | None:
+def pickled_function(force: openmm.Force) -> bytes | None:
     """The pickled function of a PythonForce, or None.
 
     getPickledFunction() of OpenMM 8.6 gives Python an object that it cannot read.

@@ -187,7 +187,8 @@ class PythonForceTarget(BatchedTarget):
         if not len(self._particles):
             return energies, forces
         everywhere = np.zeros_like(positions)
-        everywhere[:, self._particles] = forces
+        by_particle = everywhere.swapaxes(0, 1)  # some may be named twice
+        np.add.at(by_particle, self._particles, forces.swapaxes(0, 1))
         return energies, everywhere
 
     def _own(self, positions: Array) -> Array:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from collections.abc import Sequence
 from time import perf_counter
+from types import FunctionType
 
 import numpy as np
 import openmm
@@ -16,8 +18,10 @@ from ..contexts.digests import digest_of
 from ..contexts.forcecontext import holds_python
 from ..contexts.sharedforces import reach_of_sum
 from .base import Array, Evaluation, ForceSettings
-from .pythonforce import PythonForceTarget, as_python_force
+from .openmmml import pickled_function
+from .pythonforce import Batched, PythonForceTarget, as_python_force
 from .torchforce import TorchForceTarget, as_torch_force
+from .torchgraph import particles_in_program
 
 Indices = NDArray[np.int64]
 
@@ -31,8 +35,6 @@ SLOW_KINDS = (
     "AmoebaWcaDispersionForce",
     "HippoNonbondedForce",
 )
-DISPLACEMENT = 0.005  # nm, by which positions differ from the present ones
-CROWD = 0.25  # nm, within which the other particles are put around one of those that feel a force
 QUICK = 0.02  # of the time of the slowest force
 SAME = 1e-4  # of the largest force
 
@@ -54,8 +56,9 @@ def find_slow_forces(
 ) -> dict[int, Indices | None]:
     """Their indices, and on which particles each acts, in ascending order; None: all, or unknown.
 
-    The particles of a TorchForce, which does not say, are found by trying. A PythonForce whose
-    particles are unknown is none of the slow ones if it takes next to no time beside another.
+    The particles of a TorchForce, which does not say, are found in its program. A PythonForce whose
+    particles are unknown is none of the slow ones if it takes next to no time beside another, and
+    its function is one that a copy of the Force shares.
     """
     slow = {
         index: force
@@ -79,11 +82,11 @@ def find_slow_forces(
 
 
 def _is_quick(force: openmm.Force, others: Sequence[openmm.Force], settings: ForceSettings) -> bool:
-    """Beside the slowest of the others; and it can be copied."""
-    try:
-        key = f"quick {digest_of(openmm.XmlSerializer.serialize(force))}"
-    except openmm.OpenMMException:
+    """Beside the slowest of the others; and a copy calls the same function."""
+    data = pickled_function(force)
+    if data is None or not isinstance(pickle.loads(data), FunctionType | Batched):
         return False
+    key = f"quick {digest_of(openmm.XmlSerializer.serialize(force))}"
     known = recall(key, (True, False))
     if known is None:
         slowest = max(_seconds_of(other, settings) for other in others)
@@ -111,11 +114,10 @@ def _particles_of(force: openmm.Force, settings: ForceSettings) -> Indices | Non
     if python_force is not None:
         given = np.unique(np.array(python_force.getParticles(), dtype=np.int64))
         return given if len(given) else None
-    if as_torch_force(force) is None:
+    torch_force = as_torch_force(force)
+    if torch_force is None:
         return None
-    target = TorchForceTarget.of_force(force, settings)
-    assert target is not None
-    return particles_that_matter(target, settings.positions, settings.box)
+    return particles_in_program(torch_force.getModule(), len(settings.positions))
 
 
 def variables_of(force: openmm.CustomCVForce) -> list[openmm.Force]:
@@ -131,38 +133,6 @@ def _particles_of_variables(force: openmm.CustomCVForce, settings: ForceSettings
             return None
         found.append(own)
     return np.unique(np.concatenate(found)) if found else None
-
-
-def particles_that_matter(
-    target: TorchForceTarget, positions: Array, box: Array | None
-) -> Indices | None:
-    """The particles of which a module takes notice; None: all, or nobody knows.
-
-    Those that feel a force, if it makes no difference to energy and forces where the others are:
-    around and between them, or nowhere (NaN).
-    """
-    rng = np.random.default_rng(0)
-    states = positions + DISPLACEMENT * rng.standard_normal((2, *positions.shape))
-    try:
-        energies, forces = target.evaluate(states, box)
-        felt = np.flatnonzero((forces != 0).any(axis=(0, 2)))
-        others = np.setdiff1d(np.arange(len(positions)), felt)
-        if not len(felt) or not len(others) or not np.isfinite(forces).all():
-            return None
-        for hidden in (False, True):
-            moved = states.copy()
-            around = moved[:, rng.choice(felt, len(others))]
-            moved[:, others] = around + rng.uniform(-CROWD, CROWD, around.shape)
-            if hidden:
-                moved[:, others] = np.nan
-            there = target.evaluate(moved, box)
-            if there[1][:, others].any() or not _are_same(there, (energies, forces)):
-                logger.info("TorchForce: %d particles feel it, and others matter to it", len(felt))
-                return None
-    except Exception as error:  # whatever a module may raise
-        logger.info("TorchForce: its particles cannot be found (%s)", error)
-        return None
-    return felt
 
 
 def leading_rows(
