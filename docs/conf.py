@@ -23,7 +23,7 @@ napoleon_google_docstring = False
 
 def plain_text(app, what, name, obj, options, lines):
     """Docstrings are written to be read as they are: equations are indented, |x| is a norm."""
-    if lines[0].startswith("Alias for field"):
+    if lines and lines[0].startswith("Alias for field"):
         lines.clear()
     result, before, literal = [], "x", False
     for line in lines:

@@ -84,9 +84,9 @@ def _exclude_pairs(
             missing.remove(pair)
             inner.add(str(index))
             term.attrib.update(nothing)
-    for pair in sorted(map(sorted, missing)):
+    for first, second in sorted(tuple(sorted(pair)) for pair in missing):
         tag = "Exception" if nothing else "Exclusion"
-        ElementTree.SubElement(section, tag, {"p1": str(pair[0]), "p2": str(pair[1]), **nothing})
+        ElementTree.SubElement(section, tag, {"p1": str(first), "p2": str(second), **nothing})
     offsets = force.find("ExceptionOffsets")
     if offsets is not None:
         offsets[:] = [each for each in offsets if each.get("exception") not in inner]

@@ -45,8 +45,6 @@ class Engine(Protocol):
     subset : slice or (|S|,) int
         Of the particles: those on which draft and target may differ. The arrays of windows,
         corrections and forces are theirs only; those of states and noise, of all.
-    trainable : TrainableDraft or None
-        The draft, if it can be fitted.
     """
 
     scheme: Scheme
