@@ -9,6 +9,7 @@ import numpy as np
 import openmm
 from law import TEMPERATURE, worst, z_scores
 from openmm import app
+from openmm_lsd._native import ContextAccess
 from particles import PLATFORM, lsd
 
 from openmm_lsd import LSDIntegrator
@@ -29,6 +30,7 @@ class Case:
     runs: int = 2_500
     reference_runs: int = 20_000
     learning: bool = False
+    box: np.ndarray | None = None  # (3,) nm, if the target has a barostat: its edges are looked at
 
     def starts(self, context, count, seed):
         """Positions and velocities that keep the constraints, one after another."""
@@ -36,6 +38,9 @@ class Case:
         masses = [self.target.getParticleMass(i)._value for i in range(len(self.positions))]
         speeds = np.sqrt(0.0083144626 * TEMPERATURE / np.array(masses))[:, None]
         for _ in range(count):
+            if self.box is not None:
+                context.setPeriodicBoxVectors(*np.diag(self.box))
+                context.setStepCount(0)
             context.setPositions(
                 self.positions + self.spread * rng.standard_normal((len(speeds), 3))
             )
@@ -53,15 +58,25 @@ class Case:
             topology.addAtom("X", None, residue)
         simulation = app.Simulation(topology, self.target, integrator, PLATFORM)
         context = simulation.context
+        access = ContextAccess(int(integrator.this))
+        memory = access.get_barostat_memory()
+        if self.box is not None:
+            memory[3:] = 0.2 * np.prod(self.box)  # the length of the moves
         rows = [[] for _ in STEPS]
         for _ in self.starts(context, count, seed):
+            # A barostat learns its step length, and would from one run to the next.
+            access.set_barostat_memory(memory)
             done = 0
             for row, step in zip(rows, STEPS, strict=True):
                 simulation.step(step - done)
                 done = step
                 state = context.getState(positions=True, velocities=True)
                 both = state.getPositions(asNumpy=True)._value, state.getVelocities(asNumpy=True)
-                row.append(np.stack([both[0], both[1]._value])[:, self.atoms])
+                both = np.stack([both[0], both[1]._value])[:, self.atoms]
+                if self.box is not None:  # as one more particle
+                    edges = np.diag(state.getPeriodicBoxVectors(asNumpy=True)._value)
+                    both = np.concatenate([both, [[edges], [edges**2]]], axis=1)
+                row.append(both)
         return [np.array(row) for row in rows]
 
 

@@ -13,7 +13,9 @@ import numpy as np
 import openmm
 import pytest
 from ensembles import Case, Z, reference_of, score_of, system_of, trap
+from law import TEMPERATURE
 from particles import planted
+from test_law_of_simulations import OnlyTheBox
 from test_subset import ForcesOfAnotherSite, NoMotionOfTheRest
 
 from openmm_lsd import LSDIntegrator, batched
@@ -23,6 +25,7 @@ LIGAND = [0, 4]  # with a rigid water between them
 MASSES = [6.0, 3.0, 1.008, 1.008, 3.0]
 WATER = [1, 2, 3]
 STIFFNESS, SKEW, LENGTH = 10_000.0, 100_000.0, 0.16
+BOX = np.array([2.4, 2.6, 2.8])
 FIELD = np.array([700.0, -400.0, 300.0])  # on the first atom
 
 
@@ -41,7 +44,7 @@ def slow_forces(positions, box, parameters):
     return energies - positions[:, 0] @ FIELD, forces
 
 
-def cheap_forces():
+def cheap_forces(periodic):
     """Of all particles: charges, a trap, and a stiff bond of the ligand."""
     force = openmm.NonbondedForce()
     for index in range(5):
@@ -54,12 +57,15 @@ def cheap_forces():
     force.createExceptionsFromBonds([tuple(LIGAND)], 0.0, 0.0)
     for i, j in itertools.combinations(WATER, 2):
         force.addException(i, j, 0.0, 1.0, 0.0)
+    if periodic:
+        force.setNonbondedMethod(openmm.NonbondedForce.CutoffPeriodic)
+        force.setCutoffDistance(0.5)
     bond = openmm.HarmonicBondForce()
     bond.addBond(*LIGAND, LENGTH, 60_000.0)
     return [force, trap(5, 1_500.0), bond, openmm.CMMotionRemover(1)]
 
 
-def build():
+def build(barostat=False):
     bond, angle = 0.09572, np.deg2rad(104.52)
     side = 2 * bond * np.sin(angle / 2)
     constraints = [(1, 2, bond), (1, 3, bond), (2, 3, side)]
@@ -68,27 +74,34 @@ def build():
     positions[2:4] = bond * np.array([[np.sin(angle / 2), 0, 0], [-np.sin(angle / 2), 0, 0]])
     positions[2:4, 1] = bond * np.cos(angle / 2)
     positions[1:4] += [0.05, 0.32, 0.0]
-    target, draft = (system_of(MASSES, constraints, *cheap_forces()) for _ in range(2))
+    target, draft = (system_of(MASSES, constraints, *cheap_forces(barostat)) for _ in range(2))
     slow = openmm.PythonForce(slow_forces)
     slow.setParticles(LIGAND)
     target.addForce(slow)
     soft = openmm.CustomBondForce(f"{0.1 * STIFFNESS}*(r-{1.1 * LENGTH})^2")
     soft.addBond(*LIGAND)
     draft.addForce(soft)
-    return Case(target, draft, positions, 0.004, 0.006, [0, 1, 2, 4])
+    if not barostat:
+        return Case(target, draft, positions, 0.004, 0.006, [0, 1, 2, 4])
+    for system in (target, draft):
+        system.setDefaultPeriodicBoxVectors(*np.diag(BOX))
+    moves = openmm.MonteCarloBarostat(10.0, TEMPERATURE, 2)
+    moves.setRandomNumberSeed(5)
+    target.addForce(moves)
+    return Case(target, draft, positions, 0.004, 0.006, [0, 1, 2, 4], box=BOX)
 
 
 case = functools.cache(build)
 
 
 @functools.cache
-def reference():
-    return reference_of(case())
+def reference(barostat=False):
+    return reference_of(case(barostat))
 
 
-def score(kind=LSDIntegrator, runs=4_000, **keywords):
-    own = dataclasses.replace(case(), runs=runs)
-    return score_of(own, reference(), kind, **keywords)
+def score(kind=LSDIntegrator, runs=4_000, barostat=False, **keywords):
+    own = dataclasses.replace(case(barostat), runs=runs)
+    return score_of(own, reference(barostat), kind, **keywords)
 
 
 @pytest.mark.parametrize("learning", [False, True])
@@ -96,6 +109,17 @@ def test_law(learning):
     statistics, z, message = score(learning=learning)
     assert statistics.acceptance_rate > 0.1 and statistics.rejected > 20
     assert abs(z) < Z, message
+
+
+def test_law_with_a_barostat():
+    statistics, z, message = score(barostat=True)
+    assert statistics.acceptance_rate > 0.1 and statistics.shortened_windows > 100
+    assert abs(z) < Z, message
+
+
+def test_box_without_the_molecules_is_caught():
+    _, z, message = score(planted(_moves=OnlyTheBox), barostat=True)
+    assert abs(z) > Z, message
 
 
 def test_law_of_draft_auto():
