@@ -9,8 +9,6 @@ Each with --outfile FILE adds its results to that file.
 """
 
 import argparse
-import copy
-import dataclasses
 import json
 import sys
 import tempfile
@@ -29,7 +27,6 @@ from openmm_lsd.commands.benchmark import Kind, Way, machine, time_in_turns
 from openmm_lsd.commands.estimate import estimate
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import BatchedTarget, SystemTarget
-from openmm_lsd.targets.pythonforce import Batched
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "systems" / "make"))
@@ -38,8 +35,8 @@ ATOMS = {"alanine_dipeptide": 22, "ibuprofen": 33}
 CPU = openmm.Platform.getPlatform("CPU")
 
 
-def case_in_water(name, atoms, seed=1, picoseconds=5.0):
-    """A Case of about so many atoms, at ease at 300 K and 1 bar; the network is on the molecule."""
+def in_water(name, atoms, seed=1, picoseconds=5.0):
+    """Topology, positions and force field of about so many atoms, at ease at 300 K and 1 bar."""
     from make_solution import build_solution, equilibrate
 
     solute = ATOMS[name]
@@ -51,22 +48,20 @@ def case_in_water(name, atoms, seed=1, picoseconds=5.0):
         box = state.getPeriodicBoxVectors()
         prmtop = app.AmberPrmtopFile(str(file), periodicBoxVectors=box)
     edge = min(vector[axis] for axis, vector in enumerate(box)).value_in_unit(unit.nanometer)
-    draft = prmtop.createSystem(
+    field = prmtop.createSystem(
         nonbondedMethod=app.PME,
         nonbondedCutoff=min(0.9, 0.45 * edge) * unit.nanometer,
         rigidWater=True,
     )
-    network = directory / f"{name}.pt"
-    target = systems.with_torch_force(draft, network, atoms=range(solute))
-    return Case(
-        prmtop.topology,
-        state.getPositions(),
-        "auto",
-        target,
-        platform="CPU",
-        seed=seed,
-        name=name,
-    )
+    return prmtop.topology, state.getPositions(), field
+
+
+def case_in_water(name, atoms, seed=1):
+    """A Case with the network on the molecule."""
+    topology, positions, field = in_water(name, atoms, seed)
+    network = ROOT / "systems" / name / f"{name}.pt"
+    target = systems.with_torch_force(field, network, atoms=range(ATOMS[name]))
+    return Case(topology, positions, "auto", target, platform="CPU", seed=seed, name=name)
 
 
 def in_vacuum(name, seed=1):
@@ -240,24 +235,18 @@ class Waiting(BatchedTarget):
 
 def waits(args):
     name = args.molecules[0]
-    case = case_in_water(name, args.atoms[0], picoseconds=20.0)
+    topology, positions, field = in_water(name, args.atoms[0])
     alone = in_vacuum(name)
     network = SystemTarget(alone.target, alone.positions.value_in_unit(unit.nanometer))
-    box = case.topology.getPeriodicBoxVectors()
-    cheap = copy.deepcopy(case.target)
-    cheap.removeForce(cheap.getNumForces() - 1)  # the network
     rows = []
     print(
-        f"{name} in {case.atoms} atoms, {case.step_size * 1e3:g} fs\n"
+        f"{name} in {topology.getNumAtoms()} atoms, 1 fs\n"
         "wait, ms   plain, ms/step   LSD, ms/step   K   steps/round   speed-up   predicted"
     )
-    assert box is not None
     for milliseconds in args.milliseconds:
-        slow = openmm.PythonForce(Batched(waiting_function(network, 1e-3 * milliseconds)))
-        slow.setParticles(list(range(ATOMS[name])))
-        target = copy.deepcopy(cheap)
-        target.addForce(slow)
-        own = dataclasses.replace(case, target=target)
+        slow = Waiting(network, 1e-3 * milliseconds)
+        target = systems.with_target(field, slow, atoms=range(ATOMS[name]))
+        own = Case(topology, positions, "auto", target, platform="CPU", seed=1, name=name)
         run = own.lsd("auto")
         run.equilibrate(own, args.warm_up)
         predicted = estimate(own, run=run, steps=200).best
@@ -277,16 +266,7 @@ def waits(args):
             f"{spent.steps_per_round:14.2f}{lsd.ratio:11.2f}{predicted.speed_up:12.2f}",
             flush=True,
         )
-    return {"molecule": name, "atoms": case.atoms, "rows": rows}
-
-
-def waiting_function(network, seconds):
-    target = Waiting(network, seconds)
-
-    def compute(positions, box, parameters):
-        return target.evaluate(positions)
-
-    return compute
+    return {"molecule": name, "atoms": topology.getNumAtoms(), "rows": rows}
 
 
 def main():

@@ -484,16 +484,25 @@ def test_python_is_called_by_one_thread_at_a_time(holder, contexts):
     assert watch.most == 1 and watch.threads == {threading.get_ident()}
 
 
+def beside_all(force):
+    """In a CustomCVForce with a variable of all particles, which has no batched form."""
+    result = in_cv(force)
+    result.addCollectiveVariable("all", openmm.RMSDForce(POSITIONS))
+    return result
+
+
 def test_other_forces_keep_their_contexts():
     """Only those that hold Python are alone."""
     python, angles = openmm.PythonForce(watched_field), openmm.CustomAngleForce("theta^2")
     angles.addAngle(0, 1, 2, [])
-    system = system_of(in_cv(python), angles, harmonic_bonds())
+    system = system_of(beside_all(python), angles, harmonic_bonds())
     target = SystemTarget(system, POSITIONS)
     with_python, others = sorted(target.in_contexts, key=lambda part: part._contexts is None)
     assert (with_python._contexts, others._contexts) == (1, None)
     whole = ForceContext(
-        system_of(in_cv(openmm.PythonForce(watched_field)), angles.__copy__(), harmonic_bonds()),
+        system_of(
+            beside_all(openmm.PythonForce(watched_field)), angles.__copy__(), harmonic_bonds()
+        ),
         REFERENCE,
     )
     for part, expected in zip(
