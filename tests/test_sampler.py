@@ -13,7 +13,7 @@ from openmm_lsd import TargetError
 from openmm_lsd.core import jumps, prediction
 from openmm_lsd.core.correctors import Following
 from openmm_lsd.core.jumps import JumpLimit, hold_outliers
-from openmm_lsd.core.noise import StepNoise
+from openmm_lsd.core.noise import LARGE, StepNoise
 from openmm_lsd.core.schemes import ABOBA, Middle, remove_cm_motion
 
 SCHEMES = [Middle, ABOBA]
@@ -472,12 +472,13 @@ def test_bad_states():
         fresh.advance(1)
 
 
-def test_noise_is_a_function_of_seed_and_step():
+@pytest.mark.parametrize("particles", [5, LARGE + 1])
+def test_noise_is_a_function_of_seed_and_step(particles):
     """However many steps are asked for at once, and in which order."""
-    seven, eight = StepNoise(7, 5), StepNoise(8, 5)
+    seven, eight = StepNoise(7, particles), StepNoise(8, particles)
     noise, uniform = seven(1000, 40)
     for first, count in ((1000, 1), (1013, 5), (1007, 33), (1001, 2), (1039, 1)):
-        for again in (seven(first, count), StepNoise(7, 5)(first, count)):
+        for again in (seven(first, count), StepNoise(7, particles)(first, count)):
             rows = slice(first - 1000, first - 1000 + count)
             assert np.array_equal(noise[rows], again[0])
             assert np.array_equal(uniform[rows], again[1])
@@ -486,9 +487,10 @@ def test_noise_is_a_function_of_seed_and_step():
         assert not np.isin(noise, other[0]).any()
 
 
-def test_noise_is_standard_normal_and_uniform():
-    step_noise = StepNoise(1, 4)
-    rows = [step_noise(step, 5) for step in range(0, 20_000, 5)]
+@pytest.mark.parametrize(("particles", "steps"), [(4, 20_000), (LARGE + 1, 300)])
+def test_noise_is_standard_normal_and_uniform(particles, steps):
+    step_noise = StepNoise(1, particles)
+    rows = [step_noise(step, 5) for step in range(0, steps, 5)]
     noise, uniform = (np.concatenate(each) for each in zip(*rows, strict=True))
     uniform = np.exp(uniform)
     count = noise.size

@@ -81,7 +81,11 @@ def trust_force(name: str) -> None:
 
 def changes_state(force: openmm.Force) -> bool:
     """Whether a Force is none, but changes velocities, positions or the box during a step."""
-    name = type(force).__name__
+    return class_changes_state(type(force).__name__)
+
+
+def class_changes_state(name: str) -> bool:
+    """The same, of the name of a class."""
     return "Barostat" in name or name in ("CMMotionRemover", "AndersenThermostat")
 
 

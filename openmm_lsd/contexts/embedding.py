@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 import numpy as np
 import openmm
 
+from .checks import class_changes_state
 from .sharedforces import NONBONDED, TERMS_OF_SUMS
 from .subsets import particles_of
 
@@ -54,17 +55,12 @@ def without_inner_forces(system: openmm.System, atoms: Iterable[int]) -> openmm.
 
 
 def _check_harmless(kind: str) -> None:
-    harmless = changes_state_by_name(kind) or kind in HARMLESS
+    harmless = class_changes_state(kind) or kind in HARMLESS
     if not harmless:
         raise ValueError(
             f"the System has a {kind}; it is not known how to leave out what it does inside a "
             "group of atoms"
         )
-
-
-def changes_state_by_name(kind: str) -> bool:
-    """As ``checks.changes_state``, of the name of a class."""
-    return "Barostat" in kind or kind in ("CMMotionRemover", "AndersenThermostat")
 
 
 def _keep_outer(section: ElementTree.Element, chosen: set[int]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import numpy as np
 import openmm
 from numpy.typing import NDArray
@@ -13,6 +15,7 @@ from ..contexts.cores import allowed_cores
 from ..contexts.digests import digest_of
 from ..contexts.interrupts import InterruptWatch
 from ..contexts.periodicity import is_periodic
+from ..contexts.sharedforces import NothingSharedError
 from ..core.clock import Times
 from ..core.errors import checked_forces
 from ..core.schemes import Scheme
@@ -23,10 +26,12 @@ from ..drafts.molgraph import Pairs, pairs_within
 from ..targets import BatchedTarget
 from ..targets.base import Evaluation
 from .boundtarget import BoundTarget, warn_of_missing_forces
-from .sharing import find_sharing
+from .sharing import Sharing
 from .snapshot import SystemSnapshot
 
 Array = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
 
 
 class BoundPair:
@@ -86,11 +91,14 @@ class BoundPair:
         if given is not None and not has_forces(system):
             warn_of_missing_forces(given, self._is_periodic)
         cores = allowed_cores(access.get_properties().get("Threads"))
-        self.sharing = None
+        self.sharing: Sharing | None = None
         if given is None:
-            self.sharing = find_sharing(
-                access, system, positions, spec, force_groups, cores, not is_tuned
-            )
+            try:
+                self.sharing = Sharing(
+                    access, system, positions, spec, force_groups, cores, not is_tuned
+                )
+            except NothingSharedError as reason:
+                logger.info("draft and target share no forces: %s", reason)
         self.target = BoundTarget(
             access,
             system,

@@ -13,7 +13,7 @@ from .._native import ContextAccess
 from ..contexts.checks import default_box
 from ..contexts.constraints import Projections, SystemProjection
 from ..contexts.forcecontext import ForceContext, fastest_context, reproducible_properties
-from ..contexts.sharedforces import NothingSharedError, find_shared_forces, shared_system
+from ..contexts.sharedforces import find_shared_forces, shared_system
 from ..contexts.subsets import reduce_system, reduce_topology
 from ..drafts.draft import Draft, DraftSpec
 from ..targets.base import ForceSettings
@@ -121,20 +121,3 @@ class Sharing:
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
         self.forces.set_environment(box, parameters)
-
-
-def find_sharing(
-    access: ContextAccess,
-    system: SystemSnapshot,
-    positions: Array,
-    spec: DraftSpec,
-    force_groups: int,
-    cores: int | None,
-    reproducible: bool,
-) -> Sharing | None:
-    """What can be shared; None: nothing, so every force is evaluated for draft and target each."""
-    try:
-        return Sharing(access, system, positions, spec, force_groups, cores, reproducible)
-    except NothingSharedError as reason:
-        logger.info("draft and target share no forces: %s", reason)
-        return None

@@ -83,8 +83,11 @@ def find_slow_forces(
 
 def _is_quick(force: openmm.Force, others: Sequence[openmm.Force], settings: ForceSettings) -> bool:
     """Beside the slowest of the others; and a copy calls the same function."""
-    data = pickled_function(force)
-    if data is None or not isinstance(pickle.loads(data), FunctionType | Batched):
+    try:
+        function = pickle.loads(pickled_function(force) or b"")
+    except Exception:  # whatever the user's classes may raise
+        return False
+    if not isinstance(function, FunctionType | Batched):
         return False
     key = f"quick {digest_of(openmm.XmlSerializer.serialize(force))}"
     known = recall(key, (True, False))

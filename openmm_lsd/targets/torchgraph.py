@@ -57,6 +57,8 @@ class _Reading:
         self._self, self._positions = inputs[0], inputs[1]
 
     def particles(self) -> Indices:
+        if self._module.inlined_graph.findAllNodes("prim::SetAttr"):
+            raise _UnknownError("it changes what it holds")
         found: list[Indices] = [self._everything[:0]]
         whole = [self._positions]
         while whole:
