@@ -3,6 +3,7 @@
     pip install parmed                         # counts and waits: it makes the boxes
     python benchmarks/mixed.py counts          # steps per round, in vacuum and in boxes
     python benchmarks/mixed.py host            # time of the host per round, with free forces
+    python benchmarks/mixed.py batch           # a batch of the slow force, in a box and alone
     python benchmarks/mixed.py waits           # wall time with a slow force that is simulated
 
 Each with --outfile FILE adds its results to that file.
@@ -27,6 +28,7 @@ from openmm_lsd.commands.benchmark import Kind, Way, machine, time_in_turns
 from openmm_lsd.commands.estimate import estimate
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import BatchedTarget, SystemTarget
+from openmm_lsd.targets.slowforces import is_slow
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.append(str(ROOT / "systems" / "make"))
@@ -59,9 +61,14 @@ def in_water(name, atoms, seed=1, picoseconds=5.0):
 def case_in_water(name, atoms, seed=1):
     """A Case with the network on the molecule."""
     topology, positions, field = in_water(name, atoms, seed)
-    network = ROOT / "systems" / name / f"{name}.pt"
-    target = systems.with_torch_force(field, network, atoms=range(ATOMS[name]))
+    target = with_network(name, field)
     return Case(topology, positions, "auto", target, platform="CPU", seed=seed, name=name)
+
+
+def with_network(name, field):
+    """The force field, with the molecule's network on the molecule."""
+    network = ROOT / "systems" / name / f"{name}.pt"
+    return systems.with_torch_force(field, network, atoms=range(ATOMS[name]))
 
 
 def in_vacuum(name, seed=1):
@@ -218,6 +225,56 @@ def seconds_of_forces(system, positions):
     return (perf_counter() - begin) / 50
 
 
+def batch(args):
+    """Milliseconds of a batch of 16 states: the molecule in a box, and alone.
+
+    In turns in one process, each after 16 evaluations of the cheap forces, as in a round: threads
+    fall asleep and caches are filled with other things meanwhile, whatever follows.
+    """
+    rows = []
+    print("a batch of 16   atoms   in the box, ms   alone, ms   ratio")
+    for name in args.molecules:
+        alone = in_vacuum(name)
+        here = alone.positions.value_in_unit(unit.nanometer)
+        for atoms in args.atoms:
+            _, positions, field = in_water(name, atoms)
+            positions = np.array(positions.value_in_unit(unit.nanometer))
+            mixed, subset = with_network(name, field), np.arange(ATOMS[name])
+            slow = [k for k, force in enumerate(mixed.getForces()) if is_slow(force)]
+            rest = ForceContext(field, CPU)
+            states = np.repeat(positions[None, subset], 16, axis=0)
+            states += np.random.default_rng(1).normal(scale=1e-3, size=states.shape)
+            medians = []
+            for _ in range(args.repeats):  # how a batch is run is found out anew
+                targets = {
+                    "in the box": SystemTarget(
+                        mixed, positions, platform="CPU", subset=subset, indices=slow
+                    ),
+                    "alone": SystemTarget(alone.target, here, platform="CPU"),
+                }
+                for target in targets.values():
+                    target.prepare(positions[subset], 16)
+                seconds = {way: [] for way in targets}
+                for _ in range(args.turns):
+                    for way, target in targets.items():
+                        for _ in range(16):
+                            rest.forces(positions[None])
+                        begin = perf_counter()
+                        target.evaluate(states)
+                        seconds[way].append(perf_counter() - begin)
+                medians.append([1e3 * float(np.median(each)) for each in seconds.values()])
+            in_box, by_itself = np.transpose(medians)
+            ratio = float(np.median(in_box / by_itself))
+            row = {"in the box, ms": list(in_box), "alone, ms": list(by_itself), "ratio": ratio}
+            rows.append({"molecule": name, "atoms": len(positions), **row})
+            print(
+                f"{name:17s}{len(positions):5d}{np.median(in_box):15.2f}"
+                f"{np.median(by_itself):12.2f}{ratio:8.3f}",
+                flush=True,
+            )
+    return {"turns": args.turns, "rows": rows}
+
+
 class Waiting(BatchedTarget):
     """A target whose forces are handed out after a fixed time for every 16 states, or fewer."""
 
@@ -272,7 +329,7 @@ def waits(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (counts, host, waits):
+    for command in (counts, host, batch, waits):
         sub = commands.add_parser(command.__name__)
         sub.add_argument("--outfile", type=Path)
         sub.set_defaults(measure=command)
@@ -286,6 +343,7 @@ def main():
             "--seeds": [1, 2],
         },
         "host": {"--atoms": [22, 2000, 20_000], "--warm-up": 500, "--steps": 400},
+        "batch": {"--atoms": [500, 2300, 9000], "--turns": 60, "--repeats": 5},
         "waits": {"--atoms": [2300], "--warm-up": 2000, "--seconds": 40},
     }
     numbers["waits"]["--milliseconds"] = [20, 50, 100]
