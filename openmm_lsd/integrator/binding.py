@@ -174,7 +174,7 @@ class Binding:
             sampler.advance(steps, plain_steps)
         finally:
             self._moves.end(sampler.state.step)
-            self._shown.end(sampler.state, is_wanted=self._moves.next_step is not None)
+            self._shown.end(sampler.state)
             self._access.mark_clean()
 
     def take_tuner(self, tuner: Tuner | None) -> Tuner | None:

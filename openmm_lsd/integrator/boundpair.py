@@ -177,7 +177,7 @@ class BoundPair:
         if self._is_tuned and len(sites) != self._window:
             self.target.prepare_settled(sites[0], len(sites), self.box)
         try:
-            forces = self.target.evaluate(sites, self.box, times)[1]
+            forces = self.target.forces(sites, self.box, times)
         except Exception as error:
             self._interrupts.raise_interrupt(error)
             raise
@@ -195,7 +195,7 @@ class BoundPair:
         time = self._access.get_time()
         times = Times.same(len(sites), *time)
         draft_forces = np.stack([self.draft(each, Times.same(1, *time)) for each in sites])
-        return self.target.evaluate(sites, self.box, times)[1] - draft_forces
+        return self.target.forces(sites, self.box, times) - draft_forces
 
     def close(self) -> None:
         """Let go of what was built here."""

@@ -19,7 +19,6 @@ from ..core.errors import TargetError
 from ..core.schemes import Scheme
 from ..core.statistics import Statistics
 from ..targets import BatchedTarget, SystemTarget, TargetMismatchError
-from ..targets.base import Evaluation
 from ..targets.ofsubset import CompletedTarget
 from ..targets.virtualsites import VirtualSiteTarget
 from .sharing import Sharing
@@ -100,9 +99,9 @@ class BoundTarget:
         assert self._target is not None, "set_up comes first"
         return self._target
 
-    def evaluate(self, positions: Array, box: Array | None, times: Times | None) -> Evaluation:
-        """Energies (B,) and forces (B, N, 3) of what is not shared, on the subset."""
-        return self._ready.evaluate_at(positions, box, times)
+    def forces(self, positions: Array, box: Array | None, times: Times | None) -> Array:
+        """Forces (B, N, 3) of what is not shared, on the subset."""
+        return self._ready.forces_at(positions, box, times)
 
     @property
     def whole(self) -> BatchedTarget:

@@ -93,10 +93,10 @@ class ContextState:
         self._shown = positions
         return positions, velocities
 
-    def end(self, state: State, is_wanted: bool) -> None:
-        """The steps end at this state; it is shown if it is not, or if that ``is_wanted``."""
+    def end(self, state: State) -> None:
+        """The steps end at this state, which is shown."""
         is_shown = state.positions is self._shown and not self._has_immobile
-        if not is_shown or is_wanted:
+        if not is_shown:
             self.show(state)
         self._shown = self._shown if is_shown else None
         self.step_count += state.step - self.step

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from xml.etree import ElementTree
 
 import openmm
 
-from .._native import existing_system
+from .._native import existing_system, note_movement
 from ..contexts.digests import digest_of
 from ..contexts.forcecontext import copy_constraints, copy_particles, groups_of
 from ..targets.pythonforce import as_python_force
@@ -67,6 +67,7 @@ class SystemSnapshot(openmm.System):
         self.groups = [groups_of(force) for force in system.getForces()]  # bits, of each force
         self._system = system
         _announce_updates()
+        _announce_movements()
         self._held = [_HeldForce(force) for force in system.getForces()]
 
     def getForces(self) -> list[openmm.Force]:  # noqa: N802 (OpenMM's name)
@@ -278,12 +279,40 @@ def _announce_updates() -> None:
                     _wrap_once(cls, name, _with_outer)
 
 
+def _announce_movements() -> None:
+    """Let what moves atoms on a device without telling the integrator tell it; likewise."""
+    for cls, names in MOVERS.items():
+        for name in names:
+            _wrap_once(cls, name, _moving)
+
+
+# Of these OpenMM tells no integrator, or not on every platform; the first argument is the Context.
+MOVERS: dict[type, Sequence[str]] = {
+    openmm.Context: ("applyConstraints", "applyVelocityConstraints", "computeVirtualSites"),
+    openmm.LocalEnergyMinimizer: ("minimize",),
+}
+
+
 def _wrap_once(cls: type, name: str, wrap: Callable[[Callable], Callable]) -> None:
     method = vars(cls)[name]
-    if not hasattr(method, MARK):
-        wrapped = functools.wraps(method)(wrap(method))
+    is_static = isinstance(method, staticmethod)
+    function = method.__func__ if is_static else method
+    if not hasattr(function, MARK):
+        wrapped = functools.wraps(function)(wrap(function))
         setattr(wrapped, MARK, True)
-        setattr(cls, name, wrapped)
+        setattr(cls, name, staticmethod(wrapped) if is_static else wrapped)
+
+
+def _moving(move: Callable) -> Callable:
+    def moved(context: openmm.Context, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return move(context, *args, **kwargs)
+        finally:
+            integrator: Any = getattr(context, "_integrator", None)
+            if hasattr(integrator, "note_update"):
+                note_movement(int(integrator.this))
+
+    return moved
 
 
 def _announced(update: Callable) -> Callable:

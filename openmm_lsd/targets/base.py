@@ -100,6 +100,12 @@ class BatchedTarget(ABC):
         """
         return self.evaluate(positions, box)
 
+    def forces_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Array:
+        """Forces only, as ``evaluate_at``; overridden where energies take time."""
+        return self.evaluate_at(positions, box, times)[1]
+
     def set_parameters(self, parameters: Mapping[str, float]) -> None:  # noqa: B027
         """Take over the values of the Context's global parameters, if any play a part."""
 

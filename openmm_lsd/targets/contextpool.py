@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import openmm
@@ -21,6 +21,8 @@ from ..contexts.forcecontext import (
 )
 from ..core.clock import Times
 from .base import Array, BatchedTarget, Evaluation, nearest_prepared, perturb
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -190,9 +192,29 @@ class ContextTarget(BatchedTarget):
         """See BatchedTarget."""
         return self._run(self.layout(len(positions)), positions, box, times)
 
+    def forces_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Array:
+        """See BatchedTarget; a device is asked once in the place of twice."""
+        layout = self.layout(len(positions))
+        return np.concatenate(self._map(layout, ForceContext.forces, positions, box, times))
+
     def _run(
         self, layout: Layout, positions: Array, box: Array | None, times: Times | None = None
     ) -> Evaluation:
+        parts = self._map(layout, ForceContext.evaluate, positions, box, times)
+        energies, forces = zip(*parts, strict=True)
+        return np.concatenate(energies), np.concatenate(forces)
+
+    def _map(
+        self,
+        layout: Layout,
+        compute: Callable[[ForceContext, Array, Times | None], T],
+        positions: Array,
+        box: Array | None,
+        times: Times | None,
+    ) -> list[T]:
+        """Of every Context, for its share of the states."""
         contexts = self._pool(layout)[: len(positions)]
         for context in contexts:
             context.set_environment(box, self._parameters)
@@ -201,11 +223,11 @@ class ContextTarget(BatchedTarget):
         elif times is None:
             times = Times.same(len(positions))
         if len(contexts) == 1:
-            return contexts[0].evaluate(positions, times)
+            return [compute(contexts[0], positions, times)]
         shares = np.array_split(positions, len(contexts))
         ends = np.cumsum([len(share) for share in shares]).tolist()
         parts = self._threads.map(
-            ForceContext.evaluate,
+            compute,
             contexts,
             shares,
             [
@@ -213,8 +235,7 @@ class ContextTarget(BatchedTarget):
                 for share, end in zip(shares, ends, strict=True)
             ],
         )
-        energies, forces = zip(*parts, strict=True)
-        return np.concatenate(energies), np.concatenate(forces)
+        return list(parts)
 
     def close(self) -> None:
         """See BatchedTarget."""

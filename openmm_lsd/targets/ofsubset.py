@@ -51,6 +51,13 @@ class EmbeddedTarget(BatchedTarget):
         energies, forces = self._target.evaluate_at(self._embed(positions), box, times)
         return energies, np.ascontiguousarray(forces[:, self._rows])
 
+    def forces_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Array:
+        """See BatchedTarget."""
+        forces = self._target.forces_at(self._embed(positions), box, times)
+        return np.ascontiguousarray(forces[:, self._rows])
+
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
         self._target.set_parameters(parameters)

@@ -217,6 +217,19 @@ class SystemTarget(BatchedTarget):
             energies, forces = energies + part_energies, forces + part_forces
         return energies, forces
 
+    def forces_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Array:
+        """See BatchedTarget."""
+        box = self._default_box if box is None else box
+        forces = np.zeros_like(positions)
+        for part in self.parts:
+            part_forces = part.forces_at(positions, box, times)
+            if part not in self.in_contexts:
+                part_forces = self._to_parents(positions, part_forces, box)
+            forces = forces + part_forces
+        return forces
+
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
         for part in self.parts:

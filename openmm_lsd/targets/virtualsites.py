@@ -42,9 +42,17 @@ class VirtualSiteTarget(BatchedTarget):
         self, positions: Array, box: Array | None = None, times: Times | None = None
     ) -> Evaluation:
         """See BatchedTarget."""
+        return self._target.evaluate_at(self._place(positions, box), box, times)
+
+    def forces_at(
+        self, positions: Array, box: Array | None = None, times: Times | None = None
+    ) -> Array:
+        """See BatchedTarget."""
+        return self._target.forces_at(self._place(positions, box), box, times)
+
+    def _place(self, positions: Array, box: Array | None) -> Array:
         self._sites.set_environment(box, {})
-        placed = self._sites.access.with_virtual_sites(np.ascontiguousarray(positions))
-        return self._target.evaluate_at(placed, box, times)
+        return self._sites.access.with_virtual_sites(np.ascontiguousarray(positions))
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""

@@ -27,8 +27,9 @@ std::tuple<NumpyArray, NumpyArray, double, long long> getState(const ContextAcce
 
 void setState(ContextAccess& access, Vectors positions, Vectors velocities, double time,
               long long stepCount) {
-    access.setPositions(positions.data(), positions.shape(0));
-    access.setVelocities(velocities.data(), velocities.shape(0));
+    if (velocities.shape(0) != positions.shape(0))
+        throw std::invalid_argument("there must be as many velocities as positions");
+    access.setState(positions.data(), velocities.data(), positions.shape(0));
     access.context().setTime(time);
     access.context().setStepCount(stepCount);
 }

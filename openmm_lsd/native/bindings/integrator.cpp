@@ -75,6 +75,13 @@ void connect(uintptr_t address, const std::string& scheme, double velocityOffset
     };
 }
 
+void noteMovement(uintptr_t address) {
+    auto* integrator =
+        dynamic_cast<SpeculativeIntegrator*>(reinterpret_cast<OpenMM::Integrator*>(address));
+    if (integrator != nullptr)
+        integrator->noteMovement();
+}
+
 } // namespace
 
 void bindIntegrator(nb::module_& m) {
@@ -88,4 +95,7 @@ void bindIntegrator(nb::module_& m) {
           "load(bytes) for checkpoints, context_made(address of the System, name of the Platform) "
           "when a Context is made or reinitialised, settings() -> str for the XML of the "
           "integrator.");
+    m.def("note_movement", &noteMovement, nb::arg("address"),
+          "Tell the integrator at an address, if it is a SpeculativeIntegrator, that positions or "
+          "velocities of its Context may have changed.");
 }

@@ -29,10 +29,6 @@ struct IntegratorAccess : OpenMM::Integrator {
     }
 };
 
-// What markClean() remembers.
-constexpr int watched =
-    OpenMM::State::Positions | OpenMM::State::Velocities | OpenMM::State::Parameters;
-
 std::vector<Vec3> boxOf(const OpenMM::State& state) {
     std::vector<Vec3> result(3);
     state.getPeriodicBoxVectors(result[0], result[1], result[2]);
@@ -47,6 +43,7 @@ ContextAccess::ContextAccess(uintptr_t integratorAddress)
     for (int i = 0; i < system.getNumParticles(); i++)
         hasVirtualSites = hasVirtualSites || system.isVirtualSite(i);
     onDevice = isOnDevice(context().getPlatform());
+    isSingle = onDevice && isInSinglePrecision(context());
     wraps = onDevice && !isInDoublePrecision(context()) && hasPeriodicCutoff(system);
 }
 
@@ -73,7 +70,21 @@ SpeculativeIntegrator& ContextAccess::speculative() const {
 OpenMM::State ContextAccess::getState() const {
     // No forces, no group: raises if the positions have never been set.
     implementation().calcForcesAndEnergy(false, false, 0);
-    return context().getState(OpenMM::State::Positions | OpenMM::State::Velocities);
+    OpenMM::State state =
+        context().getState(OpenMM::State::Positions | OpenMM::State::Velocities);
+    remember(state.getPositions(), state.getVelocities());
+    return state;
+}
+
+// As what the Context holds from now on.
+void ContextAccess::remember(const std::vector<Vec3>& newPositions,
+                             const std::vector<Vec3>& newVelocities) const {
+    const auto* own = dynamic_cast<const SpeculativeIntegrator*>(integrator);
+    if (own == nullptr)
+        return;
+    positions = newPositions;
+    velocities = newVelocities;
+    known = own->movements;
 }
 
 void ContextAccess::takeVectors(const double* from, size_t particles) {
@@ -88,14 +99,15 @@ void ContextAccess::setVectorsAsPositions() {
         context().computeVirtualSites();
 }
 
-void ContextAccess::setPositions(const double* positions, size_t particles) {
-    takeVectors(positions, particles);
+void ContextAccess::setState(const double* newPositions, const double* newVelocities,
+                             size_t particles) {
+    takeVectors(newPositions, particles);
     setVectorsAsPositions();
-}
-
-void ContextAccess::setVelocities(const double* velocities, size_t particles) {
-    takeVectors(velocities, particles);
-    context().setVelocities(vectors);
+    std::vector<Vec3> asSet(particles);
+    copyIn(newVelocities, asSet);
+    context().setVelocities(asSet);
+    if (!hasVirtualSites)
+        remember(vectors, asSet);
 }
 
 std::vector<Vec3> ContextAccess::box() const { return boxOf(context().getState(0)); }
@@ -119,51 +131,65 @@ int ContextAccess::updates() const { return speculative().updates; }
 void ContextAccess::renewPlainNoise() { speculative().renewPlainNoise(); }
 
 bool ContextAccess::maybeDirty() const {
-    return !wasEverClean || speculative().touched || box() != boxOf(cleanState) || moved();
+    if (!wasEverClean || speculative().touched || box() != cleanBox)
+        return true;
+    return !onDevice && context().getState(OpenMM::State::Positions).getPositions() !=
+                            cleanPositions;
 }
 
-// Whether atoms are elsewhere than at markClean(). A device may wrap molecules at any time, which
-// changes positions by their rounding to single precision.
-bool ContextAccess::moved() const {
-    const OpenMM::State now = context().getState(OpenMM::State::Positions);
-    const std::vector<Vec3>& before = cleanState.getPositions();
-    const std::vector<Vec3>& after = now.getPositions();
-    if (after == before)
-        return false;
-    if (!isOnDevice(context().getPlatform()))
-        return true;
+// A device may wrap molecules at any time, which changes positions by their rounding to single
+// precision.
+bool ContextAccess::isWhereItWas(const std::vector<Vec3>& now) const {
+    if (!onDevice)
+        return now == cleanPositions;
     constexpr double rounding = 4 * std::numeric_limits<float>::epsilon();
-    for (size_t i = 0; i < after.size(); i++)
+    for (size_t i = 0; i < now.size(); i++)
         for (int j = 0; j < 3; j++) {
-            const double scale = std::max(1.0, std::abs(before[i][j]));
-            if (!(std::abs(after[i][j] - before[i][j]) <= rounding * scale))
-                return true;
+            const double before = cleanPositions[i][j];
+            const double scale = std::max(1.0, std::abs(before));
+            if (!(std::abs(now[i][j] - before) <= rounding * scale))
+                return false;
         }
-    return false;
+    return true;
+}
+
+// What was set and what is read differ by rounding to single precision.
+bool ContextAccess::isAsFastAsItWas(const std::vector<Vec3>& now) const {
+    if (!isSingle)
+        return now == cleanVelocities;
+    for (size_t i = 0; i < now.size(); i++)
+        for (int j = 0; j < 3; j++)
+            if ((float)now[i][j] != (float)cleanVelocities[i][j])
+                return false;
+    return true;
 }
 
 bool ContextAccess::stateChanged() const {
     if (!wasEverClean)
         return true;
-    const OpenMM::State now = context().getState(watched);
-    return now.getPositions() != cleanState.getPositions() ||
-           now.getVelocities() != cleanState.getVelocities() ||
-           boxOf(now) != boxOf(cleanState);
+    const OpenMM::State now =
+        context().getState(OpenMM::State::Positions | OpenMM::State::Velocities);
+    return !isWhereItWas(now.getPositions()) || !isAsFastAsItWas(now.getVelocities()) ||
+           boxOf(now) != cleanBox;
 }
 
 std::vector<std::string> ContextAccess::changedParameters() const {
     std::vector<std::string> names;
     for (const auto& [name, value] : context().getParameters()) {
-        const auto& before = cleanState.getParameters();
-        const auto found = before.find(name);
-        if (found == before.end() || found->second != value)
+        const auto found = cleanParameters.find(name);
+        if (found == cleanParameters.end() || found->second != value)
             names.push_back(name);
     }
     return names;
 }
 
 void ContextAccess::markClean() {
-    cleanState = context().getState(watched);
+    if (known != speculative().movements)
+        getState();
+    cleanPositions = positions;
+    cleanVelocities = velocities;
+    cleanParameters = context().getParameters();
+    cleanBox = box();
     wasEverClean = true;
     speculative().touched = false;
 }
@@ -183,7 +209,10 @@ std::optional<long long> ContextAccess::stepsBeforeMove() const {
 
 void ContextAccess::countSteps(int steps) { barostats::countSteps(implementation(), steps); }
 
-void ContextAccess::beginStep() { barostats::beginStep(implementation()); }
+void ContextAccess::beginStep() {
+    speculative().movements++;
+    barostats::beginStep(implementation());
+}
 
 std::vector<double> ContextAccess::barostatMemory() const {
     return barostats::readMemory(implementation());
@@ -196,7 +225,8 @@ void ContextAccess::setBarostatMemory(const double* values, size_t count) {
 void ContextAccess::placeVirtualSites(size_t batch, size_t particles, const double* positions,
                                       double* result) {
     for (size_t b = 0; b < batch; b++) {
-        setPositions(positions + b * particles * 3, particles);
+        takeVectors(positions + b * particles * 3, particles);
+        setVectorsAsPositions();
         copyOut(context().getState(OpenMM::State::Positions).getPositions(),
                 result + b * particles * 3);
     }
@@ -208,10 +238,8 @@ void ContextAccess::evaluate(size_t batch, size_t particles, const double* posit
         setTime(times, b);
         double* force = forces + b * particles * 3;
         setSite(positions + b * particles * 3, particles);
-        const OpenMM::State state = context().getState(
-            OpenMM::State::Energy | OpenMM::State::Forces, false, groups);
-        energies[b] = state.getPotentialEnergy();
-        copyForces(state, force);
+        energies[b] = implementation().calcForcesAndEnergy(true, true, groups);
+        copyForces(force);
         if (std::isnan(energies[b]) && allFinite(force, 3 * particles))
             std::fill(force, force + 3 * particles, std::numeric_limits<double>::quiet_NaN());
     }
@@ -222,8 +250,8 @@ void ContextAccess::forces(size_t batch, size_t particles, const double* positio
     for (size_t b = 0; b < batch; b++) {
         setTime(times, b);
         setSite(positions + b * particles * 3, particles);
-        copyForces(context().getState(OpenMM::State::Forces, false, groups),
-                   result + b * particles * 3);
+        implementation().calcForcesAndEnergy(true, false, groups);
+        copyForces(result + b * particles * 3);
     }
 }
 
@@ -231,8 +259,8 @@ void ContextAccess::forcesAt(const double* positions, const Times& times, size_t
                              double* result) {
     setTime(times, row);
     setSite(positions, numParticles());
-    const int groups = integrator->getIntegrationForceGroups();
-    copyForces(context().getState(OpenMM::State::Forces, false, groups), result);
+    implementation().calcForcesAndEnergy(true, false, integrator->getIntegrationForceGroups());
+    copyForces(result);
 }
 
 void ContextAccess::setTime(const Times& times, size_t row) {
@@ -267,8 +295,10 @@ void ContextAccess::wrapMolecules() {
     }
 }
 
-void ContextAccess::copyForces(const OpenMM::State& state, double* forces) const {
-    copyOut(state.getForces(), forces);
+// Those that were computed last.
+void ContextAccess::copyForces(double* forces) {
+    implementation().getForces(vectors);
+    copyOut(vectors, forces);
     if (onDevice)
-        markFailures(forces, 3 * state.getForces().size());
+        markFailures(forces, 3 * vectors.size());
 }

@@ -36,8 +36,7 @@ public:
     OpenMM::State getState() const;
 
     // Arrays (N, 3) for so many particles, which are checked; virtual sites are put in place.
-    void setPositions(const double* positions, size_t particles);
-    void setVelocities(const double* velocities, size_t particles);
+    void setState(const double* positions, const double* velocities, size_t particles);
 
     // Three vectors.
     std::vector<OpenMM::Vec3> box() const;
@@ -50,8 +49,8 @@ public:
     int updates() const;
     void renewPlainNoise();
 
-    // Whether the Context may have been changed since markClean(). Not all that moves atoms tells
-    // the integrator: OpenMM's minimiser does not where it runs on a device.
+    // Whether the Context may have been changed since markClean(). On a device nothing is read:
+    // what moves atoms there must set ``touched`` of the integrator.
     bool maybeDirty() const;
 
     // Whether positions, velocities or box have changed since markClean().
@@ -60,6 +59,7 @@ public:
     // Names of the parameters that have changed since markClean().
     std::vector<std::string> changedParameters() const;
 
+    // Takes over what was last set or read if nothing has moved since; else it reads the state.
     void markClean();
 
     std::map<std::string, std::string> getProperties() const;
@@ -84,21 +84,29 @@ public:
 private:
     OpenMM::Integrator* integrator;
     std::vector<OpenMM::Vec3> vectors; // scratch
-    OpenMM::State cleanState;
+    // What the Context holds: as set, but for the rounding of a device, or as read.
+    mutable std::vector<OpenMM::Vec3> positions, velocities;
+    mutable long long known = -1; // the integrator's ``movements`` then; -1: not known
+    std::vector<OpenMM::Vec3> cleanPositions, cleanVelocities, cleanBox;
+    std::map<std::string, double> cleanParameters;
     long long evaluated = 0;
     bool wasEverClean = false;
     bool hasVirtualSites = false;
     bool onDevice = false;
-    bool wraps = false; // molecules at sites, for the sake of single precision
+    bool isSingle = false; // velocities are in single precision
+    bool wraps = false;    // molecules at sites, for the sake of single precision
 
     OpenMM::ContextImpl& implementation() const;
     SpeculativeIntegrator& speculative() const;
-    bool moved() const;
+    void remember(const std::vector<OpenMM::Vec3>& newPositions,
+                  const std::vector<OpenMM::Vec3>& newVelocities) const;
+    bool isWhereItWas(const std::vector<OpenMM::Vec3>& now) const;
+    bool isAsFastAsItWas(const std::vector<OpenMM::Vec3>& now) const;
 
     void setTime(const Times& times, size_t row);
     void setSite(const double* positions, size_t particles);
     void wrapMolecules();
     void setVectorsAsPositions();
     void takeVectors(const double* from, size_t particles);
-    void copyForces(const OpenMM::State& state, double* forces) const;
+    void copyForces(double* forces);
 };

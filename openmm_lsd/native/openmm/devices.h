@@ -14,12 +14,21 @@ inline bool isOnDevice(const OpenMM::Platform& platform) {
     return platform.getName() != "Reference" && platform.getName() != "CPU";
 }
 
-inline bool isInDoublePrecision(const OpenMM::Context& context) {
+// "single", "mixed" or "double"; empty if the platform has no such property.
+inline std::string precisionOf(const OpenMM::Context& context) {
     const OpenMM::Platform& platform = context.getPlatform();
     for (const std::string& name : platform.getPropertyNames())
         if (name == "Precision")
-            return platform.getPropertyValue(context, name) == "double";
-    return false;
+            return platform.getPropertyValue(context, name);
+    return "";
+}
+
+inline bool isInDoublePrecision(const OpenMM::Context& context) {
+    return precisionOf(context) == "double";
+}
+
+inline bool isInSinglePrecision(const OpenMM::Context& context) {
+    return precisionOf(context) == "single";
 }
 
 // On a device forces are sums of integers: one that is NaN, or too large, arrives as the last of

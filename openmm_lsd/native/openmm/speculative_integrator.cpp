@@ -11,6 +11,7 @@
 using MiddleKernel = OpenMM::IntegrateLangevinMiddleStepKernel;
 
 void SpeculativeIntegrator::step(int steps) {
+    movements++;
     if (middle == nullptr) {
         CustomIntegrator::step(steps);
         return;
@@ -24,6 +25,11 @@ void SpeculativeIntegrator::step(int steps) {
         context->calcForcesAndEnergy(true, false, getIntegrationForceGroups());
         middleKernel.getAs<MiddleKernel>().execute(*context, *middle);
     }
+}
+
+void SpeculativeIntegrator::noteMovement() {
+    touched = true;
+    movements++;
 }
 
 void SpeculativeIntegrator::renewPlainNoise() {
@@ -42,7 +48,7 @@ void SpeculativeIntegrator::initialize(OpenMM::ContextImpl& contextRef) {
     if (&contextRef.getIntegrator() != this)
         throw OpenMM::OpenMMException("An LSDIntegrator cannot be part of a CompoundIntegrator");
     CustomIntegrator::initialize(contextRef);
-    touched = true;
+    noteMovement();
     updates = 0;
     if (contextMade)
         contextMade(contextRef.getSystem(), contextRef.getPlatform().getName());
@@ -58,7 +64,7 @@ void SpeculativeIntegrator::cleanup() {
 
 void SpeculativeIntegrator::stateChanged(OpenMM::State::DataType changed) {
     CustomIntegrator::stateChanged(changed);
-    touched = true;
+    noteMovement();
     // Parameters of a Force were updated; a checkpoint that was loaded says so, too.
     if (changed == OpenMM::State::Energy)
         updates += !std::exchange(isLoading, false);

@@ -27,6 +27,9 @@ public:
     // How often parameters of a Force were updated in the Context, since it was made.
     int updates = 0;
 
+    // How often positions or velocities may have been changed: told of it, or by own steps.
+    long long movements = 0;
+
     // By how many steps velocities are behind the positions, as OpenMM understands its schemes:
     // those that setVelocitiesToTemperature() draws are shifted by so much.
     double velocityOffset = 0.0;
@@ -42,6 +45,9 @@ public:
     std::function<std::string()> settings;
 
     void step(int steps) override;
+
+    // Positions or velocities may have changed; OpenMM does not tell of all that does so.
+    void noteMovement();
 
     // From now on other random numbers for plain steps, unless a seed was given.
     void renewPlainNoise();

@@ -1,0 +1,37 @@
+"""What crosses between this processor and a device, counted by benchmarks/transfers.py."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from particles import PLATFORM
+
+SCRIPT = Path(__file__).resolve().parent.parent / "benchmarks" / "transfers.py"
+
+pytestmark = [
+    pytest.mark.skipif(PLATFORM.getName() != "OpenCL", reason="calls of OpenCL are counted"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="the counter is compiled by gcc"),
+]
+
+
+@pytest.mark.parametrize("precision", ["single", "mixed"])
+def test_nothing_crosses_that_nobody_needs(tmp_path, precision):
+    file = tmp_path / "transfers.json"
+    subprocess.run(
+        [sys.executable, SCRIPT, "--outfile", file, "--precision", precision], check=True
+    )
+    rows = json.loads(file.read_text())
+    parts = 2 if precision == "mixed" else 1  # a position is written, and read, as so many arrays
+    # A state is shown: positions and velocities.
+    queued = rows["integrator.step(1) from the queue"]
+    assert queued["reads"] == 0 and queued["writes"] == parts + 1
+    # The draft's site and forces, and the target's.
+    state = rows["a drafted and evaluated state"]
+    assert state["blocking reads"] == pytest.approx(2, abs=0.01)
+    assert state["writes"] == pytest.approx(2 * parts, abs=0.01)
+    plain = rows["plain steps of 'auto', integrator.step(10), one"]
+    assert plain["blocking reads"] <= (parts + 1) / 10
+    assert plain["writes"] == 0
