@@ -9,7 +9,8 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_lsd.contexts.forcecontext import ForceContext, loaded_platforms
+from openmm_lsd.contexts.forcecontext import ForceContext
+from openmm_lsd.contexts.platforms import loaded_platforms
 
 CASES = ((192, app.CutoffPeriodic, 0.5), (3000, app.PME, 0.9))
 

@@ -7,7 +7,7 @@ from openmm import app
 
 import openmm_lsd.drafts.draft
 from openmm_lsd import LSDIntegrator
-from openmm_lsd.contexts.forcecontext import loaded_platforms, reproducible_properties
+from openmm_lsd.contexts.platforms import loaded_platforms, reproducible_properties
 
 PLATFORMS = ["CPU", "Reference"]
 
@@ -36,7 +36,7 @@ def only_cpu(monkeypatch):
     def platforms(cores, reproducible):
         return {"CPU": loaded_platforms(2, reproducible)["CPU"]}
 
-    monkeypatch.setattr(openmm_lsd.drafts.draft, "loaded_platforms", platforms)
+    monkeypatch.setattr(openmm_lsd.drafts.draft, "platforms_to_try", platforms)
 
 
 def run(water, platform, window=8):

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from .._native import ContextAccess, calls_python, copy_virtual_sites
 from ..core.clock import Times
 from .autotune import choose
-from .cores import allowed_cores
 from .digests import digest_of
+from .platforms import platforms_to_try
 
 Array = NDArray[np.float64]
 
@@ -200,41 +200,6 @@ def is_empty(force: openmm.Force) -> bool:
     return counts == [0]
 
 
-def loaded_platforms(
-    cores: int | None = None, reproducible: bool = False
-) -> dict[str, Mapping[str, str]]:
-    """The platforms that OpenMM has loaded, with their properties.
-
-    Parameters
-    ----------
-    cores : int, optional
-        That the CPU platform may use; by default all that are allowed.
-    reproducible : bool
-        Whether the same positions must always give the same forces, to the last bit.
-    """
-    platforms = [openmm.Platform.getPlatform(i) for i in range(openmm.Platform.getNumPlatforms())]
-    properties: dict[str, Mapping[str, str]] = {each.getName(): {} for each in platforms}
-    if "CPU" in properties:
-        properties["CPU"] = {"Threads": str(allowed_cores() if cores is None else cores)}
-    return reproducible_properties(properties) if reproducible else properties
-
-
-def reproducible_properties(
-    platforms: Mapping[str, Mapping[str, str]],
-) -> dict[str, Mapping[str, str]]:
-    """The properties of platforms, changed so that forces are the same to the last bit.
-
-    The CPU platform adds up what its threads have found in an order that is a matter of luck, even
-    where DeterministicForces is set.
-    """
-    result: dict[str, Mapping[str, str]] = {}
-    for name, given in platforms.items():
-        known = openmm.Platform.getPlatform(name).getPropertyNames()
-        own = {"DeterministicForces": "true"} if "DeterministicForces" in known else {}
-        result[name] = {**given, **own, **({"Threads": "1"} if name == "CPU" else {})}
-    return result
-
-
 def fastest_context(
     system: openmm.System,
     positions: Array,
@@ -246,14 +211,14 @@ def fastest_context(
     ----------
     positions : (N, 3) nm
     platforms : mapping of names to properties, optional
-        Those to try; default all that OpenMM has loaded.
+        Those to try; default all that work.
 
     Raises
     ------
     openmm.OpenMMException
         If the System works on none of them.
     """
-    platforms = loaded_platforms() if platforms is None else platforms
+    platforms = platforms_to_try() if platforms is None else platforms
     made: dict[str, ForceContext] = {}
     failures: dict[str, Exception] = {}
 

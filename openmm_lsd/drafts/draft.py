@@ -15,7 +15,8 @@ from openmm import app
 
 from .._native import Valence
 from ..contexts.digests import digest_of
-from ..contexts.forcecontext import ForceContext, describe_system, fastest_context, loaded_platforms
+from ..contexts.forcecontext import ForceContext, describe_system, fastest_context
+from ..contexts.platforms import loaded_platforms, platforms_to_try
 from ..core.clock import Times
 from ..core.schemes import reciprocal
 from .autodraft import NO_PAIRS, AutoDraft, auto_draft
@@ -307,7 +308,7 @@ class DraftSpec(NamedTuple):
         base = None
         if self.system is not None:
             if self.platform is None:
-                platforms = loaded_platforms(cores, reproducible)
+                platforms = platforms_to_try(cores, reproducible)
                 base = fastest_context(self.system, positions, platforms)
             else:
                 properties = loaded_platforms(cores).get(self.platform.getName())

@@ -16,6 +16,7 @@ from ..contexts.checks import barostat_frequency, check_pair, check_scheme, chec
 from ..contexts.constraints import has_uneven_triangles
 from ..contexts.digests import digest_of
 from ..contexts.interrupts import InterruptWatch
+from ..contexts.platforms import note_in_use
 from ..core.sampler import SpeculativeSampler, Tuner
 from ..core.schemes import Scheme
 from ..core.statistics import Round, Stopwatch
@@ -76,6 +77,7 @@ class Binding:
         stopwatch: Stopwatch,
         round_callbacks: Sequence[Callable[[Round], Any]],
     ) -> None:
+        note_in_use(access.get_platform())
         check_system(system, "target")
         check_scheme(system, scheme_name)
         if draft.system is not None:

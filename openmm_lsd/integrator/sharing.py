@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from .._native import ContextAccess
 from ..contexts.checks import default_box
 from ..contexts.constraints import Projections, SystemProjection
-from ..contexts.forcecontext import ForceContext, fastest_context, reproducible_properties
+from ..contexts.forcecontext import ForceContext, fastest_context
+from ..contexts.platforms import reproducible_properties
 from ..contexts.sharedforces import find_shared_forces, shared_system
 from ..contexts.subsets import reduce_system, reduce_topology
 from ..drafts.draft import Draft, DraftSpec

@@ -12,13 +12,8 @@ import openmm
 from ..contexts.autotune import choose
 from ..contexts.cores import ThreadPool, allowed_cores
 from ..contexts.digests import digest_of
-from ..contexts.forcecontext import (
-    ALL_GROUPS,
-    ForceContext,
-    holds_python,
-    loaded_platforms,
-    no_platform,
-)
+from ..contexts.forcecontext import ALL_GROUPS, ForceContext, holds_python, no_platform
+from ..contexts.platforms import platforms_to_try
 from ..core.clock import Times
 from .base import Array, BatchedTarget, Evaluation, nearest_prepared, perturb
 
@@ -86,7 +81,7 @@ class ContextTarget(BatchedTarget):
         if any(map(holds_python, system.getForces())):
             contexts = 1
         self._system, self._groups = system, groups
-        self._platforms = loaded_platforms() if platforms is None else dict(platforms)
+        self._platforms = platforms_to_try() if platforms is None else dict(platforms)
         self.keeps_cores_busy = set(self._platforms) <= {"CPU", "Reference"}
         self._contexts = contexts
         self._cores = allowed_cores() if cores is None else cores

@@ -17,9 +17,9 @@ from ..contexts.forcecontext import (
     groups_of,
     holds_python,
     is_empty,
-    reproducible_properties,
     without_forces,
 )
+from ..contexts.platforms import reproducible_properties
 from ..contexts.sharedforces import reach_of_sum
 from ..contexts.subsets import reduce_system
 from ..core.clock import Times
