@@ -134,6 +134,31 @@ def test_a_run_far_from_the_origin(simulate):
     assert integrator.statistics.mean_noise_shift < 0.05
 
 
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_small_move_counts(precision):
+    """From step to step the state is remembered as it was set; a device has rounded it."""
+    context, plain = (
+        openmm.Context(
+            system_of(harmonic_bonds(2500.0)), integrator, PLATFORM, properties(precision)
+        )
+        for integrator in (lsd(COLD), openmm.LangevinMiddleIntegrator(0, 1, 0.001))
+    )
+    context.setPositions(POSITIONS)
+    context.setVelocities(VELOCITIES)
+    context.getIntegrator().step(5)
+    moved = context.getState(positions=True).getPositions(asNumpy=True)._value.copy()
+    moved[1, 0] += 3e-7  # nm
+    velocities = context.getState(velocities=True).getVelocities()
+    for each in (context, plain):
+        each.setPositions(moved)
+        each.setVelocities(velocities)
+        each.getIntegrator().step(1)
+    after, expected = (
+        each.getState(positions=True).getPositions(asNumpy=True)._value for each in (context, plain)
+    )
+    assert np.abs(after - expected)[1, 0] < 1e-7
+
+
 # Atoms that move behind the integrator's back
 
 

@@ -43,7 +43,7 @@ ContextAccess::ContextAccess(uintptr_t integratorAddress)
     for (int i = 0; i < system.getNumParticles(); i++)
         hasVirtualSites = hasVirtualSites || system.isVirtualSite(i);
     onDevice = isOnDevice(context().getPlatform());
-    isSingle = onDevice && isInSinglePrecision(context());
+    precision = precisionOf(context());
     wraps = onDevice && !isInDoublePrecision(context()) && hasPeriodicCutoff(system);
 }
 
@@ -137,30 +137,19 @@ bool ContextAccess::maybeDirty() const {
                             cleanPositions;
 }
 
-// A device may wrap molecules at any time, which changes positions by their rounding to single
-// precision.
-bool ContextAccess::isWhereItWas(const std::vector<Vec3>& now) const {
-    if (!onDevice)
-        return now == cleanPositions;
-    constexpr double rounding = 4 * std::numeric_limits<float>::epsilon();
+// What was set and what is read differ by the rounding of a device.
+bool ContextAccess::isSame(const std::vector<Vec3>& before, const std::vector<Vec3>& now) const {
+    if (!onDevice || precision == "double")
+        return now == before;
+    // In mixed precision a position is the sum of two numbers in single precision.
+    constexpr double rounding = 1e-14;
     for (size_t i = 0; i < now.size(); i++)
         for (int j = 0; j < 3; j++) {
-            const double before = cleanPositions[i][j];
-            const double scale = std::max(1.0, std::abs(before));
-            if (!(std::abs(now[i][j] - before) <= rounding * scale))
+            const double was = before[i][j], is = now[i][j];
+            if (precision == "single" ? (float)is != (float)was
+                                      : !(std::abs(is - was) <= rounding * std::abs(was)))
                 return false;
         }
-    return true;
-}
-
-// What was set and what is read differ by rounding to single precision.
-bool ContextAccess::isAsFastAsItWas(const std::vector<Vec3>& now) const {
-    if (!isSingle)
-        return now == cleanVelocities;
-    for (size_t i = 0; i < now.size(); i++)
-        for (int j = 0; j < 3; j++)
-            if ((float)now[i][j] != (float)cleanVelocities[i][j])
-                return false;
     return true;
 }
 
@@ -169,8 +158,8 @@ bool ContextAccess::stateChanged() const {
         return true;
     const OpenMM::State now =
         context().getState(OpenMM::State::Positions | OpenMM::State::Velocities);
-    return !isWhereItWas(now.getPositions()) || !isAsFastAsItWas(now.getVelocities()) ||
-           boxOf(now) != cleanBox;
+    return !isSame(cleanPositions, now.getPositions()) ||
+           !isSame(cleanVelocities, now.getVelocities()) || boxOf(now) != cleanBox;
 }
 
 std::vector<std::string> ContextAccess::changedParameters() const {

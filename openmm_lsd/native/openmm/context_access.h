@@ -93,15 +93,15 @@ private:
     bool wasEverClean = false;
     bool hasVirtualSites = false;
     bool onDevice = false;
-    bool isSingle = false; // velocities are in single precision
+    std::string precision; // of a device
     bool wraps = false;    // molecules at sites, for the sake of single precision
 
     OpenMM::ContextImpl& implementation() const;
     SpeculativeIntegrator& speculative() const;
     void remember(const std::vector<OpenMM::Vec3>& newPositions,
                   const std::vector<OpenMM::Vec3>& newVelocities) const;
-    bool isWhereItWas(const std::vector<OpenMM::Vec3>& now) const;
-    bool isAsFastAsItWas(const std::vector<OpenMM::Vec3>& now) const;
+    bool isSame(const std::vector<OpenMM::Vec3>& before,
+                const std::vector<OpenMM::Vec3>& now) const;
 
     void setTime(const Times& times, size_t row);
     void setSite(const double* positions, size_t particles);

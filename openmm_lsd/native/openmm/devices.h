@@ -27,10 +27,6 @@ inline bool isInDoublePrecision(const OpenMM::Context& context) {
     return precisionOf(context) == "double";
 }
 
-inline bool isInSinglePrecision(const OpenMM::Context& context) {
-    return precisionOf(context) == "single";
-}
-
 // On a device forces are sums of integers: one that is NaN, or too large, arrives as the last of
 // them.
 constexpr double lastOfFixedPoint = 2147483000.0; // kJ/mol/nm
