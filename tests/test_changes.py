@@ -10,6 +10,7 @@ from openmm import unit
 from particles import (
     COLD,
     MASSES,
+    PLATFORM,
     POSITIONS,
     REFERENCE,
     ROUNDING,
@@ -440,3 +441,42 @@ def test_a_target_that_failed_while_it_was_set_up_is_made_anew(simulate, fails_i
     integrator.setIntegrationForceGroups({0} if fails_in == "first step" else {0, 1})
     simulation.step(3)
     assert simulation.currentStep == (3 if fails_in == "first step" else 6)
+
+
+def test_a_parameter_set_in_a_round_acts_from_the_next_step_on():
+    """What a round callback changes in the Context is not lost."""
+
+    def run(integrator, deed):
+        force = openmm.CustomBondForce("scale*1000*(r-0.15)^2")
+        force.addGlobalParameter("scale", 1.0)
+        force.addBond(0, 1, [])
+        system = openmm.System()
+        for mass in (12.0, 16.0):
+            system.addParticle(mass)
+        system.addForce(force)
+        context = openmm.Context(system, integrator, PLATFORM)
+        context.setPositions([[0, 0, 0], [0.16, 0, 0]])
+        context.setVelocities([[0, 0, 0], [0, 0.1, 0]])
+        deed(context)
+        integrator.step(30)
+        return context.getState(positions=True).getPositions(asNumpy=True)._value
+
+    def step_with_callback(context):
+        integrator = context.getIntegrator()
+        deeds = [lambda: context.setParameter("scale", 3.0)]
+        integrator.round_callbacks.append(lambda _: deeds and deeds.pop()())
+        integrator.step(10)
+        assert not deeds
+
+    def set_after_steps(context):
+        context.getIntegrator().step(10)
+        context.setParameter("scale", 3.0)
+
+    draft = openmm.System()
+    for mass in (12.0, 16.0):
+        draft.addParticle(mass)
+    draft.addForce(openmm.HarmonicBondForce())
+    draft.getForce(0).addBond(0, 1, 0.15, 1500.0)
+    own = run(lsd(COLD, draft=draft, windowLength=4), step_with_callback)
+    plain = run(openmm.LangevinMiddleIntegrator(0, 1, 0.001), set_after_steps)
+    assert np.abs(own - plain).max() < 1e-7

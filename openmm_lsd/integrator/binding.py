@@ -213,6 +213,7 @@ class Binding:
             if sampler is None:
                 sampler = self._spec.build(settings, scheme)
         self.pair.take_environment()
+        self._access.mark_parameters()
         positions, velocities = self._shown.read()
         if not self._resume(sampler, settings):
             step, step_count = self.noise_step, self._shown.step_count

@@ -148,7 +148,9 @@ void bindContextAccess(nb::module_& m) {
                      "Whether positions, velocities or box of the Context have changed since "
                      "mark_clean().")
         .def_prop_ro("changed_parameters", &ContextAccess::changedParameters,
-                     "Names of the Context's parameters that have changed since mark_clean().")
+                     "Names of the Context's parameters that have changed since mark_parameters().")
+        .def("mark_parameters", &ContextAccess::markParameters,
+             "The present parameters are those that forces have been computed with.")
         .def("mark_clean", &ContextAccess::markClean)
         .def("renew_plain_noise", &ContextAccess::renewPlainNoise,
              "From now on other random numbers for plain steps, unless a seed was given.")

@@ -172,15 +172,16 @@ std::vector<std::string> ContextAccess::changedParameters() const {
     return names;
 }
 
+void ContextAccess::markParameters() { cleanParameters = context().getParameters(); }
+
 void ContextAccess::markClean() {
     if (known != speculative().movements)
         getState();
     cleanPositions = positions;
     cleanVelocities = velocities;
-    cleanParameters = context().getParameters();
     cleanBox = box();
     wasEverClean = true;
-    speculative().touched = false;
+    speculative().touched = !changedParameters().empty();
 }
 
 std::map<std::string, std::string> ContextAccess::getProperties() const {

@@ -56,10 +56,14 @@ public:
     // Whether positions, velocities or box have changed since markClean().
     bool stateChanged() const;
 
-    // Names of the parameters that have changed since markClean().
+    // Names of the parameters that have changed since markParameters().
     std::vector<std::string> changedParameters() const;
 
-    // Takes over what was last set or read if nothing has moved since; else it reads the state.
+    // The present parameters are those that forces have been computed with.
+    void markParameters();
+
+    // Takes over what was last set or read if nothing has moved since; else it reads the state. A
+    // parameter that has changed since markParameters() still counts as new.
     void markClean();
 
     std::map<std::string, std::string> getProperties() const;
