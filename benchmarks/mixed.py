@@ -309,7 +309,8 @@ def waits(args):
     for milliseconds in args.milliseconds:
         slow = Waiting(network, 1e-3 * milliseconds)
         target = systems.with_target(field, slow, atoms=range(ATOMS[name]))
-        own = Case(topology, positions, "auto", target, platform="CPU", seed=1, name=name)
+        conditions = {"platform": "CPU", "seed": 1, "name": name}
+        own = Case(topology, positions, "auto", target, **conditions, minimize=False)
         run = own.lsd("auto")
         run.equilibrate(own, args.warm_up)
         predicted = estimate(own, run=run, steps=200).best

@@ -487,6 +487,48 @@ def test_minimising_all_the_same(tmp_path, springs, capsys):
     assert "velocities drawn at the temperature" in printed
 
 
+@pytest.mark.parametrize("name", ["run", "estimate", "benchmark", "validate"])
+@pytest.mark.parametrize(
+    ("said", "options", "minimised"),
+    [
+        (True, (), False),
+        (False, (), True),
+        (True, ("--minimize",), True),
+        (False, ("--no-minimize",), False),
+    ],
+)
+def test_every_command_begins_in_the_same_way(
+    tmp_path, springs, monkeypatch, name, said, options, minimised
+):
+    """And steps from the velocities of the file, if it does not minimise."""
+    seen = []
+
+    class FirstStepError(Exception):
+        pass
+
+    def begin(simulation, *_):
+        velocities = simulation.context.getState(velocities=True).getVelocities(asNumpy=True)
+        seen.append(velocities.value_in_unit(unit.nanometer / unit.picosecond))
+        raise FirstStepError
+
+    minimise = app.Simulation.minimizeEnergy
+    monkeypatch.setattr(
+        app.Simulation,
+        "minimizeEnergy",
+        lambda self, **kw: (seen.append("minimised"), minimise(self, maxIterations=2)),
+    )
+    monkeypatch.setattr(app.Simulation, "step", begin)
+    file = inpcrd_with(tmp_path, velocities=VELOCITIES if said else None)
+    arguments = ("--topology", f"{STEM}.prmtop", "--coordinates", file, "--target", springs)
+    output = ("--output-dir", tmp_path / "out") if name == "run" else ()
+    with pytest.raises(FirstStepError):
+        command(name, *arguments, *options, *output, "--platform", "Reference", "--debug")
+    *before, velocities = seen
+    assert before == ["minimised"] * minimised
+    assert np.ptp(velocities) > 0
+    assert (np.abs(velocities - VELOCITIES).max() < 1e-4) == (said and not minimised)
+
+
 # Structures through ASE
 
 

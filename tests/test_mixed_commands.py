@@ -10,7 +10,7 @@ from pages import ROOT
 from test_commands import SMALL, AcceptsAll, command
 from test_mixed_systems import box_of, python_force
 
-from openmm_lsd import LSDIntegrator
+from openmm_lsd import LSDIntegrator, systems
 from openmm_lsd.commands import Case, validate
 from openmm_lsd.commands import case as case_module
 from openmm_lsd.drafts.nativeengine import NativeSubsetEngine
@@ -68,6 +68,23 @@ def test_ml_atoms_of_a_shipped_system(capsys):
     directory = SYSTEMS / "alanine_dipeptide_water"
     assert command("estimate", "--system", directory, "--ml-atoms", "not water") != 0
     assert "--system goes without --ml-atoms" in capsys.readouterr().err
+
+
+SHIPPED = ["alanine_dipeptide_water", "ibuprofen_water"]
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_molecule_of_a_shipped_box_stays_whole(name):
+    """OpenMM's minimiser would take a network to where it knows nothing."""
+    case = Case.of(systems.load(SYSTEMS / name), platform="CPU", seed=1)
+    run = case.lsd(16)
+    run.equilibrate(case, 100)
+    slow = run.integrator.subset
+    bonds = [(a.index, b.index) for a, b in case.topology.bonds() if a.index in slow]
+    first, second = run.state[0][np.array(bonds)].transpose(1, 0, 2)
+    lengths = np.linalg.norm(first - second, axis=1)
+    assert lengths.max() < 0.18
+    assert run.integrator.statistics.steps_per_round > 4
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def benchmark(
     log : callable, optional
     """
     scout = case.plain()
-    log("minimising")
+    log(case.start_in_words)
     scout.equilibrate(case, 1)
     plain = fastest_plain(case, scout.state, PLAIN_STEPS, log)
     if block is None:

@@ -54,6 +54,8 @@ class Case:
     name : str
     velocities : Quantity, (N, 3), optional
         To start from; default: drawn at the temperature.
+    minimize : bool, optional
+        The energy first, and draw velocities; default: unless there are velocities.
     sources : mapping
         Where 'masses', 'box' and 'velocities' are from, in words.
     """
@@ -70,6 +72,7 @@ class Case:
     seed: int = 0
     name: str = ""
     velocities: unit.Quantity | None = None
+    minimize: bool | None = None
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -135,6 +138,23 @@ class Case:
         moving = int((masses_of(self.target) > 0).sum())
         fixed = count_active_constraints(self.target) + 3 * bool(cm_removal_frequency(self.target))
         return 3 * moving - fixed
+
+    @property
+    def starts_minimized(self) -> bool:
+        """Whether the energy is minimised first."""
+        return self.velocities is None if self.minimize is None else self.minimize
+
+    @property
+    def start_in_words(self) -> str:
+        """How a Run begins."""
+        if self.starts_minimized:
+            return "minimising the energy, velocities drawn at the temperature"
+        if self.velocities is None:
+            return "velocities drawn at the temperature; the energy is not minimised"
+        speeds = np.array(self.velocities.value_in_unit(unit.nanometer / unit.picosecond))
+        source = f" from {self.sources['velocities']}" if "velocities" in self.sources else ""
+        kelvin = f"{self.temperature_of(speeds):.0f} K"
+        return f"velocities{source}, {kelvin}; the energy is not minimised"
 
     @property
     def is_periodic(self) -> bool:
@@ -246,14 +266,35 @@ class Run:
         self.simulation.context.setVelocities(velocities)
 
     def equilibrate(self, case: Case, steps: int, iterations: int = 200) -> None:
-        """Minimise the energy, draw velocities, and go some steps.
+        """Begin as the case says, with so many iterations of the minimiser, and go some steps.
 
-        Half of the kinetic energy turns into potential energy at once, so twice as much is drawn.
+        Of the kinetic energy half turns into potential energy at once after minimising, so twice
+        as much is drawn.
         """
-        self.simulation.minimizeEnergy(maxIterations=iterations)
-        seed = (case.seed,) if case.seed else ()
-        self.simulation.context.setVelocitiesToTemperature(2.0 * case.temperature, *seed)
+        begin(self.simulation, case, iterations, drawn=2.0 if case.starts_minimized else 1.0)
         self.step(steps)
+
+
+def begin(simulation: app.Simulation, case: Case, iterations: int = 0, drawn: float = 1.0) -> None:
+    """Minimise the energy, and set velocities, if the case says so.
+
+    Parameters
+    ----------
+    simulation : openmm.app.Simulation
+        With the case's positions.
+    case : Case
+    iterations : int
+        Of the minimiser, at most; 0: until it is done.
+    drawn : float
+        Of the temperature, where velocities are drawn.
+    """
+    if case.starts_minimized:
+        simulation.minimizeEnergy(maxIterations=iterations)
+    if case.velocities is not None and not case.starts_minimized:
+        simulation.context.setVelocities(case.velocities)
+        return
+    seed = (case.seed,) if case.seed else ()
+    simulation.context.setVelocitiesToTemperature(drawn * case.temperature, *seed)
 
 
 @contextmanager

@@ -80,6 +80,11 @@ def add_case_options(options: Options) -> None:
     add("--timestep", type=positive_number, default=1.0, help="fs; default 1")
     add("--scheme", choices=["middle", "aboba"], default="middle", help="default middle")
     add("--platform", help="of the target's Context; default OpenMM's choice")
+    add(
+        "--minimize",
+        action=argparse.BooleanOptionalAction,
+        help="the energy first; default: unless the coordinates come with velocities",
+    )
     add("--seed", type=seed_number, default=0, help="default 0: a fresh one")
     add = options.group()
     add("--verbose", action="store_true", help="log what is chosen and why")
@@ -101,6 +106,7 @@ def case_of(args: argparse.Namespace) -> Case:
         "scheme": args.scheme,
         "platform": args.platform,
         "seed": args.seed,
+        "minimize": args.minimize,
     }
     if args.system is not None:
         case = _shipped(args, conditions)

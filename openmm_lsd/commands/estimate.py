@@ -140,7 +140,7 @@ def estimate(
     begin = perf_counter()
     if run is None:
         run = case.lsd("auto")
-        log(f"minimising, and {warm_up} steps of LSD")
+        log(f"{case.start_in_words}; {warm_up} steps of LSD")
         run.equilibrate(case, warm_up)
     plain = fastest_plain(case, run.state, 2 * PLAIN_STEPS, log)
     plain.set_state(*run.state)

@@ -11,13 +11,12 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-import numpy as np
 import openmm
-from openmm import app, unit
+from openmm import app
 
 from ..core.statistics import Statistics
 from ..integrator.reporter import LSDReporter
-from .case import Case, Log, choose_platform
+from .case import Case, Log, begin, choose_platform
 from .caseoptions import case_of
 from .checkpoints import (
     CHECKPOINT,
@@ -38,17 +37,15 @@ RUN_FILE = "run.json"  # the options of the first run
 
 @dataclasses.dataclass
 class Plan:
-    """Lengths of a run, in steps, and how it begins.
+    """Lengths of a run, in steps.
 
-    Without velocities to start from the energy is minimised, velocities are drawn, and
-    equilibration takes 1000 steps; with velocities neither is done, unless it is asked for.
+    Equilibration takes 1000 steps, and none if the case has velocities to start from.
     """
 
     steps: int
     equilibration: int | None = None
     report_interval: int = 100
     checkpoint_interval: int = 1000
-    minimize: bool | None = None
 
 
 def simulate(
@@ -122,23 +119,11 @@ def simulate(
 
 def _begin(simulation: app.Simulation, case: Case, plan: Plan, log: Log) -> None:
     simulation.context.setPositions(case.positions)
-    minimize, equilibration = plan.minimize, plan.equilibration
-    if minimize is None:
-        minimize = case.velocities is None
+    equilibration = plan.equilibration
     if equilibration is None:
         equilibration = 1000 if case.velocities is None else 0
-    if minimize:
-        log("minimising the energy")
-        simulation.minimizeEnergy()
-    if case.velocities is not None and not minimize:
-        simulation.context.setVelocities(case.velocities)
-        speeds = np.array(case.velocities.value_in_unit(unit.nanometer / unit.picosecond))
-        source = f" from {case.sources['velocities']}" if "velocities" in case.sources else ""
-        log(f"velocities{source}, {case.temperature_of(speeds):.0f} K; the energy is not minimised")
-    else:
-        seed = (case.seed,) if case.seed else ()
-        simulation.context.setVelocitiesToTemperature(case.temperature * unit.kelvin, *seed)
-        log("velocities drawn at the temperature")
+    log(case.start_in_words)
+    begin(simulation, case)
     if equilibration:
         log(f"equilibrating for {equilibration} steps")
         simulation.step(equilibration)
@@ -220,11 +205,6 @@ def add_options(options: Options) -> None:
     )
     add("--window", type=window_length, default="auto", metavar="K", help="default auto")
     add(
-        "--minimize",
-        action=argparse.BooleanOptionalAction,
-        help="the energy first; default: unless the coordinates come with velocities",
-    )
-    add(
         "--equilibration",
         type=whole_number,
         help="steps; default 1000, or 0 if the coordinates come with velocities",
@@ -255,13 +235,7 @@ def main(args: argparse.Namespace) -> int:
     case = case_of(args)
     if not resume:
         _write_options(args, output)
-    plan = Plan(
-        args.steps,
-        args.equilibration,
-        args.report_interval,
-        args.checkpoint_interval,
-        args.minimize,
-    )
+    plan = Plan(args.steps, args.equilibration, args.report_interval, args.checkpoint_interval)
     statistics = simulate(case, plan, output, window=args.window, resume=resume, log=say)
     say(str(statistics))
     say(f"wrote trajectory.dcd, log.csv, lsd.csv, {CHECKPOINT} and {FINAL} to {output}")

@@ -52,7 +52,7 @@ def build_solution(solute, waters):
 
 
 def equilibrate(solution, prmtop, picoseconds, seed):
-    """Positions (N, 3) nm and box vectors; the prmtop is written."""
+    """The State after so many picoseconds; the prmtop is written."""
     solution.save(str(prmtop), overwrite=True)
     topology = app.AmberPrmtopFile(str(prmtop))
     system = topology.createSystem(
@@ -85,6 +85,8 @@ def main():
     state = equilibrate(solution, stem.with_suffix(".prmtop"), args.picoseconds, args.seed)
     box = np.diag(state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.angstrom))
     solution.coordinates = state.getPositions(asNumpy=True).value_in_unit(unit.angstrom)
+    speed = unit.angstrom / unit.picosecond
+    solution.velocities = state.getVelocities(asNumpy=True).value_in_unit(speed)
     solution.box = [*box, 90, 90, 90]
     solution.save(str(stem.with_suffix(".prmtop")), overwrite=True)
     solution.save(str(stem.with_suffix(".inpcrd")), overwrite=True, format="rst7")

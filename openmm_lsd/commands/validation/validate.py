@@ -66,7 +66,7 @@ def validate(
     seed = case.seed or 1
     level = FAMILY_WISE / FAMILIES
     run = case.lsd(window)
-    log(f"minimising, and {equilibration} steps of LSD")
+    log(f"{case.start_in_words}; {equilibration} steps of LSD")
     run.equilibrate(case, max(1, equilibration))
     log(f"{runs} short LSD runs and {PLAIN_PER_RUN * runs} plain ones from one state")
     short = few_step_check(case, run, runs, tuple(short_steps), seed, level)
