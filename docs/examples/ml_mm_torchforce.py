@@ -40,8 +40,7 @@ def main():
     )
     simulation = app.Simulation(prmtop.topology, target, integrator)
     simulation.context.setPositions(inpcrd.positions)
-    # Not minimised: these positions are at ease, and a minimiser takes this network where it fails.
-    simulation.context.setVelocitiesToTemperature(300 * unit.kelvin)
+    simulation.context.setVelocities(inpcrd.velocities)
     interval = max(1, args.steps // 100)
     simulation.reporters = [
         app.DCDReporter("solution.dcd", interval),

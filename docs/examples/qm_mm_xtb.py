@@ -42,8 +42,7 @@ def main():
     )
     simulation = app.Simulation(prmtop.topology, target, integrator)
     simulation.context.setPositions(inpcrd.positions)
-    simulation.minimizeEnergy(maxIterations=20)
-    simulation.context.setVelocitiesToTemperature(300 * unit.kelvin)
+    simulation.context.setVelocities(inpcrd.velocities)
     interval = max(1, args.steps // 100)
     simulation.reporters = [
         app.DCDReporter("qmmm.dcd", interval),
