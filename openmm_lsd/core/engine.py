@@ -16,7 +16,7 @@ from .constraints import ConstraintError
 from .corrections import Corrections
 from .schemes import Scheme, reciprocal, remove_cm_motion
 from .transport import transport
-from .window import Committed, Draws, State, Window
+from .window import AnyState, Committed, CommittedSteps, Draws, Window
 
 Array = NDArray[np.float64]
 
@@ -44,7 +44,9 @@ class Engine(Protocol):
     masses : (N, 1) amu
     subset : slice or (|S|,) int
         Of the particles: those on which draft and target may differ. The arrays of windows,
-        corrections and forces are theirs only; those of states and noise, of all.
+        corrections and forces are theirs only; those of states, of all.
+    noise_particles : int
+        How many there are in the noise: all particles, or the subset.
     """
 
     scheme: Scheme
@@ -52,18 +54,23 @@ class Engine(Protocol):
     subset: slice | NDArray[np.int64]
 
     @property
+    def noise_particles(self) -> int: ...
+
+    @property
     def trainable(self) -> TrainableDraft | None:
         """The draft, if it can be fitted."""
 
     def draft(
-        self, state: State, corrections: Corrections, draws: Draws, times: Times | None
+        self, state: AnyState, corrections: Corrections, draws: Draws, times: Times | None
     ) -> Window:
         """Draft K steps from a committed state with the force F_d(q_k) + c_k(q_k) at step k.
 
         Draft forces that are not finite count as zero: a draft may propose anything.
         """
 
-    def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
+    def commit(
+        self, state: AnyState, window: Window, target_forces: Array, draws: Draws
+    ) -> CommittedSteps:
         """Target steps up to the first that leaves the drafted path; at least one.
 
         Each is the plain scheme with the target's force, driven by transported noise. Only the last
@@ -75,7 +82,7 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        state : State
+        state : State or KeptState
             From which the window was drafted.
         window : Window
         target_forces : (V, N, 3) kJ/mol/nm
@@ -130,6 +137,11 @@ class NumpyEngine:
         self._draft: Any = draft
         self._uses_times = bool(getattr(draft, "uses_times", False))
 
+    @property
+    def noise_particles(self) -> int:
+        """See Engine."""
+        return len(self.masses)
+
     def _times_of_draft(self, times: Times | None) -> Times | None:
         return times if self._uses_times else None
 
@@ -154,10 +166,10 @@ class NumpyEngine:
         return np.stack([self._force(site, k, times) for k, site in enumerate(sites)])
 
     def draft(
-        self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
+        self, state: AnyState, corrections: Corrections, draws: Draws, times: Times | None = None
     ) -> Window:
         """See Engine."""
-        positions, velocities, _ = state
+        positions, velocities = state.positions, state.velocities
         kicks, length = self.noise_scale * draws.noise, len(draws.noise)
         arrays = tuple(np.empty((length, *positions.shape)) for _ in range(4))
         sites, start_velocities, draft_forces, added = arrays
@@ -189,9 +201,11 @@ class NumpyEngine:
         sites, start_velocities, draft_forces, added = (array[:length] for array in arrays)
         return Window(sites, start_velocities, draft_forces, added)
 
-    def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
+    def commit(
+        self, state: AnyState, window: Window, target_forces: Array, draws: Draws
+    ) -> Committed:
         """See Engine."""
-        positions, velocities, _ = state
+        positions, velocities = state.positions, state.velocities
         verified, inverse_scale = len(target_forces), reciprocal(self.noise_scale)
         draft_forces = window.draft_forces[:verified] + window.corrections[:verified]
         draft_accelerations = draft_forces * self._inverse_masses

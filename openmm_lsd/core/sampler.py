@@ -32,13 +32,13 @@ from .noise import StepNoise
 from .schemes import Scheme
 from .statistics import Round, Statistics, Stopwatch
 from .verifier import ForcePair, Pair, Verifier
-from .window import Committed, Draws, MeasuredRound, State, Verified, Window
+from .window import AnyState, CommittedSteps, Draws, MeasuredRound, State, Verified, Window
 
 Array = NDArray[np.float64]
 
 PLAIN_STEPS = 10  # at a time, where the tuner wants plain steps; as Simulation.step does
 
-DoPlainSteps = Callable[[State, int], tuple[Array, Array, int]]
+DoPlainSteps = Callable[[AnyState, int], tuple[Array, Array, int]]
 
 
 class Intervention(Protocol):
@@ -48,7 +48,7 @@ class Intervention(Protocol):
     def next_step(self) -> int | None:
         """Index of the next step at whose start the state may change; None: never."""
 
-    def apply(self, state: State) -> tuple[Array, Array]:
+    def apply(self, state: AnyState) -> tuple[Array, Array]:
         """Positions and velocities from which that step starts, given those before it."""
 
 
@@ -125,8 +125,8 @@ class SpeculativeSampler:
         self._verifier = Verifier(pair, self.statistics, engine.project_forces, particles)
         self._clock, self._tuner, self._intervention = clock, tuner, intervention
         self._round_callbacks = round_callbacks
-        self._state: State | None = None
-        self._queue: deque[State] = deque()
+        self._state: AnyState | None = None
+        self._queue: deque[AnyState] = deque()
         self._step_count_offset = 0
         self._outlook = self._no_outlook()
 
@@ -161,7 +161,7 @@ class SpeculativeSampler:
             As of the constructor.
         """
         made = engine(scheme, masses, draft)
-        noise = StepNoise(seed, len(made.masses), cm_removal_frequency)
+        noise = StepNoise(seed, made.noise_particles, cm_removal_frequency)
         corrector = make_corrector(correction, scheme, made.masses[made.subset])
         options = {"corrector": corrector, **options}
         return cls(made, ForcePair(target), noise, window, **options)
@@ -221,7 +221,10 @@ class SpeculativeSampler:
         corrections, times_measured = self._outlook
         return {
             "window": self.window,
-            "states": [tuple(each) for each in (self.state, self._front, *self._queue)],
+            "states": [
+                (each.positions, each.velocities, each.step)
+                for each in (self.state, self._front, *self._queue)
+            ],
             "step count offset": self._step_count_offset,
             "corrections": [corrections.forces, corrections.sites, corrections.secant],
             "times measured": times_measured,
@@ -246,14 +249,14 @@ class SpeculativeSampler:
             self._set_window(window)
 
     @property
-    def state(self) -> State:
+    def state(self) -> AnyState:
         """The committed state that was handed out last."""
         if self._state is None:
             raise RuntimeError("the sampler has no state yet; call set_state first")
         return self._state
 
     @property
-    def _front(self) -> State:
+    def _front(self) -> AnyState:
         """The committed state from which the next window is drafted."""
         return self._queue[-1] if self._queue else self.state
 
@@ -301,8 +304,7 @@ class SpeculativeSampler:
         with part("learning"), Beside(to_learn) as learning, part("target"):
             verified = self._verifier.verify(window.sites, window.draft_forces, count, times)
         committed = self._commit(state, window, verified, draws)
-        steps = len(committed.positions)
-        measured = MeasuredRound.of(state.step, window, verified, steps, times)
+        measured = MeasuredRound.of(state.step, window, verified, committed.num_steps, times)
         if learning.result:
             measured = self._measured_anew(measured)
         self._keep(measured, committed, known.times_measured)
@@ -313,7 +315,7 @@ class SpeculativeSampler:
         return Outlook.nothing(self.window, len(self.engine.masses[self.engine.subset]))
 
     def _draft(
-        self, state: State, corrections: Corrections, draws: Draws, times: Times | None
+        self, state: AnyState, corrections: Corrections, draws: Draws, times: Times | None
     ) -> Window:
         try:
             return self.engine.draft(state, corrections, draws, times)
@@ -323,7 +325,9 @@ class SpeculativeSampler:
                 f"the target failed at the state before step {count}: {error}", count
             ) from error
 
-    def _commit(self, state: State, window: Window, verified: Verified, draws: Draws) -> Committed:
+    def _commit(
+        self, state: AnyState, window: Window, verified: Verified, draws: Draws
+    ) -> CommittedSteps:
         try:
             return self.engine.commit(state, window, verified.target_forces, draws)
         except ConstraintError as error:
@@ -335,11 +339,10 @@ class SpeculativeSampler:
             ) from error
 
     def _keep(
-        self, measured: MeasuredRound, committed: Committed, times_measured: NDArray[np.int_]
+        self, measured: MeasuredRound, committed: CommittedSteps, times_measured: NDArray[np.int_]
     ) -> None:
         """The committed steps, and what was measured for those after them."""
-        path = zip(committed.positions, committed.velocities, strict=True)
-        states = [State(*each, measured.step + k) for k, each in enumerate(path, 1)]
+        states = committed.states(measured.step)
         corrections = self._corrector.next(measured, self.window, self._lessons.ahead)
         rest = measured.committed if self._corrector.keeps_rows else len(measured.sites)
         known = times_measured[rest : len(measured.sites)]

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .window import Committed, MeasuredRound
+from .window import CommittedSteps, MeasuredRound
 
 Array = NDArray[np.float64]
 
@@ -42,7 +42,7 @@ class Round(NamedTuple):
     def of(
         cls,
         measured: MeasuredRound,
-        committed: Committed,
+        committed: CommittedSteps,
         drafted: int,
         times_measured: NDArray[np.int_],
     ) -> Round:

@@ -22,7 +22,7 @@ from .corrections import Corrections
 from .engine import Engine, NumpyEngine, TrainableDraft, checked_masses
 from .errors import SharedForceError
 from .schemes import Scheme, reciprocal, remove_cm_motion
-from .window import Committed, Draws, State, Whole, Window
+from .window import AnyState, Committed, Draws, State, Whole, Window
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -128,6 +128,11 @@ class SubsetEngine(Engine):
         self._shared_uses_times = bool(getattr(shared, "uses_times", False))
 
     @property
+    def noise_particles(self) -> int:
+        """See Engine."""
+        return len(self.masses)
+
+    @property
     def trainable(self) -> TrainableDraft | None:
         """See Engine."""
         return self._reduced.trainable
@@ -162,11 +167,11 @@ class SubsetEngine(Engine):
         return result
 
     def draft(
-        self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
+        self, state: AnyState, corrections: Corrections, draws: Draws, times: Times | None = None
     ) -> Window:
         """See Engine."""
         length, subset = len(draws.noise), self.subset
-        positions, velocities = ([each] for each in state[:2])
+        positions, velocities = [state.positions], [state.velocities]
         own = [np.empty((length, len(subset), 3)) for _ in range(4)]
         sites, start_velocities, draft_forces, added = own
         shared_forces: list[Array] = []
@@ -222,7 +227,9 @@ class SubsetEngine(Engine):
             return positions, velocities
         return [*positions, after[0]], [*velocities, after[1]]
 
-    def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
+    def commit(
+        self, state: AnyState, window: Window, target_forces: Array, draws: Draws
+    ) -> Committed:
         """See Engine."""
         whole, reduction, verified = window.whole, self._reduction, len(target_forces)
         assert whole is not None

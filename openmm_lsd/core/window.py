@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,45 @@ class State(NamedTuple):
     step: int
 
 
+class KeptState:
+    """As a State, but where it was drafted, from where it is read when somebody asks for it.
+
+    Parameters
+    ----------
+    read : callable
+        Gives positions and velocities (N, 3).
+    step : int
+    """
+
+    def __init__(self, read: Callable[[], tuple[Array, Array]], step: int) -> None:
+        self._read, self.step = read, step
+        self._arrays: tuple[Array, Array] | None = None
+
+    @property
+    def positions(self) -> Array:
+        """See State."""
+        return self._here()[0]
+
+    @property
+    def velocities(self) -> Array:
+        """See State."""
+        return self._here()[1]
+
+    def _here(self) -> tuple[Array, Array]:
+        if self._arrays is None:
+            self._arrays = self._read()
+        return self._arrays
+
+
+AnyState = State | KeptState
+
+
 class Draws(NamedTuple):
     """What is drawn beforehand for each step of a window of length K.
 
-    ``noise`` (K, N, 3) ~ N(0, I); ``log_uniforms`` (K,), by which steps are accepted; and
-    ``cm_removals`` (K,): whether a step starts by removing the motion of the centre of mass.
+    ``noise`` (K, N, 3) ~ N(0, I), of the particles that the engine takes noise for;
+    ``log_uniforms`` (K,), by which steps are accepted; and ``cm_removals`` (K,): whether a step
+    starts by removing the motion of the centre of mass.
     """
 
     noise: Array
@@ -77,17 +112,44 @@ class Verified(NamedTuple):
     discrepancies: Array
 
 
-class Committed(NamedTuple):
-    """The committed steps of a window: positions and velocities (C, N, 3) after each of them.
+class CommittedSteps(Protocol):
+    """The committed steps of a window, at least one.
 
     ``noise_shifts`` are the |delta| of those whose noise was transported, and ``accepted`` says
     whether the last of them was accepted.
     """
 
+    @property
+    def noise_shifts(self) -> list[float]: ...
+
+    @property
+    def accepted(self) -> bool: ...
+
+    @property
+    def num_steps(self) -> int:
+        """C, how many they are."""
+
+    def states(self, step: int) -> Sequence[AnyState]:
+        """After each of them, the first of which has this index."""
+
+
+class Committed(NamedTuple):
+    """CommittedSteps as arrays: positions and velocities (C, N, 3) after each of them."""
+
     positions: Array
     velocities: Array
     noise_shifts: list[float]
     accepted: bool
+
+    @property
+    def num_steps(self) -> int:
+        """See CommittedSteps."""
+        return len(self.positions)
+
+    def states(self, step: int) -> list[State]:
+        """See CommittedSteps."""
+        path = zip(self.positions, self.velocities, strict=True)
+        return [State(*each, step + k) for k, each in enumerate(path, 1)]
 
 
 class MeasuredRound(NamedTuple):

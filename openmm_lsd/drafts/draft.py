@@ -65,6 +65,10 @@ class NativeDraft(ABC):
     def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
         """The same of a draft of a subset, in the midst of all particles."""
 
+    @abstractmethod
+    def roll_out_in_context(self, *arguments: Any) -> tuple:
+        """The same where all but the subset stays in a Context: see ``_native``."""
+
 
 class Draft(NativeDraft):
     """The forces of a System."""
@@ -88,6 +92,10 @@ class Draft(NativeDraft):
     def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
         """See NativeDraft."""
         return self.context.access.rollout_whole(*arguments, *(times or ()))
+
+    def roll_out_in_context(self, *arguments: Any) -> tuple:
+        """See NativeDraft."""
+        return self.context.access.rollout_in_context(*arguments)
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
@@ -171,6 +179,10 @@ class LearningDraft(NativeDraft):
     def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
         """See NativeDraft."""
         return self._valence.rollout_whole(*arguments, self._access(), *(times or ()))
+
+    def roll_out_in_context(self, *arguments: Any) -> tuple:
+        """See NativeDraft."""
+        return self._valence.rollout_in_context(*arguments, self._access())
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""

@@ -12,7 +12,7 @@ from ..core.corrections import Corrections
 from ..core.engine import NumpyEngine
 from ..core.schemes import Scheme
 from ..core.subset import SubsetEngine
-from ..core.window import Committed, Draws, State, Whole, Window
+from ..core.window import AnyState, Committed, Draws, Whole, Window
 from .draft import Draft, NativeDraft
 
 Array = NDArray[np.float64]
@@ -26,7 +26,7 @@ class NativeEngine(NumpyEngine):
         self._native_scheme = _native_scheme(scheme)
 
     def draft(
-        self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
+        self, state: AnyState, corrections: Corrections, draws: Draws, times: Times | None = None
     ) -> Window:
         """See Engine."""
         drafted, *arrays = self._draft.roll_out(
@@ -34,14 +34,16 @@ class NativeEngine(NumpyEngine):
             self.masses,
             state.positions,
             state.velocities,
-            *_arrays_of(corrections),
+            *correction_arrays(corrections),
             self.noise_scale * draws.noise,
             draws.cm_removals,
             times=self._times_of_draft(times),
         )
         return Window(*(array[:drafted] for array in arrays))
 
-    def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
+    def commit(
+        self, state: AnyState, window: Window, target_forces: Array, draws: Draws
+    ) -> Committed:
         """See Engine."""
         verified = len(target_forces)
         return Committed(
@@ -89,7 +91,7 @@ class NativeSubsetEngine(SubsetEngine):
         self._shared_draft, self._draft = shared, draft
 
     def draft(
-        self, state: State, corrections: Corrections, draws: Draws, times: Times | None = None
+        self, state: AnyState, corrections: Corrections, draws: Draws, times: Times | None = None
     ) -> Window:
         """See Engine."""
         drafted, *arrays, has_end, positions, velocities, centres, shared_forces = (
@@ -104,7 +106,7 @@ class NativeSubsetEngine(SubsetEngine):
                 draws.cm_removals,
                 self._shared_draft.context.access,
                 *((times if self._shared_uses_times else None) or (None, None)),
-                *_arrays_of(corrections),
+                *correction_arrays(corrections),
                 times=times if self._draft.uses_times else None,
             )
         )
@@ -136,8 +138,8 @@ def _native_scheme(scheme: Scheme) -> _native.Scheme:
     return _native.Scheme(scheme.name, scheme.step_size, scheme.decay, constraints)
 
 
-def _arrays_of(corrections: Corrections) -> tuple[Array | None, ...]:
-    """As the native rollout takes them."""
+def correction_arrays(corrections: Corrections) -> tuple[Array | None, ...]:
+    """As the native rollouts take them."""
     forces, sites, jacobian, secant = corrections
     tangents = (None, None, None) if sites is None or jacobian is None else (sites, *jacobian)
     compared = (None, None) if secant is None or jacobian is None else secant

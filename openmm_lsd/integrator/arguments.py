@@ -13,6 +13,7 @@ from openmm import app, unit
 
 from ..contexts.checks import check_system
 from ..core.schemes import SCHEMES
+from .enginechoice import ENGINES
 
 
 def draft_system_of(draft: Any) -> openmm.System | None:
@@ -113,6 +114,13 @@ def check_scheme_name(scheme: Any) -> None:
     """Raise ValueError unless there is a scheme of this name."""
     if not isinstance(scheme, str) or scheme not in SCHEMES:
         raise ValueError(f"scheme is {scheme!r}; it must be one of {sorted(SCHEMES)}")
+
+
+def engine_of(engine: Any) -> str:
+    """Raise ValueError unless there is an engine of this name."""
+    if not isinstance(engine, str) or engine not in ENGINES:
+        raise ValueError(f"engine is {engine!r}; it must be one of {list(ENGINES)}")
+    return engine
 
 
 def platform_of(platform: Any) -> openmm.Platform | None:

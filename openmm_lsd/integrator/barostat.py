@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._native import ContextAccess
-from ..core.window import State
+from ..core.window import AnyState
 
 Array = NDArray[np.float64]
 
@@ -32,7 +32,7 @@ class BarostatMoves:
     def __init__(
         self,
         access: ContextAccess,
-        show: Callable[[State], None],
+        show: Callable[[AnyState], None],
         moved: Callable[[], None],
     ) -> None:
         self._access, self._show, self._moved = access, show, moved
@@ -74,7 +74,7 @@ class BarostatMoves:
             self._access.count_steps(step - self._begun)
         self._begun = step
 
-    def apply(self, state: State) -> tuple[Array, Array]:
+    def apply(self, state: AnyState) -> tuple[Array, Array]:
         """See Intervention; if the move fails the Context has its box back."""
         access, box = self._access, self._access.get_box()
         self._tell(state.step)

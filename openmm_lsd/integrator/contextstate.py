@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._native import ContextAccess
-from ..core.window import State
+from ..core.window import AnyState
 
 Array = NDArray[np.float64]
 
@@ -70,7 +70,7 @@ class ContextState:
         """Steps of this size are about to be done, from the state that is shown."""
         self.time, self._step_size = self._access.get_time()[0], step_size
 
-    def show(self, state: State) -> None:
+    def show(self, state: AnyState) -> None:
         """Put a state into the Context, with its time and step count."""
         done, time, velocities = state.step - self.step, self.time, state.velocities
         for _ in range(done):  # with the rounding of one step after another
@@ -79,7 +79,7 @@ class ContextState:
             velocities = np.where(self._immobile, self._start_velocities, velocities)
         self._access.set_state(state.positions, velocities, time, self.step_count + done)
 
-    def show_for_plain_steps(self, state: State) -> None:
+    def show_for_plain_steps(self, state: AnyState) -> None:
         """Unless the Context has come to it by itself."""
         if state.positions is not self._shown:
             self.show(state)
@@ -93,7 +93,7 @@ class ContextState:
         self._shown = positions
         return positions, velocities
 
-    def end(self, state: State) -> None:
+    def end(self, state: AnyState) -> None:
         """The steps end at this state, which is shown."""
         is_shown = state.positions is self._shown and not self._has_immobile
         if not is_shown:

@@ -23,6 +23,7 @@ from ..contexts.digests import digest_of
 from ..core.engine import Engine
 from ..core.schemes import SCHEMES
 from ..core.statistics import Round, Statistics, Stopwatch
+from ..drafts.contextengine import ContextEngine
 from ..drafts.draft import DraftSpec
 from ..drafts.nativeengine import NativeEngine, NativeSubsetEngine
 from ..targets import BatchedTarget, as_target
@@ -31,6 +32,7 @@ from .arguments import (
     check_scheme_name,
     check_topology,
     draft_system_of,
+    engine_of,
     learning_of,
     platform_of,
     positive_number,
@@ -110,6 +112,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
         at positions (B, N, 3) in nm. Its forces must be those of the Context's System, unless that
         has none; then it is evaluated in a periodic box if one was given. Default: built from that
         System, each force in the form that batches best.
+    engine : 'auto', 'host' or 'context'
+        Where windows are drafted if draft and target share forces: on the host, or in a Context on
+        their platform, which pays in large boxes on a GPU. 'auto' takes the faster.
 
     Raises
     ------
@@ -121,6 +126,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
     _correction: str | None = None  # see SamplerSpec
     _engine: type[Engine] = NativeEngine
     _subset_engine: type[Engine] = NativeSubsetEngine
+    _context_engine: type[Engine] = ContextEngine
     _moves: type[BarostatMoves] = BarostatMoves
     _take_snapshot: Callable[[openmm.System], SystemSnapshot] = SystemSnapshot
 
@@ -138,6 +144,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         topology: app.Topology | None = None,
         learning: bool | None = None,
         target: BatchedTarget | Callable | None = None,
+        engine: str = "auto",
     ) -> None:
         # Not CustomIntegrator.__init__: underneath is a class of ours, derived from it in C++.
         step_size = positive_number(stepSize, unit.picosecond, "stepSize")
@@ -153,6 +160,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._draft = DraftSpec(system, platform_of(draftPlatform), topology, learning)
         self._target = target
         self._scheme, self._window = scheme, window_of(windowLength)
+        self._wanted_engine = engine_of(engine)
         self._stopwatch = Stopwatch(Statistics())
         self._round_callbacks: list[Callable[[Round], Any]] = []
         self._snapshot: SystemSnapshot | None = None  # of the Context
@@ -293,7 +301,12 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 self._scheme,
                 self._window,
                 self._correction,
-                Engines(self._engine, self._subset_engine),
+                Engines(
+                    self._engine,
+                    self._subset_engine,
+                    self._context_engine,
+                    self._wanted_engine,
+                ),
                 self._moves,
                 self._stopwatch,
                 self._round_callbacks,
@@ -484,6 +497,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             "topology": draft.topology,
             "learning": draft.learning,
             "target": self._target,
+            "engine": self._wanted_engine,
         }
         return arguments, {
             "setIntegrationForceGroups": self.getIntegrationForceGroups(),

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from .._native import ContextAccess, largest_device_force
 from ..contexts.interrupts import InterruptWatch
 from ..core.errors import TargetError
-from ..core.window import State
+from ..core.window import AnyState
 from .barostat import BarostatMoves
 from .boundpair import BoundPair
 from .contextstate import ContextState
@@ -44,7 +44,7 @@ class PlainSteps:
         self._masses, self._interrupts = masses[:, None], interrupts
 
     def do(
-        self, state: State, steps: int, run: Callable[[int], None], step_size: float
+        self, state: AnyState, steps: int, run: Callable[[int], None], step_size: float
     ) -> tuple[Array, Array, int]:
         """Positions and velocities after so many steps from a state, or fewer; and how many.
 

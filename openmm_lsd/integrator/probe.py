@@ -13,7 +13,7 @@ from ..core.corrections import Corrections
 from ..core.engine import Engine, TrainableDraft
 from ..core.sampler import SpeculativeSampler, Tuner
 from ..core.schemes import reciprocal, remove_cm_motion
-from ..core.window import Committed, Draws, State, Window
+from ..core.window import AnyState, CommittedSteps, Draws, Window
 from ..targets.base import Evaluation
 from .binding import Binding
 
@@ -78,8 +78,12 @@ class _Recording:
     def trainable(self) -> TrainableDraft | None:
         return self.recorded.trainable
 
+    @property
+    def noise_particles(self) -> int:
+        return self.recorded.noise_particles
+
     def draft(
-        self, state: State, corrections: Corrections, draws: Draws, times: Times | None
+        self, state: AnyState, corrections: Corrections, draws: Draws, times: Times | None
     ) -> Window:
         return self.recorded.draft(state, corrections, draws, times)
 
@@ -89,20 +93,19 @@ class _Recording:
     def project_forces(self, sites: Array, forces: Array) -> Array:
         return self.recorded.project_forces(sites, forces)
 
-    def commit(self, state: State, window: Window, target_forces: Array, draws: Draws) -> Committed:
+    def commit(
+        self, state: AnyState, window: Window, target_forces: Array, draws: Draws
+    ) -> CommittedSteps:
         drafted = window.velocities
         if window.whole is not None:  # whose arrays the committed steps take
             drafted = window.whole.velocities.copy()
         committed = self.recorded.commit(state, window, target_forces, draws)
         inverse_masses = reciprocal(self.masses)
         inverse_scale = reciprocal(self.scheme.noise_scale(inverse_masses))
-        starts = [
-            state[:2],
-            *zip(committed.positions[:-1], committed.velocities[:-1], strict=True),
-        ]
+        starts = [state, *committed.states(state.step)[:-1]]
         nothing = np.zeros_like(state.positions)
         for k in range(len(committed.noise_shifts)):
-            x, v = starts[k]
+            x, v = starts[k].positions, starts[k].velocities
             if draws.cm_removals[k]:
                 v = remove_cm_motion(v, self.masses)
             difference = nothing.copy()

@@ -10,13 +10,14 @@ import openmm
 from numpy.typing import NDArray
 
 from .._native import ContextAccess
-from ..contexts.checks import default_box
+from ..contexts.checks import cm_removal_frequency, default_box
 from ..contexts.constraints import Projections, SystemProjection
-from ..contexts.forcecontext import ForceContext, fastest_context
+from ..contexts.forcecontext import ForceContext, copy_constraints, fastest_context
 from ..contexts.platforms import reproducible_properties
 from ..contexts.sharedforces import find_shared_forces, shared_system
 from ..contexts.subsets import reduce_system, reduce_topology
 from ..drafts.draft import Draft, DraftSpec
+from ..drafts.rolloutcontext import RolloutContext
 from ..targets.base import ForceSettings
 from ..targets.slowforces import find_slow_forces
 from .snapshot import SystemSnapshot
@@ -54,6 +55,8 @@ class Sharing:
     reduced : openmm.System
         The particles of the subset, without forces.
     force_groups : int
+    platform : str
+        Where the shared forces are computed.
 
     Raises
     ------
@@ -84,7 +87,9 @@ class Sharing:
         found = find_shared_forces(system, slow, spec.system, system.groups, force_groups)
         for line in found.lines:
             logger.info("%s", line)
-        self.force_groups = force_groups
+        self.force_groups, self._system = force_groups, system
+        self._rollout: RolloutContext | None = None
+        self._environment: tuple[Array | None, Mapping[str, float]] = None, {}
         self.subset, self._indices, self.slow = found.subset, found.shared, found.slow
         self.reduced = reduce_system(system, self.subset)
         self._projections = Projections(reduce_system(system, self.subset, [1.0]))
@@ -101,15 +106,41 @@ class Sharing:
         if reproducible and (spec.platform is None or spec.platform.getName() != platform):
             platforms = reproducible_properties(platforms)
         context = fastest_context(shared, positions, platforms)
-        self._platform, self._properties = context.platform, context.properties
+        self.platform, self._properties = context.platform, context.properties
         self.forces = Draft(self._make(shared))
 
     def _forces_of(self, system: SystemSnapshot) -> openmm.System:
         return shared_system(system, self._indices)
 
     def _make(self, shared: openmm.System) -> ForceContext:
-        platform = openmm.Platform.getPlatform(self._platform)
+        platform = openmm.Platform.getPlatform(self.platform)
         return ForceContext(shared, platform, self._properties, self.force_groups)
+
+    @property
+    def system(self) -> openmm.System:
+        """Particles and shared forces, as they are."""
+        return self._forces_of(self._system)
+
+    def rollout_context(self, seed: int) -> RolloutContext:
+        """In which windows can be drafted: the same forces in a Context of its own."""
+        if self._rollout is None:
+            self._rollout = RolloutContext(
+                self._rollout_system,
+                self.subset,
+                self.platform,
+                self._properties,
+                self.force_groups,
+                seed,
+            )
+            self._rollout.set_environment(*self._environment)
+        return self._rollout
+
+    def _rollout_system(self) -> openmm.System:
+        system = self.system
+        copy_constraints(self._system, system)
+        if cm_removal_frequency(self._system):
+            system.addForce(openmm.CMMotionRemover(1))
+        return system
 
     def projection_at(self, tolerance: float) -> SystemProjection | None:
         """Onto the constraints of the subset, with the rest as one particle more."""
@@ -117,8 +148,14 @@ class Sharing:
 
     def refresh(self, system: SystemSnapshot) -> None:
         """Parameters of the System's forces have changed."""
+        self._system = system
+        if self._rollout is not None:
+            self._rollout.refresh()
         self.forces.take_context(self._make(self._forces_of(system)))
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
+        self._environment = box, parameters
         self.forces.set_environment(box, parameters)
+        if self._rollout is not None:
+            self._rollout.set_environment(box, parameters)

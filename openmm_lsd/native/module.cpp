@@ -40,6 +40,7 @@ NB_MODULE(_native, m) {
     bindIntegrator(m);
     bindConstraints(m);
     bindRound(m);
+    bindDrafting(m);
     bindContextAccess(m);
     bindValence(m);
     bindEstimates(m);

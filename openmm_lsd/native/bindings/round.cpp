@@ -10,6 +10,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
+#include <cmath>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -162,6 +164,44 @@ WholeRolloutResult rollOutWhole(const WholeRolloutArguments& given, const DraftF
     return {drafted.steps, sites.numpy(),       velocities.numpy(), forces.numpy(),
             added.numpy(), drafted.endsInState, path.numpy(),       pathVelocities.numpy(),
             centres.numpy(), sharedForces.numpy()};
+}
+
+ContextRolloutResult rollOutInContext(const ContextRolloutArguments& given,
+                                      const DraftForce& draftForce) {
+    const size_t length = given.corrections.forces.shape(0), own = given.masses.shape(0);
+    checkParticles(own, given.context.numParticles());
+    checkParticles(given.kicks.shape(1), own);
+    if (length < 1 || given.kicks.shape(0) != length || given.cmRemovals.shape(0) != length)
+        throw std::invalid_argument("corrections, kicks and removals differ in length");
+    Corrections corrections = correctionsOf(given.corrections, given.masses);
+    Buffer sites({length, own, 3}), forces(sites.shape), added(sites.shape);
+    const size_t components = 3 * own;
+    const double* masses = given.masses.data();
+    const double most = given.farthest / (given.stepSize * given.stepSize);
+    const auto standIn = [&](size_t k, const double* site, double* result) {
+        double *force = forces.data.get() + k * components,
+               *correction = added.data.get() + k * components;
+        std::copy_n(site, components, sites.data.get() + k * components);
+        draftForce(k, site, force);
+        if (!allFinite(force, components))
+            std::fill_n(force, components, 0.0);
+        corrections.take(k, site, correction);
+        bool isTooFar = false;
+        for (size_t c = 0; c < components; c++) {
+            result[c] = force[c] + correction[c];
+            isTooFar |= !(std::abs(result[c]) <= most * masses[c / 3]) && masses[c / 3] > 0;
+        }
+        if (isTooFar) // a draft may propose anything, but the Context must survive it
+            for (double* each : {force, correction, result})
+                std::fill_n(each, components, 0.0);
+    };
+    DraftingContext::Reached reached;
+    {
+        nb::gil_scoped_release release;
+        reached = given.context.draft(length, given.cmRemovals.data(), given.kicks.data(), standIn);
+    }
+    return {reached.sites, reached.state,  reached.isBroken,
+            sites.numpy(), forces.numpy(), added.numpy()};
 }
 
 // Positions or velocities (K, N, 3) in place: shifts (K, 3), and of the subset (K, |S|, 3).

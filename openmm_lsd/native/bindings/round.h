@@ -3,6 +3,7 @@
 #pragma once
 
 #include "../core/round.h"
+#include "../openmm/drafting_context.h"
 #include "arrays.h"
 
 #include <nanobind/stl/optional.h>
@@ -51,9 +52,26 @@ struct WholeRolloutArguments {
     std::optional<LongVector> stepCounts;
 };
 
+// The same where all but the subset stays in a Context; masses are those of the subset. A step that
+// moves a particle farther than ``farthest`` (nm) by these forces alone is drafted without them.
+struct ContextRolloutArguments {
+    DraftingContext& context;
+    Masses masses;
+    double stepSize, farthest;
+    CorrectionArguments corrections;
+    VectorBatch kicks;
+    Flags cmRemovals;
+};
+
+// Sites that were reached, the state that the Context is in, whether it is broken; arrays.
+using ContextRolloutResult =
+    std::tuple<size_t, size_t, bool, NumpyArray, NumpyArray, NumpyArray>;
+
 RolloutResult rollOut(const RolloutArguments& arguments, const DraftForce& draftForce);
 WholeRolloutResult rollOutWhole(const WholeRolloutArguments& arguments,
                                 const DraftForce& draftForce);
+ContextRolloutResult rollOutInContext(const ContextRolloutArguments& arguments,
+                                      const DraftForce& draftForce);
 
 // Defines the methods, whose last arguments are those of ``begin`` and annotated last: it is told
 // the numbers of particles and steps, raises if they do not fit, and returns what drafts.
@@ -117,4 +135,28 @@ void defineRollout(nb::class_<Owner>& type,
         annotations...,
         "Number of drafted steps; the first four arrays of a window.Window; whether the rest could "
         "be moved by the last step; and the arrays of a window.Whole.");
+    type.def(
+        "rollout_in_context",
+        [begin](Owner& owner, DraftingContext& context, Masses masses, double stepSize,
+                double farthest, VectorBatch kicks, Flags cmRemovals, VectorBatch corrections,
+                std::optional<VectorBatch> sites, std::optional<IntMatrix> neighbours,
+                std::optional<Blocks> blocks, std::optional<VectorBatch> moved,
+                std::optional<VectorBatch> changed, More... more) {
+            const DraftForce draftForce =
+                begin(owner, masses.shape(0), corrections.shape(0), more...);
+            return rollOutInContext({context,
+                                     masses,
+                                     stepSize,
+                                     farthest,
+                                     {corrections, sites, neighbours, blocks, moved, changed},
+                                     kicks,
+                                     cmRemovals},
+                                    draftForce);
+        },
+        nb::arg("context"), nb::arg("masses"), nb::arg("step_size"), nb::arg("farthest"),
+        nb::arg("kicks"), nb::arg("cm_removals"), nb::arg("corrections"), nb::arg("sites").none(),
+        nb::arg("neighbours").none(), nb::arg("blocks").none(), nb::arg("moved").none(),
+        nb::arg("changed").none(), annotations...,
+        "Number of sites that were reached; the state in which the Context is, by steps done, and "
+        "whether it is broken; sites, draft forces and corrections (K, n, 3).");
 }
