@@ -8,23 +8,22 @@ rest has no noise both engines must take the same path for the same noise of the
 import copy
 import dataclasses
 import functools
-import logging
 
 import numpy as np
 import openmm
 import pytest
 from ensembles import Z, reference_of, score_of
 from openmm import app
-from particles import ON_DEVICE, PLATFORM, lsd, not_on_devices, planted
-from test_law_of_mixed_systems import BOX, LIGAND, MASSES, WATER, build
+from particles import ON_DEVICE, PLATFORM, lsd, planted
+from test_law_of_mixed_systems import LIGAND, WATER, build
 from test_mixed_systems import box_of, python_force
 
-from openmm_lsd import LSDIntegrator, TargetError, batched
+from openmm_lsd import LSDIntegrator, batched
 from openmm_lsd.core.noise import StepNoise
 from openmm_lsd.drafts.contextengine import ContextEngine
 from openmm_lsd.drafts.draftingprogram import DraftingProgram
 
-TOLERANCE = 1e-4 if ON_DEVICE else 1e-8  # of positions in nm
+TOLERANCE = 1e-4 if ON_DEVICE else 1e-6  # of positions in nm
 FREE_STIFFNESS, FREE_LENGTH = 12_000.0, 0.20
 
 
@@ -128,9 +127,7 @@ def test_planted_faults_are_caught(fault):
 
 
 def simulation_of(engine, target, draft, positions, topology, **keywords):
-    integrator = lsd(
-        300.0, 5.0, 0.002, draft, **{"windowLength": 8, "engine": engine, **keywords}
-    )
+    integrator = lsd(300.0, 5.0, 0.002, draft, **{"windowLength": 8, "engine": engine, **keywords})
     simulation = app.Simulation(topology, target, integrator, PLATFORM)
     simulation.context.setPositions(positions)
     simulation.context.setVelocitiesToTemperature(300.0, 3)

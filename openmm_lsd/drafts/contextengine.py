@@ -39,6 +39,10 @@ class KeptInContext(KeptState):
         super().__init__(lambda: engine.read(self.kept), step)
         self.kept = kept
 
+    def move(self, kept: Kept) -> None:
+        """It has become another state of another window."""
+        self.kept = kept
+
 
 class Kept(NamedTuple):
     """Where a state is: how many windows had been drafted, how many steps of that were done, and
@@ -69,6 +73,17 @@ class CommittedInContext:
     def states(self, step: int) -> list[KeptInContext]:
         """See CommittedSteps."""
         return [KeptInContext(self.engine, each, step + k) for k, each in enumerate(self.kept, 1)]
+
+    def find_shifts(self, scheme: Scheme, masses: Array, discrepancies: Array) -> Array:
+        """Noise shifts (C, n, 3) of the leading steps, for masses (n, 1) of the subset."""
+        count, inverse_masses = len(discrepancies), reciprocal(masses)
+        velocities = np.zeros_like(discrepancies)
+        velocities[1:] = [each.of_subset[1] for each in self.kept[: count - 1]]
+        free = dataclasses.replace(scheme, projection=None)
+        nothing = np.zeros_like(velocities)
+        accelerations = discrepancies * inverse_masses
+        shifts = free.kick_shift(nothing, velocities, nothing, accelerations, nothing)
+        return shifts * reciprocal(free.noise_scale(inverse_masses))
 
 
 class ContextEngine(Engine):
@@ -165,7 +180,7 @@ class ContextEngine(Engine):
         """A window was drafted from a state, which is the first of that window from now on."""
         self._context.take(reached, is_broken)
         if isinstance(state, KeptInContext):
-            state.kept = Kept(self._context.windows, 0, *_nothing(len(self.subset)))
+            state.move(Kept(self._context.windows, 0, *_nothing(len(self.subset))))
 
     def _go_to(self, state: AnyState, length: int) -> None:
         """Where a window of this length begins."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import openmm
@@ -27,6 +28,26 @@ def free_groups(forces: list[openmm.Force]) -> list[int]:
     return [group for group in range(GROUPS) if not used >> group & 1]
 
 
+class Place(NamedTuple):
+    """Where and how a Context computes: platform, its properties, bits of the force groups that
+    count, and the seed of the noise of all particles outside the subset."""
+
+    platform: str
+    properties: Mapping[str, str]
+    force_groups: int
+    seed: int
+
+
+class _Made(NamedTuple):
+    """A Context that was made, with what must outlive it."""
+
+    native: DraftingContext
+    program: DraftingProgram
+    access: ContextAccess
+    context: openmm.Context
+    system: openmm.System
+
+
 class RolloutContext:
     """A Context that drafts windows and goes to any state of the last one.
 
@@ -36,17 +57,10 @@ class RolloutContext:
         Gives a new System: particles, constraints, virtual sites and the shared forces, and a
         CMMotionRemover that acts at every step, if the motion of the centre of mass is removed.
     subset : (n,) int
-    platform : str
-    properties : mapping of str to str
-        Of the platform.
-    force_groups : int
-        Bits, of the shared forces that count.
-    seed : int
-        Of the noise of all particles outside the subset.
+    place : Place
 
     Attributes
     ----------
-    native : DraftingContext
     windows : int
         How many have been drafted.
     drafted : int
@@ -57,47 +71,54 @@ class RolloutContext:
         self,
         make_system: Callable[[], openmm.System],
         subset: NDArray[np.int64],
-        platform: str,
-        properties: Mapping[str, str],
-        force_groups: int,
-        seed: int,
+        place: Place,
     ) -> None:
-        self._make_system, self._subset = make_system, subset
-        self._platform, self._properties = platform, dict(properties)
-        self._force_groups, self._seed = force_groups, seed
+        self._make_system, self._subset, self._place = make_system, subset, place
         self._scheme: tuple[Scheme, float] | None = None
-        self._box: Array | None = None
-        self._parameters: Mapping[str, float] = {}
-        self._capacity = self._made = self._state = 0
+        self._environment: tuple[Array | None, Mapping[str, float]] = None, {}
+        self._made: _Made | None = None
+        self._number = self._state = 0
         self._is_stale = self._is_broken = False
         self.windows = self.drafted = 0
 
+    @property
+    def native(self) -> DraftingContext:
+        """For the native rollout."""
+        return self._present.native
+
+    @property
+    def _present(self) -> _Made:
+        assert self._made is not None, "made by make()"
+        return self._made
+
     def has_room(self, length: int) -> bool:
         """Whether a window of this length can be drafted by the Context as it is."""
-        return length <= self._capacity and not self._is_stale
+        made = self._made
+        return made is not None and length <= made.program.capacity and not self._is_stale
 
     def make(self, length: int, step: int) -> None:
         """A new Context with room for windows of this length, the first from this step on.
 
         Its noise is that of no other: of seed, step, and the number of Contexts before.
         """
-        self._capacity = capacity = max(LEAST_CAPACITY, 2 ** (length - 1).bit_length())
-        system = self._make_system()
+        place, system = self._place, self._make_system()
         removes = any(isinstance(each, openmm.CMMotionRemover) for each in system.getForces())
         stand_in, vectors = free_groups(system.getForces())[-2:]
-        self.native = DraftingContext(int(system.this), self._subset.tolist(), stand_in, vectors)
-        self._program = DraftingProgram(capacity, vectors, removes)
-        integrator = self._program.integrator
-        groups = self._force_groups & ~(1 << vectors) | 1 << stand_in
+        native = DraftingContext(int(system.this), self._subset.tolist(), stand_in, vectors)
+        capacity = max(LEAST_CAPACITY, 2 ** (length - 1).bit_length())
+        program = DraftingProgram(capacity, vectors, removes)
+        integrator = program.integrator
+        groups = place.force_groups & ~(1 << vectors) | 1 << stand_in
         integrator.setIntegrationForceGroups(signed(groups))
-        sequence = np.random.SeedSequence([self._seed, step, self._made])
+        sequence = np.random.SeedSequence([place.seed, step, self._number])
         integrator.setRandomNumberSeed(int(sequence.generate_state(1)[0]) % (2**31 - 1) + 1)
-        platform = openmm.Platform.getPlatform(self._platform)
-        self._system, self._made, self._is_stale = system, self._made + 1, False
-        self._context = openmm.Context(system, integrator, platform, self._properties)
-        self.native.attach(int(integrator.this))
-        self._access: ContextAccess = self._program.bind(self._context, self._subset)
-        self._set_environment()
+        platform = openmm.Platform.getPlatform(place.platform)
+        context = openmm.Context(system, integrator, platform, dict(place.properties))
+        native.attach(int(integrator.this))
+        access = program.bind(context, self._subset)
+        self._made = _Made(native, program, access, context, system)
+        self._number, self._is_stale = self._number + 1, False
+        self.set_environment(*self._environment)
         if self._scheme is not None:
             self.set_scheme(*self._scheme)
 
@@ -108,27 +129,25 @@ class RolloutContext:
     def set_scheme(self, scheme: Scheme, tolerance: float) -> None:
         """Temperature, friction and step size, and the relative tolerance of constraints."""
         self._scheme = scheme, tolerance
-        if self._capacity:
-            self._program.set_scheme(scheme)
-            self._program.integrator.setConstraintTolerance(tolerance)
+        if self._made is not None:
+            self._made.program.set_scheme(scheme)
+            self._made.program.integrator.setConstraintTolerance(tolerance)
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """Take over the periodic box (3, 3) in nm and those parameters that there are."""
-        self._box, self._parameters = box, dict(parameters)
-        if self._capacity:
-            self._set_environment()
-
-    def _set_environment(self) -> None:
-        access = self._access
-        if self._box is not None and not np.array_equal(access.get_box(), self._box):
-            access.set_box(np.ascontiguousarray(self._box))
+        self._environment = box, dict(parameters)
+        if self._made is None:
+            return
+        access = self._made.access
+        if box is not None and not np.array_equal(access.get_box(), box):
+            access.set_box(np.ascontiguousarray(box))
         for name, value in access.get_parameters().items():
-            if self._parameters.get(name, value) != value:
-                access.set_parameter(name, self._parameters[name])
+            if parameters.get(name, value) != value:
+                access.set_parameter(name, parameters[name])
 
     def set_state(self, positions: Array, velocities: Array) -> None:
         """Of all particles (N, 3), where the next window begins."""
-        self._access.set_state(positions, velocities, 0.0, 0)
+        self._present.access.set_state(positions, velocities, 0.0, 0)
         self._state, self._is_broken = 0, False
 
     def take(self, state: int, is_broken: bool) -> None:
@@ -154,7 +173,7 @@ class RolloutContext:
         vectors : (2, n, 3), optional
             Likewise, to those of the subset.
         """
-        along = np.zeros(self._capacity)
+        along = np.zeros(self._present.program.capacity)
         if self._is_broken:
             mode, along[:state] = RECOVER, 1.0
         else:
@@ -162,7 +181,7 @@ class RolloutContext:
             along[self._state : state] = 1.0
             along[state : self._state] = -1.0
         nothing = np.zeros(3)
-        self._program.set_move(
+        self._present.program.set_move(
             mode,
             along.tolist(),
             state,
@@ -176,5 +195,5 @@ class RolloutContext:
 
     def read(self) -> tuple[Array, Array]:
         """Positions and velocities (N, 3) of the state that it is in."""
-        positions, velocities, *_ = self._access.get_state()
+        positions, velocities, *_ = self._present.access.get_state()
         return positions, velocities

@@ -13,7 +13,8 @@ from openmm import app, unit
 
 from ..contexts.checks import check_system
 from ..core.schemes import SCHEMES
-from .enginechoice import ENGINES
+
+ENGINES = ("auto", "host", "context")
 
 
 def draft_system_of(draft: Any) -> openmm.System | None:

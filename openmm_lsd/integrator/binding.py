@@ -27,9 +27,10 @@ from .barostat import BarostatMoves
 from .boundpair import BoundPair
 from .changes import ContextChanges
 from .contextstate import ContextState
+from .enginechoice import Engines
 from .plainsteps import PlainSteps
 from .restart import Record
-from .samplerspec import Engines, SamplerSpec, Settings
+from .samplerspec import SamplerSpec, Settings
 from .snapshot import SystemSnapshot
 
 Array = NDArray[np.float64]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import openmm
 from numpy.typing import NDArray
 
+from .._native import ContextAccess
 from ..contexts import autotune
 from ..contexts.checks import cm_removal_frequency, masses_of, virtual_sites
 from ..contexts.constraints import constraints_of
@@ -18,14 +20,17 @@ from ..contexts.forcecontext import describe_system
 from ..contexts.platforms import HOSTS
 from ..core.corrections import Corrections
 from ..core.engine import Engine
+from ..core.schemes import Scheme
 from ..core.window import Draws, State
 from ..drafts.rolloutcontext import free_groups
+from .boundpair import BoundPair
+from .sharing import Sharing
+from .snapshot import SystemSnapshot
 
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-ENGINES = ("auto", "host", "context")
 LENGTH_OF_TRIAL = 8  # steps
 LONGEST_TRIAL = 2.0  # s
 
@@ -104,35 +109,113 @@ def find_obstacle(
     return None
 
 
-def choose_engine(
-    wanted: str,
-    engines: Mapping[str, Callable[[], Engine]],
-    state: State,
-    shared: openmm.System,
-    platform: str,
-    is_tuned: bool,
-) -> Engine:
-    """The engine that is wanted; with 'auto' the one that drafts faster.
+class Engines(NamedTuple):
+    """What makes the engine: where draft and target share nothing, and where they do."""
 
-    Without timing, where the same seed must give the same trajectory: then it is the platform of
-    the shared forces that decides.
+    of_all: Callable[..., Engine]  #: as NativeEngine
+    of_subset: Callable[..., Engine]  #: as NativeSubsetEngine
+    of_context: Callable[..., Engine]  #: likewise, as ContextEngine
+    wanted: str  #: 'host', 'context' or 'auto'
+
+
+class EngineMaker:
+    """Makes the engines of the samplers of one Context.
+
+    Parameters
+    ----------
+    engines : Engines
+    access : ContextAccess
+    system : SystemSnapshot
+    masses : (N,) amu
+    pair : BoundPair
+    scheme_name : str
+    is_tuned : bool
+        Whether the window will change. If it does not, nothing may depend on the clock.
     """
-    if wanted == "auto" and not is_tuned:
-        wanted = "host" if platform in HOSTS else "context"
-    if wanted != "auto":
-        return engines[wanted]()
-    made = {name: make() for name, make in engines.items()}
-    draws = {name: _draws(engine) for name, engine in made.items()}
 
-    def draft(name: str) -> None:
-        engine, length = made[name], LENGTH_OF_TRIAL
-        corrections = Corrections(np.zeros((length, len(engine.masses[engine.subset]), 3)))
-        engine.draft(state, corrections, draws[name], None)
+    def __init__(
+        self,
+        engines: Engines,
+        access: ContextAccess,
+        system: SystemSnapshot,
+        masses: Array,
+        pair: BoundPair,
+        scheme_name: str,
+        is_tuned: bool,
+    ) -> None:
+        self._engines, self._access, self._system = engines, access, system
+        self._masses, self._pair = masses, pair
+        self._scheme_name, self._is_tuned = scheme_name, is_tuned
 
-    key = f"engine {digest_of(describe_system(shared), platform)}"
-    name = autotune.choose(key, list(made), draft, what="engine", longest=LONGEST_TRIAL)
-    logger.info("engine: %s", name)
-    return made[name or "host"]
+    def make(self, scheme: Scheme, seed: int, tolerance: float) -> Engine:
+        """The engine that is wanted; with 'auto' the one that drafts faster.
+
+        Parameters
+        ----------
+        scheme : Scheme
+        seed : int
+            Of the noise that is not the host's.
+        tolerance : float
+            Relative, of the constraints.
+
+        Raises
+        ------
+        ValueError
+            If the engine that is wanted is not possible.
+        """
+        engines, pair, masses = self._engines, self._pair, self._masses
+        obstacle, sharing = self._find_obstacle(), pair.sharing
+        if obstacle is not None and engines.wanted == "context":
+            raise ValueError(f"engine='context' is not possible here: {obstacle}")
+        if sharing is None:
+            return engines.of_all(scheme, masses, pair.draft)
+        subset = sharing.subset
+
+        def on_host() -> Engine:
+            projection = sharing.projection_at(tolerance)
+            return engines.of_subset(scheme, masses, sharing.forces, pair.draft, subset, projection)
+
+        def in_context() -> Engine:
+            context = sharing.rollout_context(seed)
+            return engines.of_context(scheme, masses, context, pair.draft, subset, tolerance)
+
+        if obstacle is not None:
+            logger.info("engine: host, as %s", obstacle)
+            return on_host()
+        wanted = engines.wanted
+        if wanted == "auto" and not self._is_tuned:
+            wanted = "host" if sharing.platform in HOSTS else "context"
+        both = {"host": on_host, "context": in_context}
+        return self._faster(both, sharing) if wanted == "auto" else both[wanted]()
+
+    def _faster(self, both: Mapping[str, Callable[[], Engine]], sharing: Sharing) -> Engine:
+        made = {name: make() for name, make in both.items()}
+        positions, velocities, *_ = self._access.get_state()
+        state = State(positions, velocities, 0)
+        draws = {name: _draws(engine) for name, engine in made.items()}
+        corrections = Corrections(np.zeros((LENGTH_OF_TRIAL, len(sharing.subset), 3)))
+
+        def draft(name: str) -> None:
+            made[name].draft(state, corrections, draws[name], None)
+
+        key = f"engine {digest_of(describe_system(sharing.system), sharing.platform)}"
+        name = autotune.choose(key, list(made), draft, what="engine", longest=LONGEST_TRIAL)
+        logger.info("engine: %s", name)
+        return made[name or "host"]
+
+    def _find_obstacle(self) -> str | None:
+        """To the Context engine."""
+        pair, sharing = self._pair, self._pair.sharing
+        if sharing is None:
+            return "draft and target share no forces"
+        shared = sharing.system  # to be kept while its forces are looked at
+        return find_obstacle(
+            self._system,
+            shared.getForces(),
+            sharing.subset,
+            self._scheme_name,
+            pair.uses_times,
+        )
 
 
 def _draws(engine: Engine) -> Draws:

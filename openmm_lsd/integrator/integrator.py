@@ -42,10 +42,17 @@ from .arguments import (
 )
 from .barostat import BarostatMoves
 from .binding import Binding
+from .enginechoice import Engines
 from .probe import Probe
 from .program import FRICTION, NOISE_STEP, TEMPERATURE, add_program, refuse_program
-from .restart import Record, RestartError, from_checkpoint, install_load_guards, to_checkpoint
-from .samplerspec import Engines
+from .restart import (
+    Record,
+    RestartError,
+    check_record,
+    from_checkpoint,
+    install_load_guards,
+    to_checkpoint,
+)
 from .snapshot import SystemSnapshot, existing
 
 PROPERTY = "openmm_lsd"  # of the XML
@@ -362,34 +369,11 @@ class LSDIntegrator(openmm.CustomIntegrator):
         return {**self._binding.record(self._binding.settings()), **record}
 
     def check_compatible(self, record: Record | None) -> None:
-        """Raise RestartError if a run of this integrator cannot go on from a record.
-
-        Called before a checkpoint is loaded.
-        """
+        """RestartError if it cannot go on from a record; called before a checkpoint is loaded."""
         if record is None:
             return
-        own = self._identity()
-        for name, meaning in (
-            ("particles", "number of particles"),
-            ("scheme", "scheme"),
-            ("given seed", "randomNumberSeed"),
-        ):
-            if record[name] != own[name]:
-                raise RestartError(
-                    f"it was written with {meaning} {record[name]!r}, and this integrator has "
-                    f"{own[name]!r}"
-                )
         is_on_device = ContextAccess(int(self.this)).on_device
-        if is_on_device and record.get("masses", own["masses"]) != own["masses"]:
-            raise RestartError(
-                "its particles have other masses, which a checkpoint brings back on this platform; "
-                "call reinitialize() without preserveState, or load a State"
-            )
-        if record["draft"] != own["draft"]:
-            raise RestartError(
-                "it was written with another draft; give the integrator the same System (and the "
-                "same learning)"
-            )
+        check_record(record, self._identity(), is_on_device)
 
     def _take_record(self, record: Record | None) -> None:
         """The state in the Context was loaded, and this is what belongs to it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..core.engine import Engine, TrainableDraft
 from ..core.sampler import SpeculativeSampler, Tuner
 from ..core.schemes import reciprocal, remove_cm_motion
 from ..core.window import AnyState, CommittedSteps, Draws, Window
+from ..drafts.contextengine import CommittedInContext
 from ..targets.base import Evaluation
 from .binding import Binding
 
@@ -100,19 +101,36 @@ class _Recording:
         if window.whole is not None:  # whose arrays the committed steps take
             drafted = window.whole.velocities.copy()
         committed = self.recorded.commit(state, window, target_forces, draws)
+        known = len(committed.noise_shifts)
+        differences = target_forces[:known] - window.draft_forces[:known]
+        differences -= window.corrections[:known]
+        if isinstance(committed, CommittedInContext):  # differences are all that is known
+            own = self.masses[self.subset]
+            shifts: Iterable[Array] = committed.find_shifts(self.scheme, own, differences)
+        else:
+            shifts = self._find_shifts(state, committed, drafted, differences, draws)
+        for k, shift in enumerate(shifts):
+            everywhere = self.shifts[state.step + k] = np.zeros_like(state.positions)
+            everywhere[self.subset if len(shift) < len(everywhere) else slice(None)] = shift
+        return committed
+
+    def _find_shifts(
+        self,
+        state: AnyState,
+        committed: CommittedSteps,
+        drafted: Array,
+        differences: Array,
+        draws: Draws,
+    ) -> Iterator[Array]:
         inverse_masses = reciprocal(self.masses)
         inverse_scale = reciprocal(self.scheme.noise_scale(inverse_masses))
         starts = [state, *committed.states(state.step)[:-1]]
-        nothing = np.zeros_like(state.positions)
-        for k in range(len(committed.noise_shifts)):
+        for k, difference in enumerate(differences):
             x, v = starts[k].positions, starts[k].velocities
             if draws.cm_removals[k]:
                 v = remove_cm_motion(v, self.masses)
-            difference = nothing.copy()
-            difference[self.subset] = (
-                target_forces[k] - window.draft_forces[k] - window.corrections[k]
-            )
-            acceleration = difference * inverse_masses
-            shift = self.scheme.kick_shift(x, v, drafted[k], acceleration, nothing)
-            self.shifts[state.step + k] = inverse_scale * shift
-        return committed
+            acceleration = np.zeros_like(x)
+            acceleration[self.subset] = difference
+            acceleration *= inverse_masses
+            shift = self.scheme.kick_shift(x, v, drafted[k], acceleration, np.zeros_like(x))
+            yield inverse_scale * shift

@@ -151,3 +151,27 @@ def _check_checkpoint(context: openmm.Context, integrator: Any, checkpoint: byte
         integrator.check_compatible(from_checkpoint(checkpoint, lengths))
     except RestartError as error:
         raise RestartError(f"the checkpoint was not loaded: {error}") from error
+
+
+def check_record(record: Record, own: Record, is_on_device: bool) -> None:
+    """Raise RestartError if a run cannot go on from a record, by what must be the same in both."""
+    for name, meaning in (
+        ("particles", "number of particles"),
+        ("scheme", "scheme"),
+        ("given seed", "randomNumberSeed"),
+    ):
+        if record[name] != own[name]:
+            raise RestartError(
+                f"it was written with {meaning} {record[name]!r}, and this integrator has "
+                f"{own[name]!r}"
+            )
+    if is_on_device and record.get("masses", own["masses"]) != own["masses"]:
+        raise RestartError(
+            "its particles have other masses, which a checkpoint brings back on this platform; "
+            "call reinitialize() without preserveState, or load a State"
+        )
+    if record["draft"] != own["draft"]:
+        raise RestartError(
+            "it was written with another draft; give the integrator the same System (and the "
+            "same learning)"
+        )

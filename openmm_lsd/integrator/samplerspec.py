@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 from collections.abc import Callable, Sequence
@@ -16,22 +15,18 @@ from ..contexts.checks import cm_removal_frequency
 from ..contexts.constraints import Projections
 from ..core.clock import Clock
 from ..core.correctors import Corrector, Following, make_corrector
-from ..core.engine import Engine
 from ..core.noise import StepNoise
 from ..core.sampler import SpeculativeSampler, Tuner
 from ..core.schemes import SCHEMES, Scheme, reciprocal
 from ..core.statistics import Round, Stopwatch
 from ..core.tuning import WindowTuner
-from ..core.window import State
 from ..drafts.estimates import native_estimates
 from .barostat import BarostatMoves
 from .boundpair import BoundPair
-from .enginechoice import choose_engine, find_obstacle
+from .enginechoice import EngineMaker, Engines
 from .snapshot import SystemSnapshot
 
 Array = NDArray[np.float64]
-
-logger = logging.getLogger(__name__)
 
 MAX_ATOMS_OF_JACOBIAN = 5000  # it takes 8 kB of each
 
@@ -74,15 +69,6 @@ class Seed:
         return given == 0
 
 
-class Engines(NamedTuple):
-    """What makes the engine: where draft and target share nothing, and where they do."""
-
-    of_all: Callable[..., Engine]  #: as NativeEngine
-    of_subset: Callable[..., Engine]  #: as NativeSubsetEngine
-    of_context: Callable[..., Engine]  #: likewise, as ContextEngine
-    wanted: str  #: 'host', 'context' or 'auto'
-
-
 class SamplerSpec:
     """What the samplers of one Context have in common.
 
@@ -119,8 +105,10 @@ class SamplerSpec:
         stopwatch: Stopwatch,
         engines: Engines,
     ) -> None:
-        self._engines, self._access, self._is_tuned = engines, access, tuner is not None
-        self._system, self._masses, self._pair, self._moves = system, masses, pair, moves
+        self._engines = EngineMaker(
+            engines, access, system, masses, pair, scheme_name, tuner is not None
+        )
+        self._masses, self._pair, self._moves = masses, pair, moves
         self._projections = Projections(system)
         self._scheme_name, self._window, self.tuner = scheme_name, window, tuner
         if correction is None:
@@ -158,7 +146,7 @@ class SamplerSpec:
     def build(self, settings: Settings, scheme: Scheme) -> SpeculativeSampler:
         """A sampler, with what was learned so far; the target has been set up."""
         pair, seed = self._pair, self.seed.of(settings)
-        engine = self._make_engine(settings, scheme)
+        engine = self._engines.make(scheme, seed, settings.constraint_tolerance)
         return SpeculativeSampler(
             engine,
             pair,
@@ -171,53 +159,6 @@ class SamplerSpec:
             round_callbacks=self._round_callbacks,
             stopwatch=self._stopwatch,
             learns_beside=not pair.target.keeps_cores_busy,
-        )
-
-    def _make_engine(self, settings: Settings, scheme: Scheme) -> Engine:
-        pair, engines, wanted = self._pair, self._engines, self._engines.wanted
-        obstacle = self._find_obstacle()
-        if obstacle is not None and wanted == "context":
-            raise ValueError(f"engine='context' is not possible here: {obstacle}")
-        sharing = pair.sharing
-        if sharing is None:
-            return engines.of_all(scheme, self._masses, pair.draft)
-        subset, tolerance = sharing.subset, settings.constraint_tolerance
-
-        def on_host() -> Engine:
-            projection = sharing.projection_at(tolerance)
-            return engines.of_subset(
-                scheme, self._masses, sharing.forces, pair.draft, subset, projection
-            )
-
-        def in_context() -> Engine:
-            context = sharing.rollout_context(self.seed.of(settings))
-            return engines.of_context(scheme, self._masses, context, pair.draft, subset, tolerance)
-
-        if obstacle is not None:
-            logger.info("engine: host, as %s", obstacle)
-            return on_host()
-        positions, velocities, *_ = self._access.get_state()
-        return choose_engine(
-            wanted,
-            {"host": on_host, "context": in_context},
-            State(positions, velocities, 0),
-            sharing.system,
-            sharing.platform,
-            self._is_tuned,
-        )
-
-    def _find_obstacle(self) -> str | None:
-        """To the Context engine."""
-        pair, sharing = self._pair, self._pair.sharing
-        if sharing is None:
-            return "draft and target share no forces"
-        shared = sharing.system  # to be kept while its forces are looked at
-        return find_obstacle(
-            self._system,
-            shared.getForces(),
-            sharing.subset,
-            self._scheme_name,
-            pair.uses_times,
         )
 
     def _make_corrector(self, scheme: Scheme) -> Corrector:

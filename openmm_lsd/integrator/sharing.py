@@ -17,7 +17,7 @@ from ..contexts.platforms import reproducible_properties
 from ..contexts.sharedforces import find_shared_forces, shared_system
 from ..contexts.subsets import reduce_system, reduce_topology
 from ..drafts.draft import Draft, DraftSpec
-from ..drafts.rolloutcontext import RolloutContext
+from ..drafts.rolloutcontext import Place, RolloutContext
 from ..targets.base import ForceSettings
 from ..targets.slowforces import find_slow_forces
 from .snapshot import SystemSnapshot
@@ -124,14 +124,8 @@ class Sharing:
     def rollout_context(self, seed: int) -> RolloutContext:
         """In which windows can be drafted: the same forces in a Context of its own."""
         if self._rollout is None:
-            self._rollout = RolloutContext(
-                self._rollout_system,
-                self.subset,
-                self.platform,
-                self._properties,
-                self.force_groups,
-                seed,
-            )
+            place = Place(self.platform, self._properties, self.force_groups, seed)
+            self._rollout = RolloutContext(self._rollout_system, self.subset, place)
             self._rollout.set_environment(*self._environment)
         return self._rollout
 

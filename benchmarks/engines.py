@@ -1,0 +1,124 @@
+"""Where windows are drafted: on the host or in a Context, against plain steps of the cheap forces.
+
+    pip install parmed        # it makes the boxes: alanine dipeptide in rigid water, PME
+    python benchmarks/engines.py --platform CPU --atoms 2300 9000 20000 50000 --outfile FILE
+
+Per round of K steps: the time of drafting, in units of K steps of LangevinMiddleIntegrator with the
+same cheap forces on the same platform; and the rest (noise, transfers, commit, bookkeeping) in
+milliseconds, without the slow force, which is free here.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from time import perf_counter
+
+import numpy as np
+import openmm
+from mixed import ATOMS, in_water
+from openmm import app
+
+from openmm_lsd import LSDIntegrator, batched
+from openmm_lsd.commands.benchmark import machine
+
+MOLECULE = "alanine_dipeptide"
+ROUNDS = 10  # per turn
+
+
+@batched
+def free(positions, box, parameters):
+    return np.zeros(len(positions)), np.zeros_like(positions)
+
+
+def simulation_of(topology, positions, system, integrator, platform):
+    simulation = app.Simulation(topology, system, integrator, platform)
+    simulation.context.setPositions(positions)
+    simulation.context.setVelocitiesToTemperature(300, 1)
+    return simulation
+
+
+def measure(atoms, window, platform, engines, seconds):
+    topology, positions, field = in_water(MOLECULE, atoms, picoseconds=min(5.0, 10_000 / atoms))
+    target = openmm.XmlSerializer.clone(field)
+    slow = openmm.PythonForce(free)
+    slow.setParticles(list(range(ATOMS[MOLECULE])))
+    target.addForce(slow)
+    plain = openmm.LangevinMiddleIntegrator(300, 1, 0.001)
+    plain = simulation_of(topology, positions, field, plain, platform)
+    runs = {}
+    for engine in engines:
+        integrator = LSDIntegrator(
+            300,
+            1,
+            0.001,
+            "auto",
+            windowLength=window,
+            topology=topology,
+            draftPlatform=platform,
+            engine=engine,
+        )
+        runs[engine] = simulation_of(topology, positions, target, integrator, platform)
+        runs[engine].step(4 * window)
+    plain.step(4 * window)
+    plain_seconds, drafts, rests = [], {each: [] for each in runs}, {each: [] for each in runs}
+    begin = perf_counter()
+    while perf_counter() - begin < seconds or len(plain_seconds) < 3:
+        start = perf_counter()
+        plain.integrator.step(ROUNDS * window)
+        plain.context.getState(positions=True)
+        plain_seconds.append((perf_counter() - start) / ROUNDS)
+        for engine, run in runs.items():
+            before, start = run.integrator.statistics, perf_counter()
+            run.integrator.step(ROUNDS * window)
+            elapsed = perf_counter() - start
+            spent = run.integrator.statistics.since(before)
+            drafts[engine].append(spent.draft_seconds / spent.rounds)
+            rest = elapsed - spent.draft_seconds - spent.target_seconds
+            rests[engine].append(rest / spent.rounds)
+    per_window = float(np.median(plain_seconds))
+    return {
+        "atoms": topology.getNumAtoms(),
+        "plain, ms per window": 1e3 * per_window,
+        "engines": {
+            engine: {
+                "draft, times plain": float(np.median(drafts[engine])) / per_window,
+                "rest, ms": 1e3 * float(np.median(rests[engine])),
+                "steps per round": runs[engine].integrator.statistics.steps_per_round,
+            }
+            for engine in runs
+        },
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--platform", default="CPU")
+    parser.add_argument("--precision", help="of a device: single, mixed or double")
+    parser.add_argument("--atoms", type=int, nargs="+", default=[2300, 9000, 20_000, 50_000])
+    parser.add_argument("--window", type=int, default=16)
+    parser.add_argument("--engines", nargs="+", default=["host", "context"])
+    parser.add_argument("--seconds", type=float, default=30.0, help="per box")
+    parser.add_argument("--outfile", type=Path)
+    args = parser.parse_args()
+    platform = openmm.Platform.getPlatform(args.platform)
+    if args.precision:
+        platform.setPropertyDefaultValue("Precision", args.precision)
+    rows = []
+    print(f"{args.platform}, K = {args.window}\n atoms   plain, ms/window   draft (times plain), rest")
+    for atoms in args.atoms:
+        row = measure(atoms, args.window, platform, args.engines, args.seconds)
+        rows.append(row)
+        told = "   ".join(
+            f"{name}: {each['draft, times plain']:.2f}, {each['rest, ms']:.2f} ms"
+            for name, each in row["engines"].items()
+        )
+        print(f"{row['atoms']:6d}{row['plain, ms per window']:18.1f}   {told}", flush=True)
+    if args.outfile is not None:
+        known = json.loads(args.outfile.read_text()) if args.outfile.exists() else {}
+        name = args.platform + (f" {args.precision}" if args.precision else "")
+        known[name] = {"machine": machine(), "window": args.window, "rows": rows}
+        args.outfile.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
