@@ -23,6 +23,7 @@ from particles import (
     system_of,
     torch_force,
 )
+from test_mixed_systems import box_of
 
 from openmm_lsd import LSDIntegrator, TargetError
 from openmm_lsd.commands.case import choose_platform
@@ -216,3 +217,22 @@ def test_commands_do_not_choose_opencl_for_a_torch_force(monkeypatch):
     )
     chosen = choose_platform(system, None)
     assert all(platform.getSpeed() <= 5 for platform in chosen)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rigid_water_stays_whole_where_its_constraints_are_not(precision):
+    """The shared forces of a mixed System: exceptions alone say what belongs together.
+
+    Molecules lie across the border of the box; an excluded pair that is torn apart has a wrong
+    force, for OpenMM takes it off without images.
+    """
+    _, positions, cheap = box_of("dipeptide", None)
+    while cheap.getNumConstraints():
+        cheap.removeConstraint(0)
+    for force in cheap.getForces():
+        if isinstance(force, openmm.NonbondedForce):
+            force.setNonbondedMethod(openmm.NonbondedForce.PME)
+    positions = np.array(positions) + 0.37
+    expected = ForceContext(cheap, openmm.Platform.getPlatform("Reference")).forces(positions[None])
+    found = ForceContext(cheap, PLATFORM, properties(precision)).forces(positions[None])
+    np.testing.assert_allclose(found, expected, rtol=1e-3, atol=2.0)

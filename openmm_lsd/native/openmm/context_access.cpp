@@ -4,6 +4,7 @@
 #include "barostats.h"
 #include "devices.h"
 #include "force_classes.h"
+#include "molecules.h"
 #include "speculative_integrator.h"
 #include "vectors.h"
 
@@ -273,7 +274,9 @@ void ContextAccess::setSite(const double* positions, size_t particles) {
 void ContextAccess::wrapMolecules() {
     Vec3 a, b, c;
     implementation().getPeriodicBoxVectors(a, b, c);
-    for (const auto& molecule : implementation().getMolecules()) {
+    if (molecules.empty())
+        molecules = joinedMolecules(context().getSystem(), implementation().getMolecules());
+    for (const auto& molecule : molecules) {
         Vec3 centre;
         for (int atom : molecule)
             centre += vectors[atom] / (double)molecule.size();

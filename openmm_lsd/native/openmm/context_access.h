@@ -99,6 +99,7 @@ private:
     bool onDevice = false;
     std::string precision; // of a device
     bool wraps = false;    // molecules at sites, for the sake of single precision
+    std::vector<std::vector<int>> molecules; // that are wrapped, once they are needed
 
     OpenMM::ContextImpl& implementation() const;
     SpeculativeIntegrator& speculative() const;
