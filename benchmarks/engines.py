@@ -104,7 +104,9 @@ def main():
     if args.precision:
         platform.setPropertyDefaultValue("Precision", args.precision)
     rows = []
-    print(f"{args.platform}, K = {args.window}\n atoms   plain, ms/window   draft (times plain), rest")
+    print(
+        f"{args.platform}, K = {args.window}\n atoms   plain, ms/window   draft (times plain), rest"
+    )
     for atoms in args.atoms:
         row = measure(atoms, args.window, platform, args.engines, args.seconds)
         rows.append(row)

@@ -8,17 +8,18 @@ rest has no noise both engines must take the same path for the same noise of the
 import copy
 import dataclasses
 import functools
+import logging
 
 import numpy as np
 import openmm
 import pytest
 from ensembles import Z, reference_of, score_of
 from openmm import app
-from particles import ON_DEVICE, PLATFORM, lsd, planted
+from particles import ON_DEVICE, PLATFORM, lsd, needs_bits, planted
 from test_law_of_mixed_systems import LIGAND, WATER, build
-from test_mixed_systems import box_of, python_force
+from test_mixed_systems import box_of, chain_forces, python_force
 
-from openmm_lsd import LSDIntegrator, batched
+from openmm_lsd import LSDIntegrator, TargetError, batched
 from openmm_lsd.core.noise import StepNoise
 from openmm_lsd.drafts.contextengine import ContextEngine
 from openmm_lsd.drafts.draftingprogram import DraftingProgram
@@ -183,3 +184,215 @@ def test_both_engines_take_the_same_path(monkeypatch, draft):
     assert isinstance(context.probe().sampler.engine, ContextEngine)
     assert list(context.subset) == subset
     assert host.statistics.rejected == context.statistics.rejected > 0
+
+
+# What users do in between
+
+
+@pytest.fixture
+def make():
+    """Simulations with springs between three atoms of a dipeptide in 40 waters."""
+    topology, positions, cheap = box_of("dipeptide", None)
+    target = copy.deepcopy(cheap)
+    target.addForce(python_force([4, 8, 14]))
+
+    def build(engine="context", **keywords):
+        return simulation_of(engine, target, "auto", positions, topology, **keywords)
+
+    return build
+
+
+def test_every_committed_state_can_be_had(make):
+    """In any order: they are those that the next steps show."""
+    simulation = make()
+    looked = 0
+    for _ in range(10):
+        simulation.step(1)
+        queue = list(simulation.integrator.probe().sampler._queue)
+        expected = [(each.positions.copy(), each.velocities.copy()) for each in reversed(queue)]
+        for state in queue:  # once more, from where they are kept
+            state.move(state.kept)
+        for positions, velocities in reversed(expected):
+            simulation.step(1)
+            shown = state_of(simulation)
+            np.testing.assert_allclose(shown[0], positions, atol=TOLERANCE)
+            np.testing.assert_allclose(shown[1], velocities, atol=TOLERANCE)
+        looked += len(queue)
+    assert looked > 10
+
+
+@needs_bits
+def test_a_checkpoint_continues_the_run_bit_for_bit(make):
+    simulation = make()
+    simulation.step(33)
+    checkpoint = simulation.context.createCheckpoint()
+    simulation.step(40)
+    expected = state_of(simulation)
+    for other in (simulation, make()):
+        other.context.loadCheckpoint(checkpoint)
+        other.step(40)
+        np.testing.assert_array_equal(state_of(other), expected)
+
+
+def test_a_checkpoint_of_the_other_engine(make):
+    """Continues in law, from the state that it shows."""
+    simulation, other = make("host"), make("context")
+    simulation.step(33)
+    other.context.loadCheckpoint(simulation.context.createCheckpoint())
+    np.testing.assert_array_equal(state_of(other), state_of(simulation))
+    other.step(40)
+    assert np.isfinite(state_of(other)).all()
+    assert other.context.getStepCount() == 73
+
+
+def test_contexts_have_noise_of_their_own(make):
+    """Also one after another in a run: longer windows, other parameters of forces."""
+    simulation = make(windowLength="auto")
+    simulation.step(1)
+    rollout = simulation.integrator._binding.pair.sharing.rollout_context(0)
+    seeds = set()
+    for length in (16, 17, 40, 90):
+        if not rollout.has_room(length):
+            rollout.make(length, 5)
+        seeds.add(rollout._present.program.integrator.getRandomNumberSeed())
+    rollout.refresh()
+    rollout.make(8, 5)
+    seeds.add(rollout._present.program.integrator.getRandomNumberSeed())
+    assert len(seeds) >= 4
+
+
+def test_changes_between_steps(make):
+    """Temperature, step size, state, parameters of a shared force: as for the other engine."""
+    simulation = make()
+    context, integrator = simulation.context, simulation.integrator
+    simulation.step(7)
+    integrator.setTemperature(150.0)
+    simulation.step(7)
+    integrator.setStepSize(0.001)
+    simulation.step(7)
+    positions = state_of(simulation)[0]
+    context.setPositions(positions + np.array([0.3, 0.0, 0.0]))
+    simulation.step(1)
+    assert abs((state_of(simulation)[0] - positions).mean(axis=0)[0] - 0.3) < 0.01
+    for force in simulation.system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce):
+            for bond in range(force.getNumBonds()):
+                i, j, length, stiffness = force.getBondParameters(bond)
+                force.setBondParameters(bond, i, j, length, 1.1 * stiffness)
+            force.updateParametersInContext(context)
+    simulation.step(20)
+    assert np.isfinite(state_of(simulation)).all()
+    assert isinstance(integrator.probe().sampler.engine, ContextEngine)
+
+
+def test_windows_longer_than_the_first(make):
+    simulation = make(windowLength=40)
+    simulation.step(100)
+    assert np.isfinite(state_of(simulation)).all()
+
+
+class WildDraft(ContextEngine):
+    """A draft that throws the subset about, every few windows."""
+
+    def draft(self, state, corrections, draws, times=None):
+        if state.step % 3 == 0:
+            wild = corrections.forces.copy()
+            wild[2:] += 3e5 * np.random.default_rng(state.step).standard_normal(wild[2:].shape)
+            corrections = corrections._replace(forces=wild)
+        return super().draft(state, corrections, draws, times)
+
+
+def test_a_wild_draft_costs_speed_only():
+    _, z, message = score(planted(_context_engine=WildDraft), 4_000)
+    assert abs(z) < Z, message
+
+
+def test_a_target_that_fails(make):
+    """The Context shows the last committed state, and the run can go on from it."""
+    topology, positions, cheap = box_of("dipeptide", None)
+    target = copy.deepcopy(cheap)
+    broken = []
+
+    @batched
+    def fails(q, box, parameters):
+        if broken:
+            raise RuntimeError("no convergence")
+        return chain_forces(q)
+
+    target.addForce(python_force([4, 8, 14], fails))
+    simulation = simulation_of("context", target, "auto", positions, topology)
+    simulation.step(12)
+    before = state_of(simulation)
+    broken.append(True)
+    with pytest.raises(TargetError, match="no convergence"):
+        simulation.step(30)
+    shown, steps = state_of(simulation), simulation.context.getStepCount()
+    assert np.isfinite(shown).all() and steps >= 12
+    assert (steps > 12) == (np.abs(shown[0] - before[0]).max() > 0)
+    broken.clear()
+    simulation.step(20)
+    assert np.isfinite(state_of(simulation)).all()
+    assert simulation.context.getStepCount() == steps + 20
+
+
+# Where it is not possible
+
+
+def constrain(system):
+    system.addConstraint(4, 8, 0.15)
+
+
+def hold(system):
+    force = openmm.CustomExternalForce("x^2")
+    force.addParticle(30, [])
+    system.addForce(force)
+
+
+def hold_inside(system):
+    @batched
+    def field(q, box, parameters):
+        return 2.0 * (q**2).sum(axis=(1, 2)), -4.0 * q
+
+    system.addForce(python_force([4, 8], field))
+
+
+def fix(system):
+    system.setParticleMass(25, 0.0)
+    for index in reversed(range(system.getNumConstraints())):
+        if 25 in system.getConstraintParameters(index)[:2]:
+            system.removeConstraint(index)
+
+
+@pytest.mark.parametrize(
+    ("change", "scheme", "words"),
+    [
+        (constrain, "middle", "constraints on particles of the subset"),
+        (hold, "middle", "what a CustomExternalForce acts on"),
+        (hold_inside, "middle", "the slow forces depend on where their particles are"),
+        (fix, "middle", "1 particles cannot be moved along"),
+        (lambda system: None, "aboba", "must be 'middle'"),
+    ],
+)
+def test_what_only_the_host_can_do(caplog, change, scheme, words):
+    topology, positions, cheap = box_of("dipeptide", None)
+    if scheme == "aboba":
+        while cheap.getNumConstraints():
+            cheap.removeConstraint(0)
+    target = copy.deepcopy(cheap)
+    target.addForce(python_force([4, 8, 14]))
+    change(target)
+    simulation = simulation_of("context", target, "auto", positions, topology, scheme=scheme)
+    with pytest.raises(ValueError, match=words):
+        simulation.step(1)
+    with caplog.at_level(logging.INFO, "openmm_lsd"):
+        simulation_of("auto", target, "auto", positions, topology, scheme=scheme).step(1)
+    assert any(words in record.message for record in caplog.records)
+
+
+def test_wrong_names():
+    with pytest.raises(ValueError, match="must be one of"):
+        LSDIntegrator(300, 1, 0.001, "auto", engine="gpu")
+    topology, positions, cheap = box_of("dipeptide", None)
+    simulation = simulation_of("context", cheap, cheap, positions, topology)
+    with pytest.raises(ValueError, match="share no forces"):
+        simulation.step(1)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -16,7 +16,7 @@ from .constraints import ConstraintError
 from .corrections import Corrections
 from .schemes import Scheme, reciprocal, remove_cm_motion
 from .transport import transport
-from .window import AnyState, Committed, CommittedSteps, Draws, Window
+from .window import AnyState, Committed, CommittedSteps, Draws, State, Window
 
 Array = NDArray[np.float64]
 
@@ -47,7 +47,11 @@ class Engine(Protocol):
         corrections and forces are theirs only; those of states, of all.
     noise_particles : int
         How many there are in the noise: all particles, or the subset.
+    name : str
+        Of its kind, in snapshots.
     """
+
+    name: str
 
     scheme: Scheme
     masses: Array
@@ -97,6 +101,28 @@ class Engine(Protocol):
     def project_forces(self, sites: Array, forces: Array) -> Array:
         """Forces (B, N, 3) at sites without what acts along constraints, of which nothing comes."""
 
+    def snapshot(self, states: Sequence[AnyState]) -> dict[str, Any]:
+        """These committed states, and what else the engine needs to go on, for ``restore``."""
+
+    def restore(self, record: dict[str, Any]) -> list[AnyState]:
+        """Go on as the engine that the snapshot was taken of; the states. Only one of the same name
+        can."""
+
+
+class HostEngine:
+    """What Engines have in common whose states are arrays."""
+
+    name = "host"
+
+    def snapshot(self, states: Sequence[AnyState]) -> dict[str, Any]:
+        """See Engine."""
+        arrays = [(each.positions, each.velocities, each.step) for each in states]
+        return {"engine": self.name, "states": arrays}
+
+    def restore(self, record: dict[str, Any]) -> list[AnyState]:
+        """See Engine."""
+        return [State(*each) for each in record["states"]]
+
 
 def checked_masses(masses: ArrayLike) -> Array:
     """Masses as an array (N, 1); ValueError if one is negative or not finite."""
@@ -106,7 +132,7 @@ def checked_masses(masses: ArrayLike) -> Array:
     return result
 
 
-class NumpyEngine:
+class NumpyEngine(HostEngine):
     """An Engine on the host, for any draft.
 
     Parameters

@@ -221,10 +221,7 @@ class SpeculativeSampler:
         corrections, times_measured = self._outlook
         return {
             "window": self.window,
-            "states": [
-                (each.positions, each.velocities, each.step)
-                for each in (self.state, self._front, *self._queue)
-            ],
+            **self.engine.snapshot([self.state, self._front, *self._queue]),
             "step count offset": self._step_count_offset,
             "corrections": [corrections.forces, corrections.sites, corrections.secant],
             "times measured": times_measured,
@@ -232,9 +229,13 @@ class SpeculativeSampler:
             **self._lessons.snapshot(),
         }
 
+    def can_restore(self, record: dict[str, Any]) -> bool:
+        """Whether the snapshot is of a sampler with an engine of the same kind."""
+        return record.get("engine", "host") == self.engine.name
+
     def restore(self, record: dict[str, Any]) -> None:
         """Go on as the sampler that the snapshot was taken of; the window may be another."""
-        self._state, _, *queue = (State(*each) for each in record["states"])
+        self._state, _, *queue = self.engine.restore(record)
         self._queue = deque(queue)
         self._step_count_offset = record["step count offset"]
         forces, sites, secant = record["corrections"]

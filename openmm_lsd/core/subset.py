@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from .clock import Times
 from .constraints import ConstraintError, Projection
 from .corrections import Corrections
-from .engine import Engine, NumpyEngine, TrainableDraft, checked_masses
+from .engine import Engine, HostEngine, NumpyEngine, TrainableDraft, checked_masses
 from .errors import SharedForceError
 from .schemes import Scheme, reciprocal, remove_cm_motion
 from .window import AnyState, Committed, Draws, State, Whole, Window
@@ -79,7 +79,7 @@ def pad(arrays: Array) -> Array:
     return np.concatenate([arrays, np.zeros_like(arrays[..., :1, :])], axis=-2)
 
 
-class SubsetEngine(Engine):
+class SubsetEngine(HostEngine, Engine):
     """An Engine for draft and target that differ on a subset; see the module.
 
     Parameters

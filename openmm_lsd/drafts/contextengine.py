@@ -12,7 +12,8 @@ nothing about the noise of the others.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,8 +41,8 @@ class KeptInContext(KeptState):
         self.kept = kept
 
     def move(self, kept: Kept) -> None:
-        """It has become another state of another window."""
-        self.kept = kept
+        """From now on it is kept elsewhere."""
+        self.kept, self._arrays = kept, None
 
 
 class Kept(NamedTuple):
@@ -108,6 +109,8 @@ class ContextEngine(Engine):
     SharedForceError
         From ``draft``, if the shared forces cannot be had at the first site.
     """
+
+    name = "context"
 
     def __init__(
         self,
@@ -240,6 +243,26 @@ class ContextEngine(Engine):
         positions[self.subset] += kept.of_subset[0]
         velocities[self.subset] += kept.of_subset[1]
         return positions, velocities
+
+    def snapshot(self, states: Sequence[AnyState]) -> dict[str, Any]:
+        """See Engine."""
+        kept = [
+            (*each.kept, each.step)
+            if isinstance(each, KeptInContext) and each.kept.window == self._context.windows
+            else (each.positions, each.velocities, each.step)
+            for each in states
+        ]
+        return {"engine": self.name, "states": kept, "rollout": self._context.snapshot()}
+
+    def restore(self, record: dict[str, Any]) -> list[AnyState]:
+        """See Engine."""
+        self._context.restore(record["rollout"])
+        return [self._restored(*each) for each in record["states"]]
+
+    def _restored(self, *state: Any) -> AnyState:
+        if len(state) == len(State._fields):
+            return State(*state)
+        return KeptInContext(self, Kept(*state[:-1]), state[-1])
 
 
 def _nothing(particles: int) -> tuple[Array, Array, Array]:

@@ -139,6 +139,10 @@ class DraftingProgram:
             for axis, value in zip(_AXES[name], vector, strict=True):
                 self._set(axis, float(value))
 
+    def forget_values(self) -> None:
+        """The variables have been set by others: a checkpoint was loaded."""
+        self._values.clear()
+
     def _set(self, name: str, value: float) -> None:
         if name == "mode" or self._values.get(name) != value:
             self.integrator.setGlobalVariable(self._places[name], value)

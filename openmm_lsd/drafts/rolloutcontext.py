@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import openmm
@@ -197,3 +197,29 @@ class RolloutContext:
         """Positions and velocities (N, 3) of the state that it is in."""
         positions, velocities, *_ = self._present.access.get_state()
         return positions, velocities
+
+    def snapshot(self) -> dict[str, Any] | None:
+        """All that the next windows depend on, for ``restore``; None if none was drafted."""
+        made = self._made
+        if made is None:
+            return None
+        return {
+            "platform": self._place.platform,
+            "checkpoint": np.frombuffer(made.context.createCheckpoint(), dtype=np.uint8),
+            "capacity": made.program.capacity,
+            "counts": [self._number, self.windows, self.drafted, self._state],
+            "flags": [self._is_stale, self._is_broken],
+        }
+
+    def restore(self, record: dict[str, Any] | None) -> None:
+        """Go on as the one that the snapshot was taken of."""
+        if record is None:
+            return
+        if record["platform"] != self._place.platform:
+            raise openmm.OpenMMException("the checkpoint is of another platform")
+        if self._made is None or self._made.program.capacity != record["capacity"]:
+            self.make(record["capacity"], 0)
+        self._present.context.loadCheckpoint(record["checkpoint"].tobytes())
+        self._present.program.forget_values()
+        self._number, self.windows, self.drafted, self._state = record["counts"]
+        self._is_stale, self._is_broken = record["flags"]

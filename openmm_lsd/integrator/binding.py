@@ -270,6 +270,7 @@ class Binding:
             access.set_barostat_memory(barostats)
         if (
             record["sampler"] is None
+            or not sampler.can_restore(record["sampler"])
             or Settings(*record["settings"]) != settings
             or record["system"] != self._system.digest
             or record["shown"] != self._digest_of_state()

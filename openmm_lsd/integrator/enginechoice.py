@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 LENGTH_OF_TRIAL = 8  # steps
 LONGEST_TRIAL = 2.0  # s
+MOVED = np.array([1.0, 2.0, -1.5])  # nm
+ROUNDING, LEAST_FORCE = 1e-3, 0.05  # of forces; kJ/mol/nm
 
 # Forces that only depend on where particles are to each other.
 INVARIANT = {
@@ -209,13 +211,28 @@ class EngineMaker:
         if sharing is None:
             return "draft and target share no forces"
         shared = sharing.system  # to be kept while its forces are looked at
-        return find_obstacle(
+        obstacle = find_obstacle(
             self._system,
             shared.getForces(),
             sharing.subset,
             self._scheme_name,
             pair.uses_times,
         )
+        if obstacle is None and cm_removal_frequency(self._system) and not self._may_be_moved():
+            return (
+                "the System has a CMMotionRemover, and the slow forces depend on where their "
+                "particles are; leave it out"
+            )
+        return obstacle
+
+    def _may_be_moved(self) -> bool:
+        """Whether the slow forces stay as they are if all particles are moved by one vector."""
+        pair = self._pair
+        positions = self._access.get_state()[0][pair.subset]
+        sites = np.stack([positions, positions + MOVED])
+        forces = pair.target.forces(sites, pair.box, None)
+        size = np.sqrt(np.mean(forces[0] ** 2))
+        return bool(np.abs(forces[1] - forces[0]).max() <= ROUNDING * size + LEAST_FORCE)
 
 
 def _draws(engine: Engine) -> Draws:

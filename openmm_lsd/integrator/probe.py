@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +73,7 @@ class _Recording:
 
     def __init__(self, recorded: Engine) -> None:
         self.scheme, self.masses, self.subset = recorded.scheme, recorded.masses, recorded.subset
-        self.recorded = recorded
+        self.recorded, self.name = recorded, recorded.name
         self.shifts: dict[int, Array] = {}
 
     @property
@@ -82,6 +83,12 @@ class _Recording:
     @property
     def noise_particles(self) -> int:
         return self.recorded.noise_particles
+
+    def snapshot(self, states: Sequence[AnyState]) -> dict[str, Any]:
+        return self.recorded.snapshot(states)
+
+    def restore(self, record: dict[str, Any]) -> list[AnyState]:
+        return self.recorded.restore(record)
 
     def draft(
         self, state: AnyState, corrections: Corrections, draws: Draws, times: Times | None
