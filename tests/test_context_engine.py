@@ -385,7 +385,9 @@ def test_what_only_the_host_can_do(caplog, change, scheme, words):
     with pytest.raises(ValueError, match=words):
         simulation.step(1)
     with caplog.at_level(logging.INFO, "openmm_lsd"):
-        simulation_of("auto", target, "auto", positions, topology, scheme=scheme).step(1)
+        simulation_of(
+            "auto", target, "auto", positions, topology, scheme=scheme, windowLength="auto"
+        ).step(1)
     assert any(words in record.message for record in caplog.records)
 
 

@@ -31,6 +31,7 @@ Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
+NOT_POSSIBLE = "engine='context' is not possible here"
 LENGTH_OF_TRIAL = 8  # steps
 LONGEST_TRIAL = 2.0  # s
 MOVED = np.array([1.0, 2.0, -1.5])  # nm
@@ -166,10 +167,10 @@ class EngineMaker:
             If the engine that is wanted is not possible.
         """
         engines, pair, masses = self._engines, self._pair, self._masses
-        obstacle, sharing = self._find_obstacle(), pair.sharing
-        if obstacle is not None and engines.wanted == "context":
-            raise ValueError(f"engine='context' is not possible here: {obstacle}")
+        sharing, wanted = pair.sharing, self._wanted()
         if sharing is None:
+            if wanted == "context":
+                raise ValueError(f"{NOT_POSSIBLE}: draft and target share no forces")
             return engines.of_all(scheme, masses, pair.draft)
         subset = sharing.subset
 
@@ -181,14 +182,23 @@ class EngineMaker:
             context = sharing.rollout_context(seed)
             return engines.of_context(scheme, masses, context, pair.draft, subset, tolerance)
 
-        if obstacle is not None:
-            logger.info("engine: host, as %s", obstacle)
+        if wanted == "host":
             return on_host()
-        wanted = engines.wanted
-        if wanted == "auto" and not self._is_tuned:
-            wanted = "host" if sharing.platform in HOSTS else "context"
-        both = {"host": on_host, "context": in_context}
-        return self._faster(both, sharing) if wanted == "auto" else both[wanted]()
+        obstacle = self._find_obstacle(sharing)
+        if obstacle is None:
+            both = {"host": on_host, "context": in_context}
+            return self._faster(both, sharing) if wanted == "auto" else in_context()
+        if engines.wanted == "context":
+            raise ValueError(f"{NOT_POSSIBLE}: {obstacle}")
+        logger.info("engine: host, as %s", obstacle)
+        return on_host()
+
+    def _wanted(self) -> str:
+        """Without timing, where the same seed must give the same trajectory."""
+        wanted, sharing = self._engines.wanted, self._pair.sharing
+        if wanted != "auto" or self._is_tuned or sharing is None:
+            return wanted
+        return "host" if sharing.platform in HOSTS else "context"
 
     def _faster(self, both: Mapping[str, Callable[[], Engine]], sharing: Sharing) -> Engine:
         made = {name: make() for name, make in both.items()}
@@ -205,18 +215,15 @@ class EngineMaker:
         logger.info("engine: %s", name)
         return made[name or "host"]
 
-    def _find_obstacle(self) -> str | None:
+    def _find_obstacle(self, sharing: Sharing) -> str | None:
         """To the Context engine."""
-        pair, sharing = self._pair, self._pair.sharing
-        if sharing is None:
-            return "draft and target share no forces"
         shared = sharing.system  # to be kept while its forces are looked at
         obstacle = find_obstacle(
             self._system,
             shared.getForces(),
             sharing.subset,
             self._scheme_name,
-            pair.uses_times,
+            self._pair.uses_times,
         )
         if obstacle is None and cm_removal_frequency(self._system) and not self._may_be_moved():
             return (
