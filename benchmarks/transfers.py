@@ -19,7 +19,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
-from openmm_lsd import LSDIntegrator
+from openmm_lsd import LSDIntegrator, batched
 
 SOURCE = Path(__file__).resolve().with_name("opencl_calls.c")
 LIBRARY = "OPENMM_LSD_OPENCL_CALLS"  # environment variable: where it has been compiled
@@ -124,6 +124,9 @@ def measure(args):
     add("a drafted and evaluated state", np.sum(in_rounds - shown, axis=0), drafted)
     add("integrator.step(10), a step of it", counter.of(lambda: simulation.step(200)), 200)
 
+    for engine in ("host", "context"):
+        measure_mixed(engine, topology, positions, make(), counter, add)
+
     # A draft that costs as much as the target: 'auto' does plain steps.
     automatic = LSDIntegrator(300, 1, 0.0005, make(), randomNumberSeed=1, draftPlatform="OpenCL")
     other = simulation_of(topology, positions, make(1.01), automatic)
@@ -138,6 +141,36 @@ def measure(args):
     return rows
 
 
+@batched
+def springs(positions, box, parameters):
+    apart = np.diff(positions, axis=1)
+    forces = np.zeros_like(positions)
+    forces[:, :-1] += 100.0 * apart
+    forces[:, 1:] -= 100.0 * apart
+    return 50.0 * (apart**2).sum(axis=(1, 2)), forces
+
+
+def measure_mixed(engine, topology, positions, system, counter, add):
+    """Where a molecule has a slow force of its own, computed on the host."""
+    slow = openmm.PythonForce(springs)
+    slow.setParticles([0, 1, 2])
+    system.addForce(slow)
+    integrator = LSDIntegrator(
+        300, 1, 0.0005, "auto", windowLength=WINDOW, randomNumberSeed=1, engine=engine
+    )
+    rounds = []
+    integrator.round_callbacks.append(rounds.append)
+    simulation = simulation_of(topology, positions, system, integrator)
+    simulation.step(30)
+    sampler = integrator.probe().sampler
+    del rounds[:]
+    counts = counter.of(lambda: sampler.advance(200))  # nothing is shown
+    add(f"mixed, {engine} engine: a drafted step", counts, sum(each.drafted for each in rounds))
+    integrator.step(30)
+    counts = counter.of(lambda: simulation.step(200))
+    add(f"mixed, {engine} engine: integrator.step(10), a step of it", counts, 200)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--molecules", type=int, default=216)
@@ -149,12 +182,12 @@ def main():
         raise SystemExit(preload())
     rows = measure(args)
     print(
-        f"{'':45s}{'reads':>8s}{'blocking':>10s}{'kB':>9s}{'writes':>9s}{'blocking':>10s}{'kB':>9s}"
+        f"{'':57s}{'reads':>8s}{'blocking':>10s}{'kB':>9s}{'writes':>9s}{'blocking':>10s}{'kB':>9s}"
     )
     for name, row in rows.items():
         reads, waits, read, writes, write_waits, written = row.values()
         print(
-            f"{name:45s}{reads:8.2f}{waits:10.2f}{read / 1e3:9.2f}"
+            f"{name:57s}{reads:8.2f}{waits:10.2f}{read / 1e3:9.2f}"
             f"{writes:9.2f}{write_waits:10.2f}{written / 1e3:9.2f}"
         )
     if args.outfile is not None:

@@ -15,7 +15,7 @@ import openmm
 import pytest
 from ensembles import Z, reference_of, score_of
 from openmm import app
-from particles import ON_DEVICE, PLATFORM, lsd, needs_bits, planted
+from particles import ON_DEVICE, PLATFORM, lsd, needs_bits, not_on_devices, planted
 from test_law_of_mixed_systems import LIGAND, WATER, build
 from test_mixed_systems import box_of, chain_forces, python_force
 
@@ -70,10 +70,13 @@ def free_case(barostat=False):
 
 @functools.cache
 def reference(barostat=False):
-    return reference_of(free_case(barostat))
+    case = free_case(barostat)
+    runs = case.reference_runs // (3 if ON_DEVICE else 1)
+    return reference_of(dataclasses.replace(case, reference_runs=runs))
 
 
 def score(kind=LSDIntegrator, runs=4_000, barostat=False, **keywords):
+    runs = runs // 3 if ON_DEVICE else runs  # where it takes minutes
     own = dataclasses.replace(free_case(barostat), runs=runs)
     return score_of(own, reference(barostat), kind, engine="context", **keywords)
 
@@ -118,6 +121,7 @@ class WronglyShared(ContextEngine):
         return super().commit(state, window, target_forces, draws)
 
 
+@not_on_devices(reason="takes minutes")
 @pytest.mark.parametrize("fault", [FrameForgotten, AcceptsAll, ForcesOfAnotherSite, WronglyShared])
 def test_planted_faults_are_caught(fault):
     _, z, message = score(planted(_context_engine=fault, _correction="none"), 9_000)
