@@ -136,3 +136,18 @@ def test_wrong_samplers_are_caught(case, monkeypatch, engine):
 
 def test_masses_of_the_case(case):
     assert isinstance(case.target, openmm.System) and case.atoms == 142
+
+
+@pytest.mark.parametrize("engine", ["host", "context"])
+def test_engine(tmp_path, monkeypatch, engine):
+    seen = []
+    step = LSDIntegrator.step
+
+    def watched(integrator, steps):
+        step(integrator, steps)
+        seen.append(integrator.probe().sampler.engine.name)
+
+    monkeypatch.setattr(LSDIntegrator, "step", watched)
+    options = ["--engine", engine, "--steps", 3, "--output-dir", tmp_path, *QUICK]
+    assert command("run", *FILES, *ML_ATOMS, *options) == 0
+    assert set(seen) == {engine}

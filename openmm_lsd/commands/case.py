@@ -56,6 +56,7 @@ class Case:
         To start from; default: drawn at the temperature.
     minimize : bool, optional
         The energy first, and draw velocities; default: unless there are velocities.
+    engine : 'auto', 'host' or 'context'
     sources : mapping
         Where 'masses', 'box' and 'velocities' are from, in words.
     """
@@ -73,6 +74,7 @@ class Case:
     name: str = ""
     velocities: unit.Quantity | None = None
     minimize: bool | None = None
+    engine: str = "auto"
     sources: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @classmethod
@@ -107,6 +109,7 @@ class Case:
             scheme=self.scheme,
             randomNumberSeed=self.seed,
             topology=self.topology,
+            engine=self.engine,
         )
 
     def plain(self, platform: str | None = None, threads: int | None = None) -> Run:

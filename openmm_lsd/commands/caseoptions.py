@@ -79,6 +79,12 @@ def add_case_options(options: Options) -> None:
     add("--friction", type=positive_number, default=1.0, help="1/ps; default 1")
     add("--timestep", type=positive_number, default=1.0, help="fs; default 1")
     add("--scheme", choices=["middle", "aboba"], default="middle", help="default middle")
+    add(
+        "--engine",
+        choices=["auto", "host", "context"],
+        default="auto",
+        help="where windows are drafted if draft and target share forces; default auto",
+    )
     add("--platform", help="of the target's Context; default OpenMM's choice")
     add(
         "--minimize",
@@ -107,6 +113,7 @@ def case_of(args: argparse.Namespace) -> Case:
         "platform": args.platform,
         "seed": args.seed,
         "minimize": args.minimize,
+        "engine": args.engine,
     }
     if args.system is not None:
         case = _shipped(args, conditions)
