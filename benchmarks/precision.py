@@ -38,8 +38,8 @@ def systems_of(make, is_mixed):
         slow = openmm.PythonForce(spring)
         slow.setParticles([0, 1])
         target.addForce(slow)
-        bond = openmm.HarmonicBondForce()
-        bond.addBond(0, 1, LENGTH, STIFFNESS)
+        bond = openmm.CustomBondForce(f"{0.5 * STIFFNESS}*(r-{LENGTH})^2")  # stands in for it
+        bond.addBond(0, 1)
         draft.addForce(bond)
     return target, draft
 
