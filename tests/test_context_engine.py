@@ -15,15 +15,17 @@ import openmm
 import pytest
 from ensembles import Z, reference_of, score_of
 from openmm import app
-from particles import ON_DEVICE, PLATFORM, lsd, needs_bits, not_on_devices, planted
+from particles import COLD, ON_DEVICE, PLATFORM, PRECISION, lsd, needs_bits, not_on_devices, planted
 from test_law_of_mixed_systems import LIGAND, WATER, build
 from test_mixed_systems import box_of, chain_forces, python_force
+from test_rigid_molecules import DIPEPTIDE, create
 
 from openmm_lsd import LSDIntegrator, TargetError, batched
 from openmm_lsd.core.noise import StepNoise
 from openmm_lsd.drafts.contextengine import ContextEngine
 from openmm_lsd.drafts.draftingprogram import DraftingProgram
 
+only_on_devices = pytest.mark.skipif(not ON_DEVICE, reason="they sort atoms")
 TOLERANCE = 1e-4 if ON_DEVICE else 1e-6  # of positions in nm
 FREE_STIFFNESS, FREE_LENGTH = 12_000.0, 0.20
 
@@ -190,6 +192,67 @@ def test_both_engines_take_the_same_path(monkeypatch, draft):
     assert host.statistics.rejected == context.statistics.rejected > 0
 
 
+# Plain dynamics where there is no noise
+
+
+@functools.cache
+def dipeptide_in(water, molecules, tilt=0.0):
+    """Topology, positions and force field of the dipeptide in rigid water, at ease."""
+    model = "tip4pew" if water == "tip4pew" else "tip3p"
+    field = app.ForceField("amber14-all.xml", f"amber14/{water}.xml")
+    pdb = app.PDBFile(str(DIPEPTIDE))
+    modeller = app.Modeller(pdb.topology, pdb.positions)
+    modeller.addSolvent(field, model=model, numAdded=molecules)
+    if tilt:
+        a, b, c = modeller.topology.getPeriodicBoxVectors()
+        modeller.topology.setPeriodicBoxVectors((a, b, c + tilt * (a + b)))
+    system = create(modeller.topology, field, None)
+    integrator = openmm.LangevinMiddleIntegrator(100.0, 50.0, 0.001)
+    context = openmm.Context(system, integrator, openmm.Platform.getPlatform("CPU"))
+    context.setPositions(modeller.positions)
+    openmm.LocalEnergyMinimizer.minimize(context, 1.0, 200)
+    integrator.step(100)
+    positions = context.getState(positions=True).getPositions(asNumpy=True)._value
+    return modeller.topology, positions, system
+
+
+@pytest.mark.parametrize(
+    ("water", "molecules", "tilt", "steps"),
+    [
+        ("tip3p", 40, 0.0, 40),
+        ("tip3p", 40, 0.3, 40),
+        ("tip4pew", 40, 0.0, 40),
+        # A device sorts the atoms of large boxes every 250 steps.
+        pytest.param("tip3p", 700, 0.0, 600, marks=only_on_devices),
+    ],
+)
+def test_path_without_noise(water, molecules, tilt, steps):
+    topology, positions, cheap = dipeptide_in(water, molecules, tilt)
+    target = copy.deepcopy(cheap)
+    target.addForce(python_force([4, 8, 14]))
+    simulations = []
+    for plain in (False, True):
+        integrator = (
+            openmm.LangevinMiddleIntegrator(COLD, 1.0, 0.001)
+            if plain
+            else lsd(COLD, 1.0, 0.001, "auto", windowLength=6, engine="context")
+        )
+        integrator.setConstraintTolerance(1e-9)
+        simulation = app.Simulation(topology, target, integrator, PLATFORM)
+        simulation.context.setPositions(positions)
+        simulation.context.setVelocitiesToTemperature(100.0, 3)
+        simulation.context.applyVelocityConstraints(1e-9)
+        simulations.append(simulation)
+    # In single precision two ways to the same state are farther apart after some time.
+    tolerance = TOLERANCE if PRECISION == "double" else 20 * TOLERANCE
+    for _ in range(4):
+        for simulation in simulations:
+            simulation.step(steps // 4)
+        found, expected = (state_of(each)[0] for each in simulations)
+        np.testing.assert_allclose(found, expected, atol=tolerance)
+    assert simulations[0].integrator.statistics.rounds > 5
+
+
 # What users do in between
 
 
@@ -253,7 +316,7 @@ def test_contexts_have_noise_of_their_own(make):
     """Also one after another in a run: longer windows, other parameters of forces."""
     simulation = make(windowLength="auto")
     simulation.step(1)
-    rollout = simulation.integrator._binding.pair.sharing.rollout_context(0)
+    rollout = simulation.integrator._binding.pair.sharing.rollout_context(0, 16)
     seeds = set()
     for length in (16, 17, 40, 90):
         if not rollout.has_room(length):

@@ -10,6 +10,7 @@ import openmm
 from numpy.typing import NDArray
 
 from .._native import ContextAccess, DraftingContext
+from ..contexts.checks import virtual_sites
 from ..contexts.forcecontext import groups_of, signed
 from ..core.schemes import Scheme
 from .draftingprogram import GO, RECOVER, DraftingProgram
@@ -17,7 +18,6 @@ from .draftingprogram import GO, RECOVER, DraftingProgram
 Array = NDArray[np.float64]
 
 GROUPS = 32  # of forces, in OpenMM
-LEAST_CAPACITY = 16
 
 
 def free_groups(forces: list[openmm.Force]) -> list[int]:
@@ -30,12 +30,13 @@ def free_groups(forces: list[openmm.Force]) -> list[int]:
 
 class Place(NamedTuple):
     """Where and how a Context computes: platform, its properties, bits of the force groups that
-    count, and the seed of the noise of all particles outside the subset."""
+    count, the seed of the noise of all particles outside the subset, and the usual window."""
 
     platform: str
     properties: Mapping[str, str]
     force_groups: int
     seed: int
+    window: int
 
 
 class _Made(NamedTuple):
@@ -46,6 +47,7 @@ class _Made(NamedTuple):
     access: ContextAccess
     context: openmm.Context
     system: openmm.System
+    has_virtual_sites: bool
 
 
 class RolloutContext:
@@ -105,7 +107,9 @@ class RolloutContext:
         removes = any(isinstance(each, openmm.CMMotionRemover) for each in system.getForces())
         stand_in, vectors = free_groups(system.getForces())[-2:]
         native = DraftingContext(int(system.this), self._subset.tolist(), stand_in, vectors)
-        capacity = max(LEAST_CAPACITY, 2 ** (length - 1).bit_length())
+        capacity = place.window
+        if length > capacity:
+            capacity = 2 ** (length - 1).bit_length()
         program = DraftingProgram(capacity, vectors, removes)
         integrator = program.integrator
         groups = place.force_groups & ~(1 << vectors) | 1 << stand_in
@@ -116,7 +120,8 @@ class RolloutContext:
         context = openmm.Context(system, integrator, platform, dict(place.properties))
         native.attach(int(integrator.this))
         access = program.bind(context, self._subset)
-        self._made = _Made(native, program, access, context, system)
+        sites = bool(virtual_sites(system))
+        self._made = _Made(native, program, access, context, system, sites)
         self._number, self._is_stale = self._number + 1, False
         self.set_environment(*self._environment)
         if self._scheme is not None:
@@ -190,7 +195,10 @@ class RolloutContext:
         )
         if vectors is None:
             vectors = np.zeros((2, len(self._subset), 3))
-        self.native.run(np.ascontiguousarray(vectors))
+        made = self._present
+        made.native.run(np.ascontiguousarray(vectors))
+        if made.has_virtual_sites:  # a device leaves them where they were
+            made.context.computeVirtualSites()
         self._state, self._is_broken = state, False
 
     def read(self) -> tuple[Array, Array]:

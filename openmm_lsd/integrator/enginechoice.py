@@ -150,7 +150,7 @@ class EngineMaker:
         self._masses, self._pair = masses, pair
         self._scheme_name, self._is_tuned = scheme_name, is_tuned
 
-    def make(self, scheme: Scheme, seed: int, tolerance: float) -> Engine:
+    def make(self, scheme: Scheme, seed: int, window: int, tolerance: float) -> Engine:
         """The engine that is wanted; with 'auto' the one that drafts faster.
 
         Parameters
@@ -158,6 +158,8 @@ class EngineMaker:
         scheme : Scheme
         seed : int
             Of the noise that is not the host's.
+        window : int
+            The usual one.
         tolerance : float
             Relative, of the constraints.
 
@@ -179,7 +181,7 @@ class EngineMaker:
             return engines.of_subset(scheme, masses, sharing.forces, pair.draft, subset, projection)
 
         def in_context() -> Engine:
-            context = sharing.rollout_context(seed)
+            context = sharing.rollout_context(seed, window)
             return engines.of_context(scheme, masses, context, pair.draft, subset, tolerance)
 
         if wanted == "host":

@@ -146,7 +146,7 @@ class SamplerSpec:
     def build(self, settings: Settings, scheme: Scheme) -> SpeculativeSampler:
         """A sampler, with what was learned so far; the target has been set up."""
         pair, seed = self._pair, self.seed.of(settings)
-        engine = self._engines.make(scheme, seed, settings.constraint_tolerance)
+        engine = self._engines.make(scheme, seed, self._window, settings.constraint_tolerance)
         return SpeculativeSampler(
             engine,
             pair,

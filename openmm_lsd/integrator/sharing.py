@@ -121,10 +121,10 @@ class Sharing:
         """Particles and shared forces, as they are."""
         return self._forces_of(self._system)
 
-    def rollout_context(self, seed: int) -> RolloutContext:
+    def rollout_context(self, seed: int, window: int) -> RolloutContext:
         """In which windows can be drafted: the same forces in a Context of its own."""
         if self._rollout is None:
-            place = Place(self.platform, self._properties, self.force_groups, seed)
+            place = Place(self.platform, self._properties, self.force_groups, seed, window)
             self._rollout = RolloutContext(self._rollout_system, self.subset, place)
             self._rollout.set_environment(*self._environment)
         return self._rollout
