@@ -465,3 +465,10 @@ def test_wrong_names():
     simulation = simulation_of("context", cheap, cheap, positions, topology)
     with pytest.raises(ValueError, match="share no forces"):
         simulation.step(1)
+
+
+@pytest.mark.parametrize("window", [4, 16, 64])
+def test_memory_for_no_more_than_two_states_per_step(window):
+    """Of positions and velocities: two arrays each."""
+    program = DraftingProgram(window, 31, removes_cm_motion=True)
+    assert program.integrator.getNumPerDofVariables() <= 2 * (2 * window)
