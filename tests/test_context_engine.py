@@ -8,7 +8,11 @@ rest has no noise both engines must take the same path for the same noise of the
 import copy
 import dataclasses
 import functools
+import gc
 import logging
+import signal
+import weakref
+from contextlib import contextmanager
 
 import numpy as np
 import openmm
@@ -277,8 +281,6 @@ def test_every_committed_state_can_be_had(make):
         simulation.step(1)
         queue = list(simulation.integrator.probe().sampler._queue)
         expected = [(each.positions.copy(), each.velocities.copy()) for each in reversed(queue)]
-        for state in queue:  # once more, from where they are kept
-            state.move(state.kept)
         for positions, velocities in reversed(expected):
             simulation.step(1)
             shown = state_of(simulation)
@@ -322,7 +324,7 @@ def test_contexts_have_noise_of_their_own(make):
         if not rollout.has_room(length):
             rollout.make(length, 5)
         seeds.add(rollout._present.program.integrator.getRandomNumberSeed())
-    rollout.refresh()
+    rollout.refresh(rollout._system)
     rollout.make(8, 5)
     seeds.add(rollout._present.program.integrator.getRandomNumberSeed())
     assert len(seeds) >= 4
@@ -341,12 +343,7 @@ def test_changes_between_steps(make):
     context.setPositions(positions + np.array([0.3, 0.0, 0.0]))
     simulation.step(1)
     assert abs((state_of(simulation)[0] - positions).mean(axis=0)[0] - 0.3) < 0.01
-    for force in simulation.system.getForces():
-        if isinstance(force, openmm.HarmonicBondForce):
-            for bond in range(force.getNumBonds()):
-                i, j, length, stiffness = force.getBondParameters(bond)
-                force.setBondParameters(bond, i, j, length, 1.1 * stiffness)
-            force.updateParametersInContext(context)
+    scale_bonds(simulation, 1.1)
     simulation.step(20)
     assert np.isfinite(state_of(simulation)).all()
     assert isinstance(integrator.probe().sampler.engine, ContextEngine)
@@ -400,6 +397,102 @@ def test_a_target_that_fails(make):
     simulation.step(20)
     assert np.isfinite(state_of(simulation)).all()
     assert simulation.context.getStepCount() == steps + 20
+
+
+@contextmanager
+def interrupted_after(seconds):
+    """Ctrl-C, unless it is over by then."""
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    except KeyboardInterrupt:
+        pass
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@needs_bits
+def test_interrupts_leave_committed_states():
+    """Without noise, so that plain dynamics says what they are."""
+    topology, positions, cheap = box_of("dipeptide", None)
+    target = copy.deepcopy(cheap)
+    target.addForce(python_force([4, 8, 14]))
+    simulations = []
+    for integrator in (
+        lsd(COLD, 1.0, 0.001, "auto", windowLength=6, engine="context"),
+        openmm.LangevinMiddleIntegrator(COLD, 1.0, 0.001),
+    ):
+        simulation = app.Simulation(topology, target, integrator, PLATFORM)
+        simulation.context.setPositions(positions)
+        simulation.context.setVelocitiesToTemperature(50.0, 3)
+        simulation.step(1)
+        simulations.append(simulation)
+    ours, plain = simulations
+    rng, interrupted = np.random.default_rng(1), 0
+    for _ in range(40):
+        with interrupted_after(rng.uniform(1e-4, 4e-3)):
+            ours.integrator.step(12)
+        done = ours.context.getStepCount() - plain.context.getStepCount()
+        interrupted += done < 12
+        plain.integrator.step(done)
+        np.testing.assert_allclose(state_of(ours)[0], state_of(plain)[0], atol=TOLERANCE)
+    assert interrupted > 5
+
+
+def scale_bonds(simulation, factor):
+    for force in simulation.system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce):
+            for bond in range(force.getNumBonds()):
+                i, j, length, stiffness = force.getBondParameters(bond)
+                force.setBondParameters(bond, i, j, length, factor * stiffness)
+            force.updateParametersInContext(simulation.context)
+
+
+@needs_bits
+def test_a_checkpoint_of_forces_that_have_been_others_since(make):
+    simulation = make()
+    scale_bonds(simulation, 1.0)
+    simulation.step(33)
+    checkpoint = simulation.context.createCheckpoint()
+    simulation.step(20)
+    expected = state_of(simulation)
+    scale_bonds(simulation, 2.0)
+    simulation.step(10)
+    scale_bonds(simulation, 0.5)
+    simulation.context.loadCheckpoint(checkpoint)
+    simulation.step(20)
+    np.testing.assert_allclose(state_of(simulation), expected, atol=TOLERANCE)
+
+
+@needs_bits
+def test_another_seed_is_other_noise_for_all(make):
+    velocities = []
+    for seed in (11, 12):
+        simulation = make()
+        simulation.step(20)
+        simulation.integrator.setRandomNumberSeed(seed)
+        simulation.step(20)
+        velocities.append(state_of(simulation)[1])
+    rest = np.arange(len(velocities[0])) > 21
+    assert np.sqrt(np.mean((velocities[0] - velocities[1])[rest] ** 2)) > 0.1
+
+
+def test_contexts_end_with_their_simulation(make):
+    simulation = make()
+    simulation.step(5)
+    engine = weakref.ref(simulation.integrator.probe().sampler.engine)
+    gc.disable()
+    try:
+        del simulation
+        assert engine() is None
+    finally:
+        gc.enable()
 
 
 # Where it is not possible

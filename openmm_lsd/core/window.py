@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -21,19 +22,21 @@ class State(NamedTuple):
     step: int
 
 
-class KeptState:
+class KeptState(ABC):
     """As a State, but where it was drafted, from where it is read when somebody asks for it.
 
     Parameters
     ----------
-    read : callable
-        Gives positions and velocities (N, 3).
     step : int
     """
 
-    def __init__(self, read: Callable[[], tuple[Array, Array]], step: int) -> None:
-        self._read, self.step = read, step
+    def __init__(self, step: int) -> None:
+        self.step = step
         self._arrays: tuple[Array, Array] | None = None
+
+    @abstractmethod
+    def read(self) -> tuple[Array, Array]:
+        """Positions and velocities (N, 3)."""
 
     @property
     def positions(self) -> Array:
@@ -47,7 +50,7 @@ class KeptState:
 
     def _here(self) -> tuple[Array, Array]:
         if self._arrays is None:
-            self._arrays = self._read()
+            self._arrays = self.read()
         return self._arrays
 
 

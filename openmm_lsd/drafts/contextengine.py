@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,7 +26,7 @@ from ..core.schemes import Scheme, reciprocal
 from ..core.window import AnyState, Draws, KeptState, State, Window
 from .draft import NativeDraft
 from .nativeengine import NativeEngine, correction_arrays
-from .rolloutcontext import RolloutContext
+from .rolloutcontext import Kept, Move, RolloutContext
 
 Array = NDArray[np.float64]
 
@@ -37,24 +37,12 @@ class KeptInContext(KeptState):
     """A state of the window that was drafted last, or what became of one."""
 
     def __init__(self, engine: ContextEngine, kept: Kept, step: int) -> None:
-        super().__init__(lambda: engine.read(self.kept), step)
-        self.kept = kept
+        super().__init__(step)
+        self._engine, self.kept = engine, kept
 
-    def move(self, kept: Kept) -> None:
-        """From now on it is kept elsewhere."""
-        self.kept, self._arrays = kept, None
-
-
-class Kept(NamedTuple):
-    """Where a state is: how many windows had been drafted, how many steps of that were done, and
-    what is to be added to all positions and velocities (3,), and to those of the subset beyond that
-    (2, n, 3)."""
-
-    window: int
-    state: int
-    shift: Array
-    drift: Array
-    of_subset: Array
+    def read(self) -> tuple[Array, Array]:
+        """See KeptState."""
+        return self._engine.read(self.kept)
 
 
 @dataclasses.dataclass
@@ -153,22 +141,18 @@ class ContextEngine(Engine):
     ) -> Window:
         """See Engine. ``velocities`` are those of free particles that start at rest."""
         length = len(draws.noise)
-        self._go_to(state, length)
+        move = self._begin_from(state, length)
         kicks = self._free.noise_scale * draws.noise
-        try:
-            sites, reached, is_broken, *arrays = self._draft.roll_out_in_context(
-                self._context.native,
-                self._free.masses,
-                self.scheme.step_size,
-                FARTHEST,
-                kicks,
-                draws.cm_removals,
-                *correction_arrays(corrections),
-            )
-        except Exception:
-            self._take(state, 0, is_broken=True)
-            raise
-        self._take(state, reached, is_broken)
+        sites, *arrays = self._draft.roll_out_in_context(
+            self._context.native,
+            move,
+            self._free.masses,
+            self.scheme.step_size,
+            FARTHEST,
+            kicks,
+            draws.cm_removals,
+            *correction_arrays(corrections),
+        )
         rest = np.zeros((len(self.subset), 3))
         positions, velocities = np.zeros((2, sites + 1, *rest.shape))
         for k in range(sites):
@@ -179,23 +163,18 @@ class ContextEngine(Engine):
         drafted, forces, added = (each[:sites] for each in arrays)
         return Window(drafted, velocities[:sites], forces, added)
 
-    def _take(self, state: AnyState, reached: int, is_broken: bool) -> None:
-        """A window was drafted from a state, which is the first of that window from now on."""
-        self._context.take(reached, is_broken)
-        if isinstance(state, KeptInContext):
-            state.move(Kept(self._context.windows, 0, *_nothing(len(self.subset))))
-
-    def _go_to(self, state: AnyState, length: int) -> None:
-        """Where a window of this length begins."""
+    def _begin_from(self, state: AnyState, length: int) -> Move | None:
+        """How the Context comes to where a window of this length begins; None: it is there."""
         context = self._context
         kept = state.kept if isinstance(state, KeptInContext) else None
-        if context.has_room(length) and kept is not None and kept.window == context.windows:
-            context.go_to(*kept[1:])
-            return
+        move = None if kept is None else context.find(kept)
+        if move is not None and context.has_room(length):
+            return move
         positions, velocities = state.positions, state.velocities  # while they can be read
         if not context.has_room(length):
             context.make(length, state.step)
         context.set_state(positions, velocities)
+        return None
 
     def commit(
         self, state: AnyState, window: Window, target_forces: Array, draws: Draws
@@ -209,7 +188,7 @@ class ContextEngine(Engine):
         committed = self._free.commit(
             start, _at_rest(window), discrepancies - window.corrections[:verified], still
         )
-        count = min(committed.num_steps, self._context.drafted)
+        count = min(committed.num_steps, self._context.record.drafted)
         if not count:
             raise ConstraintError("the drafted step is not finite")
         differences = np.stack([committed.positions[:count], committed.velocities[:count]], axis=1)
@@ -223,32 +202,33 @@ class ContextEngine(Engine):
         drafted path, and how that moves."""
         decay, half = self.scheme.decay, 0.5 * self.scheme.step_size
         shift, drift = np.zeros(3), np.zeros(3)
-        kept = []
+        kept, window = [], self._context.record.windows
         for k, difference in enumerate(differences):
             if removals[k]:
                 drift = -self._share @ differences[k - 1, 1] if k else np.zeros(3)
             shift = shift + half * (1.0 + decay) * drift
             drift = decay * drift
-            kept.append(Kept(self._context.windows, k + 1, shift, drift, difference))
+            kept.append(Kept(window, k + 1, shift, drift, difference))
         return kept
 
     def read(self, kept: Kept) -> tuple[Array, Array]:
         """Positions and velocities (N, 3) of a state of the window that was drafted last."""
-        if kept.window != self._context.windows:
+        move = self._context.find(kept)
+        if move is None:
             raise RuntimeError("the state has been overwritten by a later window")
-        self._context.go_to(kept.state)
+        self._context.go_to(move.state)
         positions, velocities = self._context.read()
-        positions += kept.shift * self._moving
-        velocities += kept.drift * self._moving
-        positions[self.subset] += kept.of_subset[0]
-        velocities[self.subset] += kept.of_subset[1]
+        positions += move.shift * self._moving
+        velocities += move.drift * self._moving
+        positions[self.subset] += move.of_subset[0]
+        velocities[self.subset] += move.of_subset[1]
         return positions, velocities
 
     def snapshot(self, states: Sequence[AnyState]) -> dict[str, Any]:
         """See Engine."""
         kept = [
             (*each.kept, each.step)
-            if isinstance(each, KeptInContext) and each.kept.window == self._context.windows
+            if isinstance(each, KeptInContext) and self._context.find(each.kept) is not None
             else (each.positions, each.velocities, each.step)
             for each in states
         ]
@@ -263,10 +243,6 @@ class ContextEngine(Engine):
         if len(state) == len(State._fields):
             return State(*state)
         return KeptInContext(self, Kept(*state[:-1]), state[-1])
-
-
-def _nothing(particles: int) -> tuple[Array, Array, Array]:
-    return np.zeros(3), np.zeros(3), np.zeros((2, particles, 3))
 
 
 def _at_rest(window: Window) -> Window:

@@ -11,8 +11,6 @@ from where the window began, if the positions are no longer finite.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import openmm
 from numpy.typing import NDArray
@@ -21,8 +19,6 @@ from .._native import ContextAccess
 from ..core.schemes import Scheme
 
 Array = NDArray[np.float64]
-
-STEP, GO, RECOVER = 0, 1, 2  # modes
 
 
 class DraftingProgram:
@@ -45,12 +41,10 @@ class DraftingProgram:
     def __init__(self, capacity: int, vector_group: int, removes_cm_motion: bool) -> None:
         self.capacity = capacity
         self.integrator = program = openmm.CustomIntegrator(0.001)
-        self._places: dict[str, int] = {}
-        self._values: dict[str, float] = {}
         names = ["mode", "slot", "removal", "decay", "scale", *_AXES["shift"], *_AXES["drift"]]
         names += [f"along{k}" for k in range(capacity)] + [f"pick{k}" for k in range(capacity + 1)]
         for name in names:
-            self._places[name] = program.addGlobalVariable(name, 0.0)
+            program.addGlobalVariable(name, 0.0)
         for name in ("rest", "begin", "before", "free"):
             program.addPerDofVariable(name, 0.0)
         for k in range(capacity):
@@ -96,7 +90,7 @@ class DraftingProgram:
         program = self.integrator
         program.beginIfBlock("mode > 0")
         # Apart: OpenMM's Reference platform knows no force groups where there are vectors.
-        program.addComputePerDof("x", f"select(mode - {GO}, begin, x) + {along} + {vectors}")
+        program.addComputePerDof("x", f"select(mode - 1, begin, x) + {along} + {vectors}")
         program.addComputePerDof("x", f"x + vector({shift})")
         program.addComputePerDof("v", f"{speed} + {vectors}")
         program.addComputePerDof("v", f"v + vector({drift})")
@@ -112,41 +106,9 @@ class DraftingProgram:
     def set_scheme(self, scheme: Scheme) -> None:
         """Temperature, friction and step size are those of a scheme from now on."""
         self.integrator.setStepSize(scheme.step_size)
-        self._set("decay", scheme.decay)
-        self._set("scale", float(scheme.noise_scale(np.ones((1, 1)))[0, 0]))
-
-    def set_move(
-        self, mode: int, along: Sequence[float], state: int, shift: Array, drift: Array
-    ) -> None:
-        """The next step goes to a state of the window.
-
-        Parameters
-        ----------
-        mode : GO or RECOVER
-        along : (K,)
-            1 or -1 for displacements that are done or undone, else 0.
-        state : int
-            Whose velocities are taken, by the number of steps done.
-        shift, drift : (3,)
-            Added to all positions and velocities.
-        """
-        self._set("mode", mode)
-        for k in range(self.capacity):
-            self._set(f"along{k}", along[k] if k < len(along) else 0.0)
-        for k in range(self.capacity + 1):
-            self._set(f"pick{k}", float(k == state))
-        for name, vector in (("shift", shift), ("drift", drift)):
-            for axis, value in zip(_AXES[name], vector, strict=True):
-                self._set(axis, float(value))
-
-    def forget_values(self) -> None:
-        """The variables have been set by others: a checkpoint was loaded."""
-        self._values.clear()
-
-    def _set(self, name: str, value: float) -> None:
-        if name == "mode" or self._values.get(name) != value:
-            self.integrator.setGlobalVariable(self._places[name], value)
-            self._values[name] = value
+        scale = float(scheme.noise_scale(np.ones((1, 1)))[0, 0])
+        self.integrator.setGlobalVariableByName("decay", scheme.decay)
+        self.integrator.setGlobalVariableByName("scale", scale)
 
 
 _AXES = {name: [f"{name}_{axis}" for axis in "xyz"] for name in ("shift", "drift")}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +10,9 @@ import openmm
 from numpy.typing import NDArray
 
 from .._native import ContextAccess, DraftingContext
-from ..contexts.checks import virtual_sites
 from ..contexts.forcecontext import groups_of, signed
 from ..core.schemes import Scheme
-from .draftingprogram import GO, RECOVER, DraftingProgram
+from .draftingprogram import DraftingProgram
 
 Array = NDArray[np.float64]
 
@@ -39,6 +38,37 @@ class Place(NamedTuple):
     window: int
 
 
+class Move(NamedTuple):
+    """To a state of the last window, by the number of steps done; what is added to all positions
+    and velocities (3,), and to those of the subset beyond that (2, n, 3)."""
+
+    state: int
+    shift: Array
+    drift: Array
+    of_subset: Array
+
+
+class Kept(NamedTuple):
+    """Where a state is: in which window (RolloutContext), after how many of its steps, and what is
+    to be added, as of Move."""
+
+    window: int
+    state: int
+    shift: Array
+    drift: Array
+    of_subset: Array
+
+
+class Record(NamedTuple):
+    """Which window a Context holds; see ``_native.DraftingContext``."""
+
+    windows: int = 0
+    drafted: int = 0
+    state: int = 0
+    begun_from: int = 0
+    is_broken: bool = False
+
+
 class _Made(NamedTuple):
     """A Context that was made, with what must outlive it."""
 
@@ -47,7 +77,6 @@ class _Made(NamedTuple):
     access: ContextAccess
     context: openmm.Context
     system: openmm.System
-    has_virtual_sites: bool
 
 
 class RolloutContext:
@@ -55,33 +84,25 @@ class RolloutContext:
 
     Parameters
     ----------
-    make_system : callable
-        Gives a new System: particles, constraints, virtual sites and the shared forces, and a
-        CMMotionRemover that acts at every step, if the motion of the centre of mass is removed.
+    system : openmm.System
+        Particles, constraints, virtual sites and the shared forces, and a CMMotionRemover that acts
+        at every step, if the motion of the centre of mass is removed.
     subset : (n,) int
     place : Place
-
-    Attributes
-    ----------
-    windows : int
-        How many have been drafted.
-    drafted : int
-        The last state of the window, by the number of steps done.
     """
 
-    def __init__(
-        self,
-        make_system: Callable[[], openmm.System],
-        subset: NDArray[np.int64],
-        place: Place,
-    ) -> None:
-        self._make_system, self._subset, self._place = make_system, subset, place
+    def __init__(self, system: openmm.System, subset: NDArray[np.int64], place: Place) -> None:
+        self._system, self._subset, self.place = system, subset, place
         self._scheme: tuple[Scheme, float] | None = None
         self._environment: tuple[Array | None, Mapping[str, float]] = None, {}
         self._made: _Made | None = None
-        self._number = self._state = 0
-        self._is_stale = self._is_broken = False
-        self.windows = self.drafted = 0
+        self._number = 0
+        self._is_stale = False
+
+    @property
+    def record(self) -> Record:
+        """Which window the Context holds."""
+        return Record() if self._made is None else Record(*self._made.native.record)
 
     @property
     def native(self) -> DraftingContext:
@@ -103,7 +124,7 @@ class RolloutContext:
 
         Its noise is that of no other: of seed, step, and the number of Contexts before.
         """
-        place, system = self._place, self._make_system()
+        place, system = self.place, openmm.XmlSerializer.clone(self._system)
         removes = any(isinstance(each, openmm.CMMotionRemover) for each in system.getForces())
         stand_in, vectors = free_groups(system.getForces())[-2:]
         native = DraftingContext(int(system.this), self._subset.tolist(), stand_in, vectors)
@@ -118,18 +139,20 @@ class RolloutContext:
         integrator.setRandomNumberSeed(int(sequence.generate_state(1)[0]) % (2**31 - 1) + 1)
         platform = openmm.Platform.getPlatform(place.platform)
         context = openmm.Context(system, integrator, platform, dict(place.properties))
-        native.attach(int(integrator.this))
+        native.attach(int(context.this), capacity)
+        native.set_record(
+            Record(self.record.windows + 1)
+        )  # states of the Context before are no more
         access = program.bind(context, self._subset)
-        sites = bool(virtual_sites(system))
-        self._made = _Made(native, program, access, context, system, sites)
+        self._made = _Made(native, program, access, context, system)
         self._number, self._is_stale = self._number + 1, False
         self.set_environment(*self._environment)
         if self._scheme is not None:
             self.set_scheme(*self._scheme)
 
-    def refresh(self) -> None:
+    def refresh(self, system: openmm.System) -> None:
         """The forces have changed."""
-        self._is_stale = True
+        self._system, self._is_stale = system, True
 
     def set_scheme(self, scheme: Scheme, tolerance: float) -> None:
         """Temperature, friction and step size, and the relative tolerance of constraints."""
@@ -152,54 +175,22 @@ class RolloutContext:
 
     def set_state(self, positions: Array, velocities: Array) -> None:
         """Of all particles (N, 3), where the next window begins."""
+        self.native.forget()
         self._present.access.set_state(positions, velocities, 0.0, 0)
-        self._state, self._is_broken = 0, False
 
-    def take(self, state: int, is_broken: bool) -> None:
-        """A window was drafted so far; broken if the positions are not finite after that."""
-        self._state = self.drafted = state
-        self.windows += 1
-        self._is_broken = is_broken
+    def find(self, kept: Kept) -> Move | None:
+        """How to come to a state; None if it has been overwritten."""
+        now, window = self.record, kept.window
+        if window == now.windows:
+            return Move(kept.state, kept.shift, kept.drift, kept.of_subset)
+        if window == now.windows - 1 and kept.state == now.begun_from > 0:
+            return Move(0, np.zeros(3), np.zeros(3), np.zeros_like(kept.of_subset))
+        return None
 
-    def go_to(
-        self,
-        state: int,
-        shift: Array | None = None,
-        drift: Array | None = None,
-        vectors: Array | None = None,
-    ) -> None:
-        """To a state of the window, by steps done; what is added ends the window.
-
-        Parameters
-        ----------
-        state : int
-        shift, drift : (3,), optional
-            Added to all positions (nm) and velocities (nm/ps).
-        vectors : (2, n, 3), optional
-            Likewise, to those of the subset.
-        """
-        along = np.zeros(self._present.program.capacity)
-        if self._is_broken:
-            mode, along[:state] = RECOVER, 1.0
-        else:
-            mode = GO
-            along[self._state : state] = 1.0
-            along[state : self._state] = -1.0
+    def go_to(self, state: int) -> None:
+        """To a state of the window, by steps done."""
         nothing = np.zeros(3)
-        self._present.program.set_move(
-            mode,
-            along.tolist(),
-            state,
-            nothing if shift is None else shift,
-            nothing if drift is None else drift,
-        )
-        if vectors is None:
-            vectors = np.zeros((2, len(self._subset), 3))
-        made = self._present
-        made.native.run(np.ascontiguousarray(vectors))
-        if made.has_virtual_sites:  # a device leaves them where they were
-            made.context.computeVirtualSites()
-        self._state, self._is_broken = state, False
+        self.native.go_to(Move(state, nothing, nothing, np.zeros((2, len(self._subset), 3))))
 
     def read(self) -> tuple[Array, Array]:
         """Positions and velocities (N, 3) of the state that it is in."""
@@ -212,22 +203,22 @@ class RolloutContext:
         if made is None:
             return None
         return {
-            "platform": self._place.platform,
+            "platform": self.place.platform,
             "checkpoint": np.frombuffer(made.context.createCheckpoint(), dtype=np.uint8),
             "capacity": made.program.capacity,
-            "counts": [self._number, self.windows, self.drafted, self._state],
-            "flags": [self._is_stale, self._is_broken],
+            "record": list(made.native.record),
+            "counts": [self._number, self._is_stale],
         }
 
     def restore(self, record: dict[str, Any] | None) -> None:
         """Go on as the one that the snapshot was taken of."""
         if record is None:
             return
-        if record["platform"] != self._place.platform:
+        if record["platform"] != self.place.platform:
             raise openmm.OpenMMException("the checkpoint is of another platform")
-        if self._made is None or self._made.program.capacity != record["capacity"]:
+        made = self._made
+        if made is None or made.program.capacity != record["capacity"] or self._is_stale:
             self.make(record["capacity"], 0)
         self._present.context.loadCheckpoint(record["checkpoint"].tobytes())
-        self._present.program.forget_values()
-        self._number, self.windows, self.drafted, self._state = record["counts"]
-        self._is_stale, self._is_broken = record["flags"]
+        self.native.set_record(Record(*record["record"]))
+        self._number, self._is_stale = record["counts"]

@@ -123,9 +123,9 @@ class Sharing:
 
     def rollout_context(self, seed: int, window: int) -> RolloutContext:
         """In which windows can be drafted: the same forces in a Context of its own."""
-        if self._rollout is None:
-            place = Place(self.platform, self._properties, self.force_groups, seed, window)
-            self._rollout = RolloutContext(self._rollout_system, self.subset, place)
+        place = Place(self.platform, self._properties, self.force_groups, seed, window)
+        if self._rollout is None or self._rollout.place != place:
+            self._rollout = RolloutContext(self._rollout_system(), self.subset, place)
             self._rollout.set_environment(*self._environment)
         return self._rollout
 
@@ -144,7 +144,7 @@ class Sharing:
         """Parameters of the System's forces have changed."""
         self._system = system
         if self._rollout is not None:
-            self._rollout.refresh()
+            self._rollout.refresh(self._rollout_system())
         self.forces.take_context(self._make(self._forces_of(system)))
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:

@@ -1,22 +1,21 @@
-#include "../openmm/drafting_context.h"
-
-#include "arrays.h"
 #include "bindings.h"
+#include "round.h"
 
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
-#include <stdexcept>
+#include <tuple>
 #include <vector>
 
 namespace {
 
-void run(DraftingContext& context, VectorBatch vectors) {
-    if (vectors.shape(1) != context.numParticles())
-        throw std::invalid_argument("the vectors are not those of the subset");
+void goTo(DraftingContext& context, const MoveArguments& arguments) {
+    const DraftingContext::Move move = moveOf(arguments, context.numParticles());
     nb::gil_scoped_release release;
-    context.run(vectors.data());
+    context.goTo(move);
 }
+
+using RecordTuple = std::tuple<long long, size_t, size_t, size_t, bool>;
 
 } // namespace
 
@@ -37,11 +36,27 @@ void bindDrafting(nb::module_& m) {
             nb::arg("vector_group"))
         .def(
             "attach",
-            [](DraftingContext& context, uintptr_t integrator) {
-                context.attach(*dynamic_cast<OpenMM::CustomIntegrator*>(
-                    reinterpret_cast<OpenMM::Integrator*>(integrator)));
+            [](DraftingContext& context, uintptr_t made, size_t longestWindow) {
+                context.attach(*reinterpret_cast<OpenMM::Context*>(made), longestWindow);
             },
-            nb::arg("integrator_address"))
-        .def("run", &run, nb::arg("vectors"),
-             "One step of the program in the mode that it is in, which takes vectors (B, n, 3).");
+            nb::arg("context_address"), nb::arg("longest_window"))
+        .def_prop_ro(
+            "record",
+            [](const DraftingContext& context) -> RecordTuple {
+                const auto& now = context.record();
+                return {now.windows, now.drafted, now.state, now.begunFrom, now.isBroken};
+            },
+            "How many windows have been begun; of the last: its last state, the one that the Context "
+            "is in, of which state of the window before it was made; whether positions are not "
+            "finite.")
+        .def("set_record",
+             [](DraftingContext& context, const RecordTuple& record) {
+                 const auto& [windows, drafted, state, begunFrom, isBroken] = record;
+                 context.setRecord({windows, drafted, state, begunFrom, isBroken});
+             })
+        .def("forget", &DraftingContext::forget,
+             "The state in the Context is about to be set: there is no window any more.")
+        .def("go_to", &goTo, nb::arg("move"),
+             "To a state of the last window, by the number of steps done; added to it are vectors "
+             "(3,) for all positions and velocities, and (2, n, 3) for those of the subset.");
 }

@@ -195,13 +195,24 @@ ContextRolloutResult rollOutInContext(const ContextRolloutArguments& given,
             for (double* each : {force, correction, result})
                 std::fill_n(each, components, 0.0);
     };
-    DraftingContext::Reached reached;
+    DraftingContext::Move move;
+    if (given.move)
+        move = moveOf(*given.move, own);
+    size_t reached;
     {
         nb::gil_scoped_release release;
-        reached = given.context.draft(length, given.cmRemovals.data(), given.kicks.data(), standIn);
+        reached = given.context.draft(given.move ? &move : nullptr, length,
+                                      given.cmRemovals.data(), given.kicks.data(), standIn);
     }
-    return {reached.sites, reached.state,  reached.isBroken,
-            sites.numpy(), forces.numpy(), added.numpy()};
+    return {reached, sites.numpy(), forces.numpy(), added.numpy()};
+}
+
+DraftingContext::Move moveOf(const MoveArguments& move, size_t particles) {
+    const auto& [state, shift, drift, vectors] = move;
+    if (shift.shape(0) != 3 || drift.shape(0) != 3 || vectors.shape(0) != 2)
+        throw std::invalid_argument("a move has two vectors of all particles, two of each of the subset");
+    checkParticles(vectors.shape(1), particles);
+    return {state, shift.data(), drift.data(), vectors.data()};
 }
 
 // Positions or velocities (K, N, 3) in place: shifts (K, 3), and of the subset (K, |S|, 3).

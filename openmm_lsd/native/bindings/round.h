@@ -52,10 +52,16 @@ struct WholeRolloutArguments {
     std::optional<LongVector> stepCounts;
 };
 
+// A state of the last window of a DraftingContext, and what is added to it.
+using MoveArguments = std::tuple<size_t, DoubleVector, DoubleVector, VectorBatch>;
+
+DraftingContext::Move moveOf(const MoveArguments& move, size_t particles);
+
 // The same where all but the subset stays in a Context; masses are those of the subset. A step that
 // moves a particle farther than ``farthest`` (nm) by these forces alone is drafted without them.
 struct ContextRolloutArguments {
     DraftingContext& context;
+    std::optional<MoveArguments> move;
     Masses masses;
     double stepSize, farthest;
     CorrectionArguments corrections;
@@ -63,9 +69,8 @@ struct ContextRolloutArguments {
     Flags cmRemovals;
 };
 
-// Sites that were reached, the state that the Context is in, whether it is broken; arrays.
-using ContextRolloutResult =
-    std::tuple<size_t, size_t, bool, NumpyArray, NumpyArray, NumpyArray>;
+// Number of sites that were reached, and arrays.
+using ContextRolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray>;
 
 RolloutResult rollOut(const RolloutArguments& arguments, const DraftForce& draftForce);
 WholeRolloutResult rollOutWhole(const WholeRolloutArguments& arguments,
@@ -137,7 +142,8 @@ void defineRollout(nb::class_<Owner>& type,
         "be moved by the last step; and the arrays of a window.Whole.");
     type.def(
         "rollout_in_context",
-        [begin](Owner& owner, DraftingContext& context, Masses masses, double stepSize,
+        [begin](Owner& owner, DraftingContext& context, std::optional<MoveArguments> move,
+                Masses masses, double stepSize,
                 double farthest, VectorBatch kicks, Flags cmRemovals, VectorBatch corrections,
                 std::optional<VectorBatch> sites, std::optional<IntMatrix> neighbours,
                 std::optional<Blocks> blocks, std::optional<VectorBatch> moved,
@@ -145,6 +151,7 @@ void defineRollout(nb::class_<Owner>& type,
             const DraftForce draftForce =
                 begin(owner, masses.shape(0), corrections.shape(0), more...);
             return rollOutInContext({context,
+                                     move,
                                      masses,
                                      stepSize,
                                      farthest,
@@ -153,10 +160,10 @@ void defineRollout(nb::class_<Owner>& type,
                                      cmRemovals},
                                     draftForce);
         },
-        nb::arg("context"), nb::arg("masses"), nb::arg("step_size"), nb::arg("farthest"),
+        nb::arg("context"), nb::arg("move").none(), nb::arg("masses"), nb::arg("step_size"), nb::arg("farthest"),
         nb::arg("kicks"), nb::arg("cm_removals"), nb::arg("corrections"), nb::arg("sites").none(),
         nb::arg("neighbours").none(), nb::arg("blocks").none(), nb::arg("moved").none(),
         nb::arg("changed").none(), annotations...,
-        "Number of sites that were reached; the state in which the Context is, by steps done, and "
-        "whether it is broken; sites, draft forces and corrections (K, n, 3).");
+        "After a move, if there is one: number of sites that were reached; sites, draft forces and "
+        "corrections (K, n, 3).");
 }

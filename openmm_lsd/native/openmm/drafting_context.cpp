@@ -19,6 +19,13 @@ struct DraftingContext::Exchange {
     const double* vectors = nullptr; // the next
 };
 
+// Nothing is handed out after a call.
+struct DraftingContext::Guard {
+    Exchange& own;
+    explicit Guard(Exchange& exchange) : own(exchange) {}
+    ~Guard() { own.standIn = nullptr, own.vectors = nullptr; }
+};
+
 namespace {
 
 void write(const double* values, size_t count, void* forces, bool areDouble) {
@@ -91,34 +98,82 @@ DraftingContext::DraftingContext(OpenMM::System& system, const std::vector<int>&
     system.addForce(vectors);
 }
 
-OpenMM::CustomIntegrator& DraftingContext::program() const {
-    if (integrator == nullptr)
-        throw std::logic_error("there is no Context to draft in");
-    return *integrator;
+void DraftingContext::attach(OpenMM::Context& made, size_t longestWindow) {
+    context = &made;
+    integrator = dynamic_cast<OpenMM::CustomIntegrator*>(&made.getIntegrator());
+    capacity = longestWindow;
+    for (int i = 0; i < made.getSystem().getNumParticles(); i++)
+        hasVirtualSites = hasVirtualSites || made.getSystem().isVirtualSite(i);
 }
 
-DraftingContext::Reached DraftingContext::draft(size_t length, const bool* cmRemovals,
-                                                const double* kicks, const DraftForce& standIn) {
-    OpenMM::CustomIntegrator& steps = program();
+void DraftingContext::set(const std::string& name, double value) {
+    if (integrator == nullptr)
+        throw std::logic_error("there is no Context to draft in");
+    integrator->setGlobalVariableByName(name, value);
+}
+
+void DraftingContext::forget() {
+    present.windows++;
+    present.drafted = present.state = present.begunFrom = 0;
+    present.isBroken = false;
+}
+
+void DraftingContext::goTo(const Move& move) {
+    if (move.state > present.drafted)
+        throw std::logic_error("the window has no such state");
+    const size_t from = present.isBroken ? 0 : present.state;
+    set("mode", present.isBroken ? 2.0 : 1.0);
+    for (size_t k = 0; k < capacity; k++) {
+        const bool done = from <= k && k < move.state, undone = move.state <= k && k < from;
+        set("along" + std::to_string(k), done ? 1.0 : undone ? -1.0 : 0.0);
+    }
+    for (size_t k = 0; k <= capacity; k++)
+        set("pick" + std::to_string(k), k == move.state ? 1.0 : 0.0);
+    for (int j = 0; j < 3; j++) {
+        const std::string axis(1, "xyz"[j]);
+        set("shift_" + axis, move.shift == nullptr ? 0.0 : move.shift[j]);
+        set("drift_" + axis, move.drift == nullptr ? 0.0 : move.drift[j]);
+    }
+    const Guard guard(*exchange);
+    exchange->vectors = move.vectors;
+    present.isBroken = true; // until it is done
+    integrator->step(1);
+    if (hasVirtualSites) // a device leaves them where they were
+        context->computeVirtualSites();
+    present.state = move.state;
+    present.isBroken = false;
+}
+
+size_t DraftingContext::draft(const Move* move, size_t length, const bool* cmRemovals,
+                              const double* kicks, const DraftForce& standIn) {
+    if (length > capacity)
+        throw std::invalid_argument("the window is longer than there is room for");
+    if (move != nullptr)
+        goTo(*move);
+    // From now on it is the first state of the next window, or of the same once more.
+    const size_t begunFrom = present.state;
+    if (move == nullptr || begunFrom > 0) {
+        forget();
+        present.begunFrom = begunFrom;
+    }
+    present.drafted = present.state = 0;
     Exchange& own = *exchange;
-    struct Guard {
-        Exchange& own;
-        ~Guard() { own.standIn = nullptr, own.vectors = nullptr; }
-    } guard{own};
+    const Guard guard(own);
     own.standIn = standIn;
-    steps.setGlobalVariableByName("mode", 0.0);
-    Reached reached{0, 0, false};
+    set("mode", 0.0);
+    size_t sites = 0;
     for (size_t k = 0; k < length; k++) {
         own.step = k;
         own.wasAsked = false;
         own.isFinite = true;
         own.raised = nullptr;
         own.vectors = kicks + 3 * particles * k;
-        steps.setGlobalVariableByName("slot", (double)k);
-        steps.setGlobalVariableByName("removal", cmRemovals[k] ? 1.0 : 0.0);
+        set("slot", (double)k);
+        set("removal", cmRemovals[k] ? 1.0 : 0.0);
+        present.isBroken = true; // until the step is done
         std::string wrong;
         try {
-            steps.step(1);
+            integrator->step(1);
         } catch (const std::exception& error) { // OpenMM's own, where coordinates are not finite
             wrong = error.what();
         }
@@ -130,20 +185,14 @@ DraftingContext::Reached DraftingContext::draft(size_t length, const bool* cmRem
             if (k == 0)
                 throw SharedForceError("the forces that it shares with the draft: " +
                                        (wrong.empty() ? "positions are not finite" : wrong));
-            reached.isBroken = true;
-            reached.state = own.wasAsked && own.isFinite ? k : k - 1;
+            present.drafted = own.wasAsked && own.isFinite ? k : k - 1;
             break;
         }
-        reached.state = k + 1;
+        present.isBroken = false;
+        present.drafted = present.state = k + 1;
         if (own.raised)
             break;
-        reached.sites = k + 1;
+        sites = k + 1;
     }
-    return reached;
-}
-
-void DraftingContext::run(const double* vectors) {
-    exchange->vectors = vectors;
-    program().step(1);
-    exchange->vectors = nullptr;
+    return sites;
 }

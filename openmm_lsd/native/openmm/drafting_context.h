@@ -10,6 +10,7 @@
 
 #include <cstddef>
 #include <memory>
+#include <string>
 #include <vector>
 
 class DraftingContext {
@@ -19,34 +20,53 @@ public:
     DraftingContext(OpenMM::System& system, const std::vector<int>& particles, int standInGroup,
                     int vectorGroup);
 
-    size_t numParticles() const { return particles; }
-
-    // The Context that was made of the System is run by this integrator, which must outlive this.
-    void attach(OpenMM::CustomIntegrator& program) { integrator = &program; }
-
-    // Sites whose forces were asked for; the state in which the Context is left, by the number of
-    // steps done; and whether that is not finite.
-    struct Reached {
-        size_t sites, state;
-        bool isBroken;
+    // A state of the last window, by the number of steps done, and what is added to it: to all
+    // positions and velocities, and beyond that to those of the subset, (2, n, 3).
+    struct Move {
+        size_t state;
+        const double *shift, *drift, *vectors;
     };
 
-    // So many steps; kicks (K, n, 3) are added to the velocities of the subset. Raises what the
-    // first step raises; others end the window.
-    Reached draft(size_t length, const bool* cmRemovals, const double* kicks,
-                  const DraftForce& standIn);
+    // Which window it holds. All of it is changed within one call, so that no signal can come
+    // between, nor an exception leave it half done.
+    struct Record {
+        long long windows = 0; // how many have been begun
+        size_t drafted = 0;    // the last of its states
+        size_t state = 0;      // the one that the Context is in
+        size_t begunFrom = 0;  // the state of the window before
+        bool isBroken = false; // whether positions are not finite
+    };
 
-    // One step of the program in another mode, which takes so many times vectors (n, 3).
-    void run(const double* vectors);
+    size_t numParticles() const { return particles; }
+    const Record& record() const { return present; }
+    void setRecord(const Record& other) { present = other; }
+
+    // The Context that was made of the System, with a CustomIntegrator; it must outlive this.
+    void attach(OpenMM::Context& made, size_t longestWindow);
+
+    // The state in the Context is about to be set by others: there is no window any more.
+    void forget();
+
+    void goTo(const Move& move);
+
+    // A window of so many steps, from where the Context is or after a move, and the number of its
+    // sites that were reached; kicks (K, n, 3) are added to the velocities of the subset. Raises
+    // what the first step raises; others end the window.
+    size_t draft(const Move* move, size_t length, const bool* cmRemovals, const double* kicks,
+                 const DraftForce& standIn);
 
 private:
     struct Exchange;
+    struct Guard;
     class StandIn;
     class Vectors;
 
-    OpenMM::CustomIntegrator& program() const;
+    void set(const std::string& name, double value);
 
-    size_t particles;
+    size_t particles, capacity = 0;
     std::shared_ptr<Exchange> exchange; // with the forces, which live in the System
+    OpenMM::Context* context = nullptr;
     OpenMM::CustomIntegrator* integrator = nullptr;
+    bool hasVirtualSites = false;
+    Record present;
 };
