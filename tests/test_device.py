@@ -4,6 +4,8 @@ On the platform that the environment names (see particles.PLATFORM); where that 
 can be tested there.
 """
 
+import copy
+
 import numpy as np
 import openmm
 import pytest
@@ -227,6 +229,7 @@ def test_rigid_water_stays_whole_where_its_constraints_are_not(precision):
     force, for OpenMM takes it off without images.
     """
     _, positions, cheap = box_of("dipeptide", None)
+    cheap = copy.deepcopy(cheap)
     while cheap.getNumConstraints():
         cheap.removeConstraint(0)
     for force in cheap.getForces():
