@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from .._native import ContextAccess
 from ..core.schemes import Scheme
 
-Array = NDArray[np.float64]
+# Global variables: what a move adds to all positions and velocities.
+SHIFT, DRIFT = ([f"{name}_{axis}" for axis in "xyz"] for name in ("shift", "drift"))
 
 
 class DraftingProgram:
@@ -41,7 +42,7 @@ class DraftingProgram:
     def __init__(self, capacity: int, vector_group: int, removes_cm_motion: bool) -> None:
         self.capacity = capacity
         self.integrator = program = openmm.CustomIntegrator(0.001)
-        names = ["mode", "slot", "removal", "decay", "scale", *_AXES["shift"], *_AXES["drift"]]
+        names = ["mode", "slot", "removal", "decay", "scale", *SHIFT, *DRIFT]
         names += [f"along{k}" for k in range(capacity)] + [f"pick{k}" for k in range(capacity + 1)]
         for name in names:
             program.addGlobalVariable(name, 0.0)
@@ -86,14 +87,13 @@ class DraftingProgram:
         # What is not finite must not be multiplied by zero.
         along = " + ".join(f"select(along{k}, along{k}*moved{k}, 0)" for k in range(self.capacity))
         speed = " + ".join(f"select(pick{k}, speed{k}, 0)" for k in range(self.capacity + 1))
-        shift, drift = (", ".join(_AXES[name]) for name in ("shift", "drift"))
         program = self.integrator
         program.beginIfBlock("mode > 0")
         # Apart: OpenMM's Reference platform knows no force groups where there are vectors.
         program.addComputePerDof("x", f"select(mode - 1, begin, x) + {along} + {vectors}")
-        program.addComputePerDof("x", f"x + vector({shift})")
+        program.addComputePerDof("x", f"x + vector({', '.join(SHIFT)})")
         program.addComputePerDof("v", f"{speed} + {vectors}")
-        program.addComputePerDof("v", f"v + vector({drift})")
+        program.addComputePerDof("v", f"v + vector({', '.join(DRIFT)})")
         program.endBlock()
 
     def bind(self, context: openmm.Context, subset: NDArray[np.int64]) -> ContextAccess:
@@ -109,6 +109,3 @@ class DraftingProgram:
         scale = float(scheme.noise_scale(np.ones((1, 1)))[0, 0])
         self.integrator.setGlobalVariableByName("decay", scheme.decay)
         self.integrator.setGlobalVariableByName("scale", scale)
-
-
-_AXES = {name: [f"{name}_{axis}" for axis in "xyz"] for name in ("shift", "drift")}

@@ -140,9 +140,8 @@ class RolloutContext:
         platform = openmm.Platform.getPlatform(place.platform)
         context = openmm.Context(system, integrator, platform, dict(place.properties))
         native.attach(int(context.this), capacity)
-        native.set_record(
-            Record(self.record.windows + 1)
-        )  # states of the Context before are no more
+        # States of the Context before are not to be found in this one.
+        native.set_record(Record(self.record.windows + 1))
         access = program.bind(context, self._subset)
         self._made = _Made(native, program, access, context, system)
         self._number, self._is_stale = self._number + 1, False
