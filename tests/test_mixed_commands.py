@@ -13,6 +13,7 @@ from test_mixed_systems import box_of, python_force
 from openmm_lsd import LSDIntegrator, systems
 from openmm_lsd.commands import Case, validate
 from openmm_lsd.commands import case as case_module
+from openmm_lsd.core.noise import NoiseOfRest
 from openmm_lsd.drafts.nativeengine import NativeSubsetEngine
 
 SYSTEMS = ROOT / "systems"
@@ -116,13 +117,15 @@ class AcceptsAllOfSubset(NativeSubsetEngine):
     reduced_engine = AcceptsAll
 
 
+class HalfTheNoise(NoiseOfRest):
+    def __call__(self, step, count):
+        return [0.7 * row for row in super().__call__(step, count)]
+
+
 class NoiseOfTheRestIsLost(NativeSubsetEngine):
     """Half of it."""
 
-    def draft(self, state, corrections, draws, times=None):
-        noise = draws.noise.copy()
-        noise[:, 30:] *= 0.7
-        return super().draft(state, corrections, draws._replace(noise=noise), times)
+    noise_of_rest = HalfTheNoise
 
 
 @pytest.mark.parametrize("engine", [AcceptsAllOfSubset, NoiseOfTheRestIsLost])

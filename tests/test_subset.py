@@ -4,6 +4,10 @@ The engine of a subset against the one that handles everything, both driven by t
 says all about the distribution, as long as the law of the latter is tested elsewhere.
 """
 
+import dataclasses
+import weakref
+from types import SimpleNamespace
+
 import numpy as np
 import openmm
 import pytest
@@ -11,8 +15,10 @@ import pytest
 from openmm_lsd.contexts.constraints import SystemProjection
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.core.constraints import PlainProjection
+from openmm_lsd.core.correctors import make_corrector
 from openmm_lsd.core.engine import NumpyEngine
 from openmm_lsd.core.errors import TargetError
+from openmm_lsd.core.noise import NoiseOfRest, StepNoise
 from openmm_lsd.core.sampler import SpeculativeSampler
 from openmm_lsd.core.schemes import ABOBA, Middle, remove_cm_motion
 from openmm_lsd.core.subset import Reduction, SubsetEngine, pad
@@ -22,7 +28,6 @@ from openmm_lsd.drafts.nativeengine import NativeSubsetEngine
 
 MASSES = np.array([12.0, 1.0, 16.0, 14.0, 3.0, 0.0, 7.0, 1.0])
 SUBSET = np.array([1, 4, 2])  # in any order
-REST = np.setdiff1d(np.arange(8), SUBSET)
 RNG = np.random.default_rng(3)
 START = RNG.normal(0.0, 0.1, (8, 3))
 SPEEDS = RNG.normal(0.0, 0.5, (8, 3))
@@ -70,11 +75,29 @@ def scheme_of(kind, constrained):
     return kind(300.0, 5.0, 0.004, projection)
 
 
+class OfSubset(StepNoise):
+    """The noise of all, of which the subset takes its own."""
+
+    def draw(self, step, count, step_count):
+        draws = super().draw(step, count, step_count)
+        return draws._replace(noise=np.ascontiguousarray(draws.noise[:, SUBSET]))
+
+
+class OfAll(NoiseOfRest):
+    """The rest takes the same noise as if it were drawn with that of the subset."""
+
+    def __call__(self, step, count):
+        return list(StepNoise(self._seed, *self._shape[:1])(step, count)[0])
+
+
 def samplers(kind, constrained, frequency, engine=SubsetEngine, **options):
-    """One of everything, one of the subset."""
+    """One of everything, one of the subset; with the same noise."""
     scheme = scheme_of(kind, constrained)
     reduced = projection_of(SUBSET) if constrained else None
-    options = {"cm_removal_frequency": frequency, "correction": "per-step", **options}
+    options = {"correction": "per-step", **options}
+    made = type("WithNoise", (engine,), {"noise_of_rest": OfAll})(
+        scheme, MASSES, shared, stand_in, SUBSET, 11, reduced
+    )
     whole = SpeculativeSampler.of_forces(
         scheme,
         MASSES,
@@ -82,17 +105,15 @@ def samplers(kind, constrained, frequency, engine=SubsetEngine, **options):
         lambda q: np.stack([on_all(each, slow) for each in q]),
         6,
         11,
+        cm_removal_frequency=frequency,
         **options,
     )
-    part = SpeculativeSampler.of_forces(
-        scheme,
-        MASSES,
-        stand_in,
-        lambda q: np.stack([slow(each) for each in q]),
+    part = SpeculativeSampler(
+        made,
+        ForcePair(lambda q: np.stack([slow(each) for each in q])),
+        OfSubset(11, len(MASSES), frequency),
         6,
-        11,
-        engine=lambda scheme, masses, draft: engine(scheme, masses, shared, draft, SUBSET, reduced),
-        **options,
+        corrector=make_corrector(options["correction"], scheme, MASSES[SUBSET, None]),
     )
     velocities = SPEEDS if not constrained else scheme.projection.velocities(START, SPEEDS)
     for sampler in (whole, part):
@@ -123,26 +144,20 @@ def test_the_same_path_as_with_all_particles(kind, constrained, frequency):
 class NoMotionOfTheRest(SubsetEngine):
     """Forgets that the motion of the centre of mass moves the rest, too."""
 
-    rest = REST
-
-    def _of_all(self, committed, whole):
-        before = [each.copy() for each in whole[:2]]
-        result = super()._of_all(committed, whole)
-        for path, drafted in zip(result[:2], before, strict=True):
-            path[:, self.rest] = drafted[1 : len(path) + 1, self.rest]
-        return result
+    def commit(self, state, window, target_forces, draws):
+        committed = super().commit(state, window, target_forces, draws)
+        moves = np.zeros_like(committed.reduction.moves)
+        reduction = SimpleNamespace(subset=self.subset, moves=moves)
+        return dataclasses.replace(committed, reduction=reduction)
 
 
 class OtherNoise(SubsetEngine):
     """The noise of the rest that enters the shift is not that which has moved it."""
 
-    rest = REST
-
     def commit(self, state, window, target_forces, draws):
-        noise = draws.noise.copy()
-        others = np.random.default_rng(state.step).standard_normal(noise.shape)
-        noise[:, self.rest] = others[:, self.rest]
-        return super().commit(state, window, target_forces, draws._replace(noise=noise))
+        noise = np.random.default_rng(state.step).standard_normal(window.whole.noise.shape)
+        window = window._replace(whole=window.whole._replace(noise=noise))
+        return super().commit(state, window, target_forces, draws)
 
 
 class ForcesOfAnotherSite(SubsetEngine):
@@ -188,26 +203,63 @@ def test_reduction_commutes_with_what_a_step_does():
     )
     assert reduction.masses.sum() == MASSES.sum()
     noise = np.random.default_rng(0).standard_normal((40_000, 8, 3))
-    covariance = np.cov(reduction.noise(noise)[..., 0].T)
-    np.testing.assert_allclose(covariance, np.eye(4), atol=0.03)
+    both = np.concatenate([noise[:, SUBSET], reduction.noise(noise)[:, None]], axis=1)
+    np.testing.assert_allclose(np.cov(both[..., 0].T), np.eye(4), atol=0.03)
+
+
+def test_noise_of_the_rest_is_a_function_of_seed_and_step():
+    noise = NoiseOfRest(7, 5)
+    window = [each.copy() for each in noise(3, 6)]
+    later = [each.copy() for each in noise(6, 6)]
+    np.testing.assert_array_equal(window[3:], later[:3])
+    np.testing.assert_array_equal(window, noise(3, 6))
+    np.testing.assert_array_equal(window, NoiseOfRest(7, 5)(3, 6))
+    assert np.abs(np.array(NoiseOfRest(8, 5)(3, 6)) - window).min(axis=(1, 2)).all()
+    drawn_beside = StepNoise(7, 5000)(3, 1)[0][0, :5]
+    assert np.abs(NoiseOfRest(7, 5000)(3, 1)[0][:5] - drawn_beside).min() > 0
+
+
+@pytest.mark.parametrize("particles", [5, 5000])
+def test_noise_of_the_rest_is_normal(particles):
+    noise = NoiseOfRest(1, particles)
+    rows = np.concatenate([np.array(noise(step, 4))[:1].ravel() for step in range(0, 400, 2)])
+    assert abs(rows.mean()) < 5 / np.sqrt(len(rows))
+    assert abs(rows.var() - 1) < 5 * np.sqrt(2 / len(rows))
+    np.testing.assert_allclose(np.mean(rows**4), 3.0, atol=5 * np.sqrt(96 / len(rows)))
+
+
+def test_committed_states_are_kept_as_long_as_somebody_may_ask():
+    """And no longer: the path of the window before is let go of when the next one is drafted."""
+    windows = []
+
+    class Watched(SubsetEngine):
+        def draft(self, *arguments):
+            window = super().draft(*arguments)
+            windows.append(weakref.ref(window.whole.positions))
+            assert all(each() is None for each in windows[:-1])
+            return window
+
+    _, part = samplers(Middle, False, 1, Watched)
+    part.advance(60)
+    assert len(windows) > 10
 
 
 def test_a_subset_of_all_that_move():
     """The rest has no mass then, and its row means nothing."""
     masses = np.array([2.0, 0.0, 3.0])
     scheme = Middle(300.0, 1.0, 0.002)
-    engine = SubsetEngine(scheme, masses, lambda q: -q, lambda q: -50.0 * q, np.array([0, 2]))
+    subset = np.array([0, 2])
+    engine = SubsetEngine(scheme, masses, lambda q: -q, lambda q: -50.0 * q, subset, 5)
     plain = NumpyEngine(scheme, masses, lambda q: -q - 50.0 * q * (masses > 0)[:, None])
     results = []
-    for each, factor in ((engine, -80.0), (plain, -81.0)):
-        sampler = SpeculativeSampler(
-            each,
-            ForcePair(lambda q, factor=factor: factor * q),
-            SpeculativeSampler.of_forces(
-                scheme, masses, lambda q: -q, lambda q: -q, 4, 5, cm_removal_frequency=1
-            )._noise,
-            4,
+    for each, factor, particles in ((engine, -80.0, subset), (plain, -81.0, slice(None))):
+        noise = StepNoise(5, 3, 1)
+        draw = noise.draw
+        noise.draw = lambda *when, draw=draw, particles=particles: draw(*when)._replace(
+            noise=np.ascontiguousarray(draw(*when).noise[:, particles])
         )
+        target = ForcePair(lambda q, factor=factor: factor * q)
+        sampler = SpeculativeSampler(each, target, noise, 4)
         sampler.set_state(START[:3], np.zeros((3, 3)))
         results.append(np.stack(sampler.advance(30)))
     np.testing.assert_allclose(*results, atol=1e-9)
@@ -233,7 +285,9 @@ def test_shared_forces_that_fail(bad):
         lambda q: np.stack([slow(each) for each in q]),
         6,
         11,
-        engine=lambda scheme, masses, draft: SubsetEngine(scheme, masses, failing, draft, SUBSET),
+        engine=lambda scheme, masses, draft: SubsetEngine(
+            scheme, masses, failing, draft, SUBSET, 11
+        ),
     )
     sampler.set_state(START, SPEEDS)
     with pytest.raises(TargetError, match=r"step \d+: the forces that it shares"):
@@ -294,7 +348,7 @@ def test_native_engine_is_that_of_numpy(kind, constrained, learns):
             6,
             11,
             engine=lambda scheme, masses, draft, engine=engine: engine(
-                scheme, masses, everything, draft, SUBSET, reduced
+                scheme, masses, everything, draft, SUBSET, 11, reduced
             ),
             cm_removal_frequency=3,
             correction="secant" if learns else "none",
@@ -322,7 +376,7 @@ def test_native_shared_forces_that_fail():
         6,
         11,
         engine=lambda scheme, masses, draft: NativeSubsetEngine(
-            scheme, masses, shared_draft, draft, SUBSET
+            scheme, masses, shared_draft, draft, SUBSET, 11
         ),
     )
     speeds = np.zeros_like(START)

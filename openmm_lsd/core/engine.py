@@ -43,10 +43,8 @@ class Engine(Protocol):
     scheme : Scheme
     masses : (N, 1) amu
     subset : slice or (|S|,) int
-        Of the particles: those on which draft and target may differ. The arrays of windows,
+        Of the particles: those on which draft and target may differ. The arrays of noise, windows,
         corrections and forces are theirs only; those of states, of all.
-    noise_particles : int
-        How many there are in the noise: all particles, or the subset.
     name : str
         Of its kind, in snapshots.
     """
@@ -56,9 +54,6 @@ class Engine(Protocol):
     scheme: Scheme
     masses: Array
     subset: slice | NDArray[np.int64]
-
-    @property
-    def noise_particles(self) -> int: ...
 
     @property
     def trainable(self) -> TrainableDraft | None:
@@ -162,11 +157,6 @@ class NumpyEngine(HostEngine):
         self.trainable: TrainableDraft | None = draft if isinstance(draft, TrainableDraft) else None
         self._draft: Any = draft
         self._uses_times = bool(getattr(draft, "uses_times", False))
-
-    @property
-    def noise_particles(self) -> int:
-        """See Engine."""
-        return len(self.masses)
 
     def _times_of_draft(self, times: Times | None) -> Times | None:
         return times if self._uses_times else None

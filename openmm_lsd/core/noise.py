@@ -10,6 +10,7 @@ reproducible as long as NumPy keeps its stream of ``Generator.standard_normal``.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -21,6 +22,7 @@ from .window import Draws
 Array = NDArray[np.float64]
 
 NOISE_BLOCK = 8  # steps that are drawn at a time
+OF_REST = 1  # stream of random numbers
 LARGE = 4000  # particles, above which it pays to draw steps beside each other
 
 
@@ -91,12 +93,60 @@ class StepNoise:
         """Each step from a generator of its own, several at a time."""
         noise, log_uniforms = np.empty(self._shape), np.empty(NOISE_BLOCK)
 
-        def fill(row: int) -> None:  # NumPy lets go of the GIL
-            sequence = np.random.SeedSequence([self._seed, start + row])
-            generator = np.random.Generator(np.random.SFC64(sequence))
+        def fill(row: int) -> None:
+            generator = _generator_of(self._seed, start + row)
             log_uniforms[row] = -generator.standard_exponential()
             generator.standard_normal(out=noise[row])
 
-        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            list(pool.map(fill, range(NOISE_BLOCK)))
+        _fill_beside_each_other(fill, range(NOISE_BLOCK))
         return noise, log_uniforms
+
+
+class NoiseOfRest:
+    """The noise of a large box of which only a few particles take that of a StepNoise.
+
+    Parameters
+    ----------
+    seed : int
+        0 <= seed < 2^64.
+    particles : int
+        N, all there are.
+    """
+
+    def __init__(self, seed: int, particles: int) -> None:
+        self._seed, self._shape = seed, (particles, 3)
+        self._drawn: dict[int, Array] = {}  # by step
+
+    def __call__(self, step: int, count: int) -> list[Array]:
+        """xi ~ N(0, I) (N, 3) of each of ``count`` steps, from one on.
+
+        The rows of particles whose noise comes from elsewhere are to be written over. The arrays
+        are good until the next call, which takes those of other steps for new numbers.
+        """
+        wanted = range(step, step + count)
+        before, self._drawn = self._drawn, {}
+        kept = {each: before.pop(each) for each in wanted if each in before}
+        spare = list(before.values())
+        missing = [each for each in wanted if each not in kept]
+        to = {each: spare.pop() if spare else np.empty(self._shape) for each in missing}
+
+        def fill(each: int) -> None:
+            _generator_of(self._seed, each, OF_REST).standard_normal(out=to[each])
+
+        if self._shape[0] > LARGE:
+            _fill_beside_each_other(fill, missing)
+        else:
+            for each in missing:
+                fill(each)
+        self._drawn = {**kept, **to}
+        return [self._drawn[each] for each in wanted]
+
+
+def _generator_of(seed: int, step: int, *stream: int) -> np.random.Generator:
+    sequence = np.random.SeedSequence([seed, step], spawn_key=stream)
+    return np.random.Generator(np.random.SFC64(sequence))
+
+
+def _fill_beside_each_other(fill: Callable[[int], None], steps: Iterable[int]) -> None:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy lets go of the GIL
+        list(pool.map(fill, steps))

@@ -161,8 +161,9 @@ class SpeculativeSampler:
             As of the constructor.
         """
         made = engine(scheme, masses, draft)
-        noise = StepNoise(seed, made.noise_particles, cm_removal_frequency)
-        corrector = make_corrector(correction, scheme, made.masses[made.subset])
+        own_masses = made.masses[made.subset]
+        noise = StepNoise(seed, len(own_masses), cm_removal_frequency)
+        corrector = make_corrector(correction, scheme, own_masses)
         options = {"corrector": corrector, **options}
         return cls(made, ForcePair(target), noise, window, **options)
 

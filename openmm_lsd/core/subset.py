@@ -11,7 +11,8 @@ other direction, and transport changes the noise along the shift only.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,8 +22,9 @@ from .constraints import ConstraintError, Projection
 from .corrections import Corrections
 from .engine import Engine, HostEngine, NumpyEngine, TrainableDraft, checked_masses
 from .errors import SharedForceError
+from .noise import NoiseOfRest
 from .schemes import Scheme, reciprocal, remove_cm_motion
-from .window import AnyState, Committed, Draws, State, Whole, Window
+from .window import AnyState, Committed, CommittedSteps, Draws, KeptState, State, Whole, Window
 
 Array = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -39,13 +41,14 @@ class Reduction:
 
     Attributes
     ----------
+    subset : (|S|,) int
     masses : (|S| + 1, 1) amu
     moves : (N, 1)
         One for the particles of the rest that have mass, zero for all others.
     """
 
     def __init__(self, subset: Indices, masses: Array) -> None:
-        self._subset = subset
+        self.subset = subset
         self._masses_of_rest = masses[:, 0].copy()
         self._masses_of_rest[subset] = 0.0
         self._roots = np.sqrt(self._masses_of_rest)
@@ -66,17 +69,55 @@ class Reduction:
         """The last is the force on the whole rest."""
         return self._with(forces, self.moves[:, 0] @ forces)
 
-    def noise(self, noise: Array) -> Array:
-        """Standard normal, as what it is made of."""
-        return self._with(noise, np.sqrt(self._inverse) * (self._roots @ noise))
+    def noise(self, noise: Sequence[Array]) -> Array:
+        """Of the rest only (K, 3); standard normal, as what it is made of, (N, 3) each."""
+        return np.sqrt(self._inverse) * np.stack([self._roots @ each for each in noise])
 
     def _with(self, arrays: Array, of_rest: Array) -> Array:
-        return np.concatenate([arrays[..., self._subset, :], of_rest[..., None, :]], axis=-2)
+        return np.concatenate([arrays[..., self.subset, :], of_rest[..., None, :]], axis=-2)
 
 
 def pad(arrays: Array) -> Array:
     """Arrays (..., |S|, 3) with a row of zeros for the rest."""
     return np.concatenate([arrays, np.zeros_like(arrays[..., :1, :])], axis=-2)
+
+
+@dataclasses.dataclass
+class CommittedOfSubset:
+    """See CommittedSteps: those of the subset and of the rest as one particle, in a window."""
+
+    reduction: Reduction
+    whole: Whole
+    reduced: Committed
+    num_steps: int
+
+    @property
+    def noise_shifts(self) -> list[float]:
+        """See CommittedSteps."""
+        return self.reduced.noise_shifts[: self.num_steps]
+
+    @property
+    def accepted(self) -> bool:
+        """See CommittedSteps."""
+        return self.reduced.accepted or self.num_steps < self.reduced.num_steps
+
+    def states(self, step: int) -> list[KeptState]:
+        """See CommittedSteps."""
+        numbers = range(1, self.num_steps + 1)
+        return [KeptState(partial(self.read, k), step + k) for k in numbers]
+
+    def read(self, k: int) -> tuple[Array, Array]:
+        """Positions and velocities (N, 3) after k steps: as drafted, but the rest is moved as a
+        whole, and the subset is the committed one."""
+        drafted = self.whole.positions[k], self.whole.velocities[k]
+        committed = self.reduced.positions[k - 1], self.reduced.velocities[k - 1]
+        positions, velocities = map(self._complete, drafted, self.whole.centres[k], committed)
+        return positions, velocities
+
+    def _complete(self, drafted: Array, centre: Array, reduced: Array) -> Array:
+        result = drafted + (reduced[-1] - centre) * self.reduction.moves
+        result[self.reduction.subset] = reduced[:-1]
+        return result
 
 
 class SubsetEngine(HostEngine, Engine):
@@ -94,6 +135,8 @@ class SubsetEngine(HostEngine, Engine):
         The draft's other forces: as of NumpyEngine, but of the subset, (|S|, 3).
     subset : (|S|,) int
         No constraint has one of its two particles in the subset and one outside.
+    seed : int
+        As of NoiseOfRest.
     projection : Projection, optional
         Of the |S| + 1 particles of a Reduction, if the scheme has one.
 
@@ -106,6 +149,7 @@ class SubsetEngine(HostEngine, Engine):
     """
 
     reduced_engine: type[NumpyEngine] = NumpyEngine
+    noise_of_rest: type[NoiseOfRest] = NoiseOfRest
 
     def __init__(
         self,
@@ -114,6 +158,7 @@ class SubsetEngine(HostEngine, Engine):
         shared: Callable[..., Array],
         draft: Callable[..., Array],
         subset: Indices,
+        seed: int,
         projection: Projection | None = None,
     ) -> None:
         self.scheme, self.masses = scheme, checked_masses(masses)
@@ -122,15 +167,11 @@ class SubsetEngine(HostEngine, Engine):
         scheme.check_noise(self._inverse_masses)
         self.noise_scale = scheme.noise_scale(self._inverse_masses)
         self._reduction = Reduction(self.subset, self.masses)
+        self._noise_of_rest = self.noise_of_rest(seed, len(self.masses))
         reduced_scheme = dataclasses.replace(scheme, projection=projection)
         self._reduced = self.reduced_engine(reduced_scheme, self._reduction.masses, draft)
         self._shared = shared
         self._shared_uses_times = bool(getattr(shared, "uses_times", False))
-
-    @property
-    def noise_particles(self) -> int:
-        """See Engine."""
-        return len(self.masses)
 
     @property
     def trainable(self) -> TrainableDraft | None:
@@ -171,6 +212,7 @@ class SubsetEngine(HostEngine, Engine):
     ) -> Window:
         """See Engine."""
         length, subset = len(draws.noise), self.subset
+        noise = self._noise_of_all(state.step, draws)
         positions, velocities = [state.positions], [state.velocities]
         own = [np.empty((length, len(subset), 3)) for _ in range(4)]
         sites, start_velocities, draft_forces, added = own
@@ -197,7 +239,7 @@ class SubsetEngine(HostEngine, Engine):
             try:
                 if k + 1 == length:
                     break
-                kick = self.noise_scale * draws.noise[k]
+                kick = self.noise_scale * noise[k]
                 acceleration = drafted * self._inverse_masses
                 after = self.scheme.step(positions[k], velocities[k], acceleration, kick)
             except ConstraintError:  # a draft may lead anywhere
@@ -205,19 +247,28 @@ class SubsetEngine(HostEngine, Engine):
             positions.append(after[0])
             velocities.append(after[1])
         length = len(shared_forces)
-        path = self._end_path(positions[:length], velocities[:length], shared_forces[-1], draws)
+        end = shared_forces[-1], noise[length - 1]
+        path = self._end_path(positions[:length], velocities[:length], *end)
         reduced = np.stack([self._reduction.forces(each) for each in shared_forces])
         both = np.stack([np.stack(each) for each in path], axis=1)
-        whole = Whole(both[:, 0].copy(), both[:, 1].copy(), self._reduction.centre(both), reduced)
+        centres, of_rest = self._reduction.centre(both), self._reduction.noise(noise)
+        whole = Whole(both[:, 0].copy(), both[:, 1].copy(), centres, reduced, of_rest)
         sites, start_velocities, draft_forces, added = (each[:length] for each in own)
         return Window(sites, start_velocities, draft_forces, added, whole)
 
+    def _noise_of_all(self, step: int, draws: Draws) -> list[Array]:
+        """Of each step, (N, 3)."""
+        rows = self._noise_of_rest(step, len(draws.noise))
+        for row, own in zip(rows, draws.noise, strict=True):
+            row[self.subset] = own
+        return rows
+
     def _end_path(
-        self, positions: list[Array], velocities: list[Array], shared: Array, draws: Draws
+        self, positions: list[Array], velocities: list[Array], shared: Array, noise: Array
     ) -> tuple[list[Array], list[Array]]:
         """With the rest after the last step, whatever becomes of the subset there; if it can."""
         at, still = self.subset, velocities[-1].copy()
-        kick = self.noise_scale * draws.noise[len(positions) - 1]
+        kick = self.noise_scale * noise
         acceleration = shared * self._inverse_masses
         for each in (still, kick, acceleration):
             each[at] = 0.0
@@ -229,45 +280,29 @@ class SubsetEngine(HostEngine, Engine):
 
     def commit(
         self, state: AnyState, window: Window, target_forces: Array, draws: Draws
-    ) -> Committed:
+    ) -> CommittedSteps:
         """See Engine."""
-        whole, reduction, verified = window.whole, self._reduction, len(target_forces)
+        whole, verified = window.whole, len(target_forces)
         assert whole is not None
-        shared = whole.shared_forces[:verified]
+        shared, centres = whole.shared_forces[:verified], whole.centres
+        start_velocities = np.concatenate([window.velocities, centres[: len(window.sites), 1:]], 1)
         reduced = Window(
             pad(window.sites[:verified]),
-            np.concatenate([window.velocities, whole.centres[: len(window.sites), 1:]], axis=1)[
-                :verified
-            ],
+            start_velocities[:verified],
             shared + pad(window.draft_forces[:verified]),
             pad(window.corrections[:verified]),
         )
+        # The motion of the centre of mass has been removed from it, if that is due.
         start = State(
-            reduction.vectors(state.positions), reduction.vectors(state.velocities), state.step
+            np.concatenate([whole.positions[0, self.subset], centres[0, :1]]),
+            start_velocities[0],
+            state.step,
         )
-        noise = draws._replace(noise=reduction.noise(draws.noise))
-        committed = self._reduced.commit(start, reduced, shared + pad(target_forces), noise)
-        return self._of_all(committed, whole)
-
-    def _complete(self, path: Array, shifts: Array, of_subset: Array) -> None:
-        """In place: drafted positions or velocities (C, N, 3) as the committed ones."""
-        path += shifts[:, None, :] * self._reduction.moves
-        path[:, self.subset] = of_subset
-
-    def _of_all(self, committed: Committed, whole: Whole) -> Committed:
-        """The committed steps of all particles; the arrays of ``whole`` are taken for them."""
-        count = min(len(committed.positions), len(whole.positions) - 1)
+        noise = np.concatenate([draws.noise, whole.noise[:, None]], axis=1)
+        committed = self._reduced.commit(
+            start, reduced, shared + pad(target_forces), draws._replace(noise=noise)
+        )
+        count = min(committed.num_steps, len(whole.positions) - 1)
         if not count:
             raise ConstraintError("the constraints cannot be met: positions are too far from them")
-        rows = slice(1, count + 1)
-        for kind, (path, reduced) in enumerate(
-            ((whole.positions, committed.positions), (whole.velocities, committed.velocities))
-        ):
-            shifts = reduced[:count, -1] - whole.centres[rows, kind]
-            self._complete(path[rows], shifts, reduced[:count, :-1])
-        return Committed(
-            whole.positions[rows],
-            whole.velocities[rows],
-            committed.noise_shifts[:count],
-            committed.accepted or count < len(committed.positions),
-        )
+        return CommittedOfSubset(self._reduction, whole, committed, count)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -22,21 +21,20 @@ class State(NamedTuple):
     step: int
 
 
-class KeptState(ABC):
+class KeptState:
     """As a State, but where it was drafted, from where it is read when somebody asks for it.
 
     Parameters
     ----------
+    read : callable
+        Returns positions and velocities (N, 3). It is called once, and then let go of.
     step : int
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, read: Callable[[], tuple[Array, Array]], step: int) -> None:
         self.step = step
+        self._read: Callable[[], tuple[Array, Array]] | None = read
         self._arrays: tuple[Array, Array] | None = None
-
-    @abstractmethod
-    def read(self) -> tuple[Array, Array]:
-        """Positions and velocities (N, 3)."""
 
     @property
     def positions(self) -> Array:
@@ -50,7 +48,9 @@ class KeptState(ABC):
 
     def _here(self) -> tuple[Array, Array]:
         if self._arrays is None:
-            self._arrays = self.read()
+            assert self._read is not None
+            self._arrays = self._read()
+        self._read = None
         return self._arrays
 
 
@@ -60,7 +60,7 @@ AnyState = State | KeptState
 class Draws(NamedTuple):
     """What is drawn beforehand for each step of a window of length K.
 
-    ``noise`` (K, N, 3) ~ N(0, I), of the particles that the engine takes noise for;
+    ``noise`` (K, N, 3) ~ N(0, I), of the particles on which draft and target may differ;
     ``log_uniforms`` (K,), by which steps are accepted; and ``cm_removals`` (K,): whether a step
     starts by removing the motion of the centre of mass.
     """
@@ -76,13 +76,15 @@ class Whole(NamedTuple):
     ``positions`` and ``velocities`` (K + 1, N, 3) are those at the start of each step and, without
     the subset, after the last; (K, N, 3) if that step cannot be done. ``centres`` (K + 1, 2, 3) are
     position and velocity of the centre of mass of the rest. ``shared_forces`` (K, |S| + 1, 3) are
-    what draft and target share, on the subset and on all of the rest together.
+    what draft and target share, on the subset and on all of the rest together. ``noise`` (K, 3) is
+    that of the rest as one particle.
     """
 
     positions: Array
     velocities: Array
     centres: Array
     shared_forces: Array
+    noise: Array
 
 
 class Window(NamedTuple):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,12 +38,8 @@ class KeptInContext(KeptState):
     """A state of the window that was drafted last, or what became of one."""
 
     def __init__(self, engine: ContextEngine, kept: Kept, step: int) -> None:
-        super().__init__(step)
-        self._engine, self.kept = engine, kept
-
-    def read(self) -> tuple[Array, Array]:
-        """See KeptState."""
-        return self._engine.read(self.kept)
+        super().__init__(partial(engine.read, kept), step)
+        self.kept = kept
 
 
 @dataclasses.dataclass
@@ -117,11 +114,6 @@ class ContextEngine(Engine):
         self._free = NativeEngine(free, self.masses[subset], draft)
         self._share = self.masses[subset, 0] / self.masses.sum()
         self._moving = (self.masses > 0).astype(float)
-
-    @property
-    def noise_particles(self) -> int:
-        """See Engine."""
-        return len(self.subset)
 
     @property
     def trainable(self) -> TrainableDraft | None:

@@ -82,9 +82,10 @@ class NativeSubsetEngine(SubsetEngine):
         shared: Draft,
         draft: NativeDraft,
         subset: NDArray[np.int64],
+        seed: int,
         projection: SystemProjection | None = None,
     ) -> None:
-        super().__init__(scheme, masses, shared, draft, subset, projection)
+        super().__init__(scheme, masses, shared, draft, subset, seed, projection)
         self._native_scheme = _native_scheme(scheme)
         self._native_subset = self.subset.astype(np.int32)
         self._scales = np.ascontiguousarray(self.noise_scale)
@@ -94,6 +95,7 @@ class NativeSubsetEngine(SubsetEngine):
         self, state: AnyState, corrections: Corrections, draws: Draws, times: Times | None = None
     ) -> Window:
         """See Engine."""
+        noise = self._noise_of_all(state.step, draws)
         drafted, *arrays, has_end, positions, velocities, centres, shared_forces = (
             self._draft.roll_out_whole(
                 self._native_scheme,
@@ -102,7 +104,7 @@ class NativeSubsetEngine(SubsetEngine):
                 self._native_subset,
                 state.positions,
                 state.velocities,
-                draws.noise,
+                noise,
                 draws.cm_removals,
                 self._shared_draft.context.access,
                 *((times if self._shared_uses_times else None) or (None, None)),
@@ -112,18 +114,9 @@ class NativeSubsetEngine(SubsetEngine):
         )
         states = slice(drafted + has_end)
         path = positions[states], velocities[states], centres[states]
-        whole = Whole(*path, shared_forces[:drafted])
+        whole = Whole(*path, shared_forces[:drafted], self._reduction.noise(noise))
         sites, start_velocities, draft_forces, added = (array[:drafted] for array in arrays)
         return Window(sites, start_velocities, draft_forces, added, whole)
-
-    def _complete(self, path: Array, shifts: Array, of_subset: Array) -> None:
-        _native.complete(
-            self.masses,
-            self._native_subset,
-            shifts,
-            np.ascontiguousarray(of_subset),
-            path,
-        )
 
 
 def _native_scheme(scheme: Scheme) -> _native.Scheme:

@@ -157,7 +157,7 @@ class EngineMaker:
         ----------
         scheme : Scheme
         seed : int
-            Of the noise that is not the host's.
+            Of the noise of the particles outside the subset.
         window : int
             The usual one.
         tolerance : float
@@ -178,7 +178,8 @@ class EngineMaker:
 
         def on_host() -> Engine:
             projection = sharing.projection_at(tolerance)
-            return engines.of_subset(scheme, masses, sharing.forces, pair.draft, subset, projection)
+            forces = sharing.forces, pair.draft
+            return engines.of_subset(scheme, masses, *forces, subset, seed, projection)
 
         def in_context() -> Engine:
             context = sharing.rollout_context(seed, window)
@@ -206,11 +207,11 @@ class EngineMaker:
         made = {name: make() for name, make in both.items()}
         positions, velocities, *_ = self._access.get_state()
         state = State(positions, velocities, 0)
-        draws = {name: _draws(engine) for name, engine in made.items()}
+        draws = _draws(len(sharing.subset))
         corrections = Corrections(np.zeros((LENGTH_OF_TRIAL, len(sharing.subset), 3)))
 
         def draft(name: str) -> None:
-            made[name].draft(state, corrections, draws[name], None)
+            made[name].draft(state, corrections, draws, None)
 
         key = f"engine {digest_of(describe_system(sharing.system), sharing.platform)}"
         name = autotune.choose(key, list(made), draft, what="engine", longest=LONGEST_TRIAL)
@@ -244,7 +245,7 @@ class EngineMaker:
         return bool(np.abs(forces[1] - forces[0]).max() <= ROUNDING * size + LEAST_FORCE)
 
 
-def _draws(engine: Engine) -> Draws:
+def _draws(particles: int) -> Draws:
     length = LENGTH_OF_TRIAL
-    noise = np.random.default_rng(1).standard_normal((length, engine.noise_particles, 3))
+    noise = np.random.default_rng(1).standard_normal((length, particles, 3))
     return Draws(noise, np.zeros(length), np.zeros(length, dtype=bool))

@@ -80,10 +80,6 @@ class _Recording:
     def trainable(self) -> TrainableDraft | None:
         return self.recorded.trainable
 
-    @property
-    def noise_particles(self) -> int:
-        return self.recorded.noise_particles
-
     def snapshot(self, states: Sequence[AnyState]) -> dict[str, Any]:
         return self.recorded.snapshot(states)
 
@@ -104,9 +100,7 @@ class _Recording:
     def commit(
         self, state: AnyState, window: Window, target_forces: Array, draws: Draws
     ) -> CommittedSteps:
-        drafted = window.velocities
-        if window.whole is not None:  # whose arrays the committed steps take
-            drafted = window.whole.velocities.copy()
+        drafted = window.velocities if window.whole is None else window.whole.velocities
         committed = self.recorded.commit(state, window, target_forces, draws)
         known = len(committed.noise_shifts)
         differences = target_forces[:known] - window.draft_forces[:known]

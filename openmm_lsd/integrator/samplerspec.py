@@ -150,7 +150,7 @@ class SamplerSpec:
         return SpeculativeSampler(
             engine,
             pair,
-            StepNoise(seed, engine.noise_particles, self._cm_removal_frequency),
+            StepNoise(seed, len(self._masses[pair.subset]), self._cm_removal_frequency),
             self._window,
             corrector=self._make_corrector(scheme),
             clock=self.clock if pair.uses_times else None,

@@ -120,12 +120,17 @@ WholeRolloutResult rollOutWhole(const WholeRolloutArguments& given, const DraftF
     const size_t length = given.corrections.forces.shape(0), particles = given.masses.shape(0);
     const size_t own = given.subset.shape(0);
     for (size_t each : {given.noiseScale.shape(0), given.positions.shape(0),
-                        given.velocities.shape(0), given.noise.shape(1),
+                        given.velocities.shape(0),
                         given.shared.numParticles()})
         checkParticles(each, particles);
     checkProjection(given.scheme, particles);
-    if (length < 1 || given.noise.shape(0) != length || given.cmRemovals.shape(0) != length)
+    if (length < 1 || given.noise.size() != length || given.cmRemovals.shape(0) != length)
         throw std::invalid_argument("corrections, noise and removals differ in length");
+    std::vector<const double*> noise;
+    for (const Vectors& each : given.noise) {
+        checkParticles(each.shape(0), particles);
+        noise.push_back(each.data());
+    }
     std::vector<double> masses(own);
     for (size_t i = 0; i < own; i++) {
         const int32_t index = given.subset.data()[i];
@@ -147,7 +152,7 @@ WholeRolloutResult rollOutWhole(const WholeRolloutArguments& given, const DraftF
                       given.positions.data(),
                       given.velocities.data(),
                       given.cmRemovals.data()};
-    const Subset subset{own, given.subset.data(), given.noise.data(), given.noiseScale.data()};
+    const Subset subset{own, given.subset.data(), noise, given.noiseScale.data()};
     Buffer sites({length, own, 3}), velocities(sites.shape), forces(sites.shape),
         added(sites.shape);
     Buffer path({length + 1, particles, 3}), pathVelocities(path.shape);
@@ -215,23 +220,6 @@ DraftingContext::Move moveOf(const MoveArguments& move, size_t particles) {
     return {state, shift.data(), drift.data(), vectors.data()};
 }
 
-// Positions or velocities (K, N, 3) in place: shifts (K, 3), and of the subset (K, |S|, 3).
-void complete(Masses masses, IntVector subset, Matrix shifts, VectorBatch ofSubset,
-              OwnMatrices vectors) {
-    const size_t length = vectors.shape(0), particles = vectors.shape(1), own = subset.shape(0);
-    checkParticles(masses.shape(0), particles);
-    if (vectors.shape(2) != 3 || shifts.shape(0) != length || shifts.shape(1) != 3 ||
-        ofSubset.shape(0) != length || ofSubset.shape(1) != own)
-        throw std::invalid_argument("the arrays of committed steps do not fit together");
-    for (size_t i = 0; i < own; i++)
-        if (subset.data()[i] < 0 || (size_t)subset.data()[i] >= particles)
-            throw std::invalid_argument("the subset has a particle that is not there");
-    nb::gil_scoped_release release;
-    for (size_t k = 0; k < length; k++)
-        completeStep(particles, masses.data(), own, subset.data(), shifts.data() + 3 * k,
-                     ofSubset.data() + 3 * own * k, vectors.data() + 3 * particles * k);
-}
-
 void bindRound(nb::module_& m) {
     nb::class_<Scheme>(m, "Scheme", "A scheme of schemes.py, by its name.")
         .def(
@@ -244,7 +232,4 @@ void bindRound(nb::module_& m) {
           nb::arg("positions"), nb::arg("velocities"), nb::arg("draft_velocities"),
           nb::arg("target_forces"), nb::arg("draft_forces"), nb::arg("noise"),
           nb::arg("log_uniforms"), nb::arg("cm_removals"), "The fields of window.Committed.");
-    m.def("complete", &complete, nb::arg("masses"), nb::arg("subset"), nb::arg("shifts"),
-          nb::arg("of_subset"), nb::arg("vectors"),
-          "Make of drafted positions or velocities (K, N, 3) the committed ones, in place.");
 }

@@ -8,10 +8,12 @@
 
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstddef>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
 using WholeRolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray, bool,
@@ -45,7 +47,7 @@ struct WholeRolloutArguments {
     IntVector subset;
     Vectors positions, velocities;
     CorrectionArguments corrections;
-    VectorBatch noise;
+    std::vector<Vectors> noise;
     Flags cmRemovals;
     ContextAccess& shared;
     std::optional<DoubleVector> times;
@@ -110,8 +112,8 @@ void defineRollout(nb::class_<Owner>& type,
     type.def(
         "rollout_whole",
         [begin](Owner& owner, const Scheme& scheme, Masses masses, Masses noiseScale,
-                IntVector subset, Vectors positions, Vectors velocities, VectorBatch noise,
-                Flags cmRemovals, ContextAccess& shared, std::optional<DoubleVector> times,
+                IntVector subset, Vectors positions, Vectors velocities,
+                std::vector<Vectors> noise, Flags cmRemovals, ContextAccess& shared, std::optional<DoubleVector> times,
                 std::optional<LongVector> stepCounts, VectorBatch corrections,
                 std::optional<VectorBatch> sites, std::optional<IntMatrix> neighbours,
                 std::optional<Blocks> blocks, std::optional<VectorBatch> moved,

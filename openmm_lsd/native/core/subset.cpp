@@ -98,14 +98,13 @@ public:
     void step(size_t k, const double* force, const double* correction) {
         for (size_t i = 0; i < own; i++)
             shared[3 * subset.indices[i / 3] + i % 3] += force[i] + correction[i];
-        doStep(k, velocities(k), subset.noise + k * components);
+        doStep(k, velocities(k), subset.noise[k]);
     }
 
     // The last, of the rest, whatever becomes of the subset; whether it could be done.
     bool stepOfRest(size_t k) {
         std::vector<double> still(velocities(k), velocities(k) + components);
-        std::vector<double> noise(subset.noise + k * components,
-                                  subset.noise + (k + 1) * components);
+        std::vector<double> noise(subset.noise[k], subset.noise[k] + components);
         for (size_t i = 0; i < own; i++) {
             const size_t at = 3 * subset.indices[i / 3] + i % 3;
             shared[at] = still[at] = noise[at] = 0.0;
@@ -176,15 +175,4 @@ WholeDrafted draftWholeWindow(const Round& round, const Subset& subset, Correcti
     if (endsInState)
         rollout.keepCentres(steps);
     return {steps, endsInState};
-}
-
-void completeStep(size_t particles, const double* masses, size_t subset, const int32_t* indices,
-                  const double* shift, const double* ofSubset, double* vectors) {
-    for (size_t i = 0; i < particles; i++) {
-        const double factor = masses[i] > 0 ? 1.0 : 0.0;
-        for (int j = 0; j < 3; j++)
-            vectors[3 * i + j] += factor * shift[j];
-    }
-    for (size_t i = 0; i < subset; i++)
-        std::copy_n(ofSubset + 3 * i, 3, vectors + 3 * indices[i]);
 }

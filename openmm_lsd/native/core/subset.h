@@ -15,12 +15,13 @@ struct SharedForceError : std::invalid_argument {
     using std::invalid_argument::invalid_argument;
 };
 
-// What all particles are told besides a Round of them: which are the subset, and their noise
-// (K, N, 3) with its scale (N,).
+// What all particles are told besides a Round of them: which are the subset, and their noise, K
+// times (N, 3), with its scale (N,).
 struct Subset {
     size_t size;
     const int32_t* indices;
-    const double *noise, *noiseScale;
+    std::vector<const double*> noise;
+    const double* noiseScale;
 };
 
 // The fields of window.Whole.
@@ -39,8 +40,3 @@ struct WholeDrafted {
 WholeDrafted draftWholeWindow(const Round& round, const Subset& subset, Corrections& corrections,
                               const DraftForce& sharedForce, const DraftForce& draftForce,
                               const Drafted& to, const WholePath& path);
-
-// Positions or velocities (N, 3) become those of the committed step: ``ofSubset`` (|S|, 3) for the
-// subset, all others that have mass moved by a vector.
-void completeStep(size_t particles, const double* masses, size_t subset, const int32_t* indices,
-                  const double* shift, const double* ofSubset, double* vectors);
