@@ -11,6 +11,8 @@ import functools
 import gc
 import logging
 import signal
+import subprocess
+import sys
 import weakref
 from contextlib import contextmanager
 
@@ -19,15 +21,29 @@ import openmm
 import pytest
 from ensembles import Z, reference_of, score_of
 from openmm import app
-from particles import COLD, ON_DEVICE, PLATFORM, PRECISION, lsd, needs_bits, not_on_devices, planted
+from pages import ROOT
+from particles import (
+    COLD,
+    ON_DEVICE,
+    PLATFORM,
+    PRECISION,
+    lsd,
+    needs_bits,
+    needs_fork,
+    not_on_devices,
+    planted,
+)
 from test_law_of_mixed_systems import LIGAND, WATER, build
 from test_mixed_systems import box_of, chain_forces, python_force
 from test_rigid_molecules import DIPEPTIDE, create
 
 from openmm_lsd import LSDIntegrator, TargetError, batched
 from openmm_lsd.core.noise import NoiseOfRest
+from openmm_lsd.drafts import rolloutcontext
 from openmm_lsd.drafts.contextengine import ContextEngine
 from openmm_lsd.drafts.draftingprogram import DraftingProgram
+from openmm_lsd.drafts.nativeengine import NativeSubsetEngine
+from openmm_lsd.integrator import enginechoice
 
 only_on_devices = pytest.mark.skipif(not ON_DEVICE, reason="they sort atoms")
 TOLERANCE = 1e-4 if ON_DEVICE else 1e-6  # of positions in nm
@@ -255,17 +271,17 @@ def test_path_without_noise(water, molecules, tilt, steps):
 # What users do in between
 
 
-@pytest.fixture
-def make():
-    """Simulations with springs between three atoms of a dipeptide in 40 waters."""
+def with_springs(engine="context", **keywords):
+    """A Simulation with springs between three atoms of a dipeptide in 40 waters."""
     topology, positions, cheap = box_of("dipeptide", None)
     target = copy.deepcopy(cheap)
     target.addForce(python_force([4, 8, 14]))
+    return simulation_of(engine, target, "auto", positions, topology, **keywords)
 
-    def build(engine="context", **keywords):
-        return simulation_of(engine, target, "auto", positions, topology, **keywords)
 
-    return build
+@pytest.fixture
+def make():
+    return with_springs
 
 
 def test_every_committed_state_can_be_had(make):
@@ -544,6 +560,80 @@ def test_what_only_the_host_can_do(caplog, change, scheme, words):
             "auto", target, "auto", positions, topology, scheme=scheme, windowLength="auto"
         ).step(1)
     assert any(words in record.message for record in caplog.records)
+
+
+class BrokenProgram(DraftingProgram):
+    def bind(self, context, subset):
+        raise openmm.OpenMMException("no such kernel")
+
+
+def test_auto_drafts_on_the_host_where_the_context_engine_does_not_work(make, monkeypatch, caplog):
+    """As on a device with a fixed window, where nothing is timed."""
+    monkeypatch.setattr(enginechoice, "HOSTS", set())
+    working = make("auto")
+    working.step(30)
+    assert isinstance(working.integrator.probe().sampler.engine, ContextEngine)
+    if PRECISION == "double" and PLATFORM.getName() == "Reference":
+        asked = make("context")
+        asked.step(30)
+        np.testing.assert_array_equal(state_of(working), state_of(asked))
+    monkeypatch.setattr(rolloutcontext, "DraftingProgram", BrokenProgram)
+    for window in (8, "auto"):
+        caplog.clear()
+        broken = make("auto", windowLength=window)
+        broken.step(30)
+        assert isinstance(broken.integrator.probe().sampler.engine, NativeSubsetEngine)
+        warned = [each for each in caplog.records if "no such kernel" in each.message]
+        assert [each.levelname for each in warned] == ["WARNING"]
+    with pytest.raises(openmm.OpenMMException, match="no such kernel"):
+        make("context").step(1)
+
+
+@needs_fork
+@pytest.mark.parametrize("seed", [None, 3])
+def test_a_forked_child_continues(seed, tmp_path):
+    """In a process that has not forked anything yet; on the platform on which plain OpenMM can."""
+    script = tmp_path / "script.py"
+    script.write_text(
+        f"""
+import sys
+sys.path.insert(0, "tests")
+import multiprocessing
+import numpy as np
+import openmm
+import test_context_engine
+from particles import lsd
+
+test_context_engine.PLATFORM = openmm.Platform.getPlatform("Reference")
+simulation = test_context_engine.with_springs(randomNumberSeed={seed})
+simulation.step(13)
+
+def steps(queue):
+    simulation.step(20)
+    queue.put(test_context_engine.state_of(simulation))
+
+fork = multiprocessing.get_context("fork")
+results = []
+for _ in range(2):
+    queue = fork.Queue()
+    child = fork.Process(target=steps, args=(queue,))
+    child.start()
+    results.append(queue.get(timeout=60))
+    child.join(60)
+    assert child.exitcode == 0, child.exitcode
+before = test_context_engine.state_of(simulation)
+simulation.step(20)
+results.append(test_context_engine.state_of(simulation))
+for positions, velocities in results:
+    moved = np.abs(positions - before[0]).max()
+    assert 1e-3 < moved < 0.2, moved
+same = np.abs(np.subtract(results[0], results[1])).max()
+assert (same < 1e-3) == {seed is not None}, same
+"""
+    )
+    command = [sys.executable, script]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
 
 
 def test_wrong_names():

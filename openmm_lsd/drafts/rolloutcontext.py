@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -77,6 +78,7 @@ class _Made(NamedTuple):
     access: ContextAccess
     context: openmm.Context
     system: openmm.System
+    process: int
 
 
 class RolloutContext:
@@ -119,6 +121,13 @@ class RolloutContext:
         made = self._made
         return made is not None and length <= made.program.capacity and not self._is_stale
 
+    def check(self) -> None:
+        """Whether it can be made, if it has not been; raises what OpenMM raises if not."""
+        if self._made is None:
+            self.make(1, 0)
+            self.close()
+            self._number = 0  # its noise is that of another step
+
     def make(self, length: int, step: int) -> None:
         """A new Context with room for windows of this length, the first from this step on.
 
@@ -143,11 +152,21 @@ class RolloutContext:
         # States of the Context before are not to be found in this one.
         native.set_record(Record(self.record.windows + 1))
         access = program.bind(context, self._subset)
-        self._made = _Made(native, program, access, context, system)
+        self.close()
+        self._made = _Made(native, program, access, context, system, os.getpid())
         self._number, self._is_stale = self._number + 1, False
         self.set_environment(*self._environment)
         if self._scheme is not None:
             self.set_scheme(*self._scheme)
+
+    def close(self) -> None:
+        """Let go of the Context."""
+        made = self._made
+        if made is not None and made.process != os.getpid():
+            # To destroy what another process has made would be to wait for threads of that.
+            for each in (made.context, made.program.integrator, made.system):
+                each.thisown = False
+        self._made = None
 
     def refresh(self, system: openmm.System) -> None:
         """The forces have changed."""

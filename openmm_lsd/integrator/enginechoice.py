@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -183,18 +183,27 @@ class EngineMaker:
 
         def in_context() -> Engine:
             context = sharing.rollout_context(seed, window)
+            if engines.wanted == "auto":
+                context.check()
             return engines.of_context(scheme, masses, context, pair.draft, subset, tolerance)
 
         if wanted == "host":
             return on_host()
         obstacle = self._find_obstacle(sharing)
-        if obstacle is None:
-            both = {"host": on_host, "context": in_context}
-            return self._faster(both, sharing) if wanted == "auto" else in_context()
         if engines.wanted == "context":
-            raise ValueError(f"{NOT_POSSIBLE}: {obstacle}")
-        logger.info("engine: host, as %s", obstacle)
-        return on_host()
+            if obstacle is not None:
+                raise ValueError(f"{NOT_POSSIBLE}: {obstacle}")
+            return in_context()
+        if obstacle is not None:
+            logger.info("engine: host, as %s", obstacle)
+            return on_host()
+        try:
+            made = in_context()
+        except Exception as error:  # whatever platforms may raise
+            message = "engine: host, as the Context engine does not work on %s: %s"
+            logger.warning(message, sharing.platform, error)
+            return on_host()
+        return made if wanted == "context" else self._faster(made, on_host(), sharing)
 
     def _wanted(self) -> str:
         """Without timing, where the same seed must give the same trajectory."""
@@ -203,8 +212,8 @@ class EngineMaker:
             return wanted
         return "host" if sharing.platform in HOSTS else "context"
 
-    def _faster(self, both: Mapping[str, Callable[[], Engine]], sharing: Sharing) -> Engine:
-        made = {name: make() for name, make in both.items()}
+    def _faster(self, in_context: Engine, on_host: Engine, sharing: Sharing) -> Engine:
+        made = {each.name: each for each in (on_host, in_context)}
         positions, velocities, *_ = self._access.get_state()
         state = State(positions, velocities, 0)
         draws = _draws(len(sharing.subset))

@@ -125,6 +125,8 @@ class Sharing:
         """In which windows can be drafted: the same forces in a Context of its own."""
         place = Place(self.platform, self._properties, self.force_groups, seed, window)
         if self._rollout is None or self._rollout.place != place:
+            if self._rollout is not None:
+                self._rollout.close()
             self._rollout = RolloutContext(self._rollout_system(), self.subset, place)
             self._rollout.set_environment(*self._environment)
         return self._rollout
