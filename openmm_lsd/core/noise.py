@@ -48,11 +48,7 @@ class StepNoise:
     def __init__(self, seed: int, particles: int, cm_removal_frequency: int = 0) -> None:
         if not 0 <= seed < 2**64:
             raise ValueError(f"seed is {seed}; it must be from 0 to 2^64 - 1")
-        # Setting the counter is several times faster than making a generator for each step.
-        self._philox = np.random.Philox(key=np.array([seed, 0], dtype=np.uint64))
-        self._generator = np.random.Generator(self._philox)
-        self._state: Any = self._philox.state  # before its first number
-        self._seed = seed
+        self._generator, self._seed = _Philox(seed), seed
         self._cm_removal_frequency = cm_removal_frequency
         self._shape = NOISE_BLOCK, particles, 3
         self._drawn: dict[int, tuple[Array, Array]] = {}  # by the first step
@@ -84,17 +80,16 @@ class StepNoise:
     def _draw(self, start: int) -> tuple[Array, Array]:
         if self._shape[1] > LARGE:
             return self._draw_large(start)
-        self._state["state"]["counter"][3] = start
-        self._philox.state = self._state
-        log_uniforms = -self._generator.standard_exponential(NOISE_BLOCK)
-        return self._generator.standard_normal(self._shape), log_uniforms
+        generator = self._generator.at(start)
+        log_uniforms = -generator.standard_exponential(NOISE_BLOCK)
+        return generator.standard_normal(self._shape), log_uniforms
 
     def _draw_large(self, start: int) -> tuple[Array, Array]:
         """Each step from a generator of its own, several at a time."""
         noise, log_uniforms = np.empty(self._shape), np.empty(NOISE_BLOCK)
 
         def fill(row: int) -> None:
-            generator = _generator_of(self._seed, start + row)
+            generator = _generator_of_step(self._seed, start + row)
             log_uniforms[row] = -generator.standard_exponential()
             generator.standard_normal(out=noise[row])
 
@@ -114,7 +109,8 @@ class NoiseOfRest:
     """
 
     def __init__(self, seed: int, particles: int) -> None:
-        self._seed, self._shape = seed, (particles, 3)
+        self._generator, self._seed = _Philox(seed, OF_REST), seed
+        self._shape = particles, 3
         self._drawn: dict[int, Array] = {}  # by step
 
     def __call__(self, step: int, count: int) -> list[Array]:
@@ -130,19 +126,35 @@ class NoiseOfRest:
         missing = [each for each in wanted if each not in kept]
         to = {each: spare.pop() if spare else np.empty(self._shape) for each in missing}
 
-        def fill(each: int) -> None:
-            _generator_of(self._seed, each, OF_REST).standard_normal(out=to[each])
-
         if self._shape[0] > LARGE:
+
+            def fill(each: int) -> None:
+                _generator_of_step(self._seed, each, OF_REST).standard_normal(out=to[each])
+
             _fill_beside_each_other(fill, missing)
         else:
             for each in missing:
-                fill(each)
+                self._generator.at(each).standard_normal(out=to[each])
         self._drawn = {**kept, **to}
         return [self._drawn[each] for each in wanted]
 
 
-def _generator_of(seed: int, step: int, *stream: int) -> np.random.Generator:
+class _Philox:
+    """Setting its counter is several times faster than making a generator for each step."""
+
+    def __init__(self, seed: int, stream: int = 0) -> None:
+        self._philox = np.random.Philox(key=np.array([seed, stream], dtype=np.uint64))
+        self._generator = np.random.Generator(self._philox)
+        self._state: Any = self._philox.state  # before its first number
+
+    def at(self, step: int) -> np.random.Generator:
+        """Before the numbers of a step."""
+        self._state["state"]["counter"][3] = step
+        self._philox.state = self._state
+        return self._generator
+
+
+def _generator_of_step(seed: int, step: int, *stream: int) -> np.random.Generator:
     sequence = np.random.SeedSequence([seed, step], spawn_key=stream)
     return np.random.Generator(np.random.SFC64(sequence))
 
