@@ -165,7 +165,7 @@ class RolloutContext:
         if made is not None and made.process != os.getpid():
             # To destroy what another process has made would be to wait for threads of that.
             for each in (made.context, made.program.integrator, made.system):
-                each.thisown = False
+                each.this.disown()
         self._made = None
 
     def refresh(self, system: openmm.System) -> None:

@@ -169,9 +169,9 @@ class EngineMaker:
             If the engine that is wanted is not possible.
         """
         engines, pair, masses = self._engines, self._pair, self._masses
-        sharing, wanted = pair.sharing, self._wanted()
+        sharing = pair.sharing
         if sharing is None:
-            if wanted == "context":
+            if engines.wanted == "context":
                 raise ValueError(f"{NOT_POSSIBLE}: draft and target share no forces")
             return engines.of_all(scheme, masses, pair.draft)
         subset = sharing.subset
@@ -187,13 +187,22 @@ class EngineMaker:
                 context.check()
             return engines.of_context(scheme, masses, context, pair.draft, subset, tolerance)
 
-        if wanted == "host":
+        if engines.wanted == "auto":
+            return self._choose(sharing, on_host, in_context)
+        if engines.wanted == "host":
             return on_host()
         obstacle = self._find_obstacle(sharing)
-        if engines.wanted == "context":
-            if obstacle is not None:
-                raise ValueError(f"{NOT_POSSIBLE}: {obstacle}")
-            return in_context()
+        if obstacle is not None:
+            raise ValueError(f"{NOT_POSSIBLE}: {obstacle}")
+        return in_context()
+
+    def _choose(
+        self, sharing: Sharing, on_host: Callable[[], Engine], in_context: Callable[[], Engine]
+    ) -> Engine:
+        """Without timing, where the same seed must give the same trajectory."""
+        if not self._is_tuned and sharing.platform in HOSTS:
+            return on_host()
+        obstacle = self._find_obstacle(sharing)
         if obstacle is not None:
             logger.info("engine: host, as %s", obstacle)
             return on_host()
@@ -203,14 +212,7 @@ class EngineMaker:
             message = "engine: host, as the Context engine does not work on %s: %s"
             logger.warning(message, sharing.platform, error)
             return on_host()
-        return made if wanted == "context" else self._faster(made, on_host(), sharing)
-
-    def _wanted(self) -> str:
-        """Without timing, where the same seed must give the same trajectory."""
-        wanted, sharing = self._engines.wanted, self._pair.sharing
-        if wanted != "auto" or self._is_tuned or sharing is None:
-            return wanted
-        return "host" if sharing.platform in HOSTS else "context"
+        return self._faster(made, on_host(), sharing) if self._is_tuned else made
 
     def _faster(self, in_context: Engine, on_host: Engine, sharing: Sharing) -> Engine:
         made = {each.name: each for each in (on_host, in_context)}
