@@ -47,8 +47,16 @@ class InterruptWatch:
     @contextmanager
     def watch(self) -> Iterator[None]:
         """Count interrupts while this lasts."""
-        with counted_interrupts() as self._interrupts:
-            yield
+        try:
+            with counted_interrupts() as self._interrupts:
+                yield
+        finally:
+            self._interrupts = []
+
+    def raise_pending(self) -> None:
+        """Raise KeyboardInterrupt if there was one, though nobody has raised it."""
+        if self._interrupts:
+            raise KeyboardInterrupt
 
     def raise_interrupt(self, error: Exception) -> None:
         """Raise KeyboardInterrupt if that is what OpenMM made this exception of."""

@@ -25,7 +25,7 @@ from ..core.corrections import Corrections
 from ..core.engine import Engine, TrainableDraft, checked_masses
 from ..core.schemes import Scheme, reciprocal
 from ..core.window import AnyState, Draws, KeptState, State, Window
-from .draft import NativeDraft
+from .nativedraft import NativeDraft
 from .nativeengine import NativeEngine, correction_arrays
 from .rolloutcontext import Kept, Move, RolloutContext
 

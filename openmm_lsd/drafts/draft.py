@@ -1,10 +1,9 @@
-"""The draft: forces of a classical System, of a valence force field that learns, or of both."""
+"""The draft: forces of a System or a potential, of a valence force field that learns, or both."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +18,7 @@ from ..contexts.forcecontext import ForceContext, describe_system, fastest_conte
 from ..contexts.platforms import loaded_platforms, platforms_to_try
 from ..core.clock import Times
 from ..core.schemes import reciprocal
+from ..targets.base import BatchedTarget
 from .autodraft import NO_PAIRS, AutoDraft, auto_draft
 from .bonds import BondMonitor
 from .learning import WEIGHT_OF_DIFFERENCES, Learner
@@ -29,45 +29,13 @@ from .molgraph import (
     graph_of_topology,
     with_missing_bonds,
 )
+from .nativedraft import ForceSource, NativeDraft, is_same_box
+from .potentialdraft import PotentialDraft
 from .valence import ValenceTerms
 
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
-
-
-class NativeDraft(ABC):
-    """Draft forces whose windows are drafted natively, by ``nativeengine.NativeEngine``."""
-
-    uses_times = False  # whether the forces may depend on time or step count
-
-    @abstractmethod
-    def __call__(self, positions: Array, times: Times | None = None) -> Array:
-        """Forces (N, 3) in kJ/mol/nm at positions (N, 3) in nm, at one time if it plays a part."""
-
-    @abstractmethod
-    def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
-        """Take over the periodic box (3, 3) in nm and the Context's global parameters."""
-
-    def snapshot(self) -> dict[str, Any]:
-        """All that the run has changed, for ``restore``."""
-        return {}
-
-    def restore(self, record: dict[str, Any]) -> None:  # noqa: B027
-        """Go on as the draft that the snapshot was taken of."""
-
-    @abstractmethod
-    def roll_out(self, *arguments: Any, times: Times | None) -> tuple:
-        """The native rollout with these arguments: the number of drafted steps, and the arrays of a
-        Window."""
-
-    @abstractmethod
-    def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
-        """The same of a draft of a subset, in the midst of all particles."""
-
-    @abstractmethod
-    def roll_out_in_context(self, *arguments: Any) -> tuple:
-        """The same where all but the subset stays in a Context: see ``_native``."""
 
 
 class Draft(NativeDraft):
@@ -110,7 +78,7 @@ class LearningDraft(NativeDraft):
     start : AutoDraft
         The force field, with the parameters to start from.
     masses : (N,) amu
-    base : ForceContext, optional
+    base : ForceSource, optional
     bonds : BondMonitor, optional
         From which the terms were made. If bonds form, or the draft becomes bad, they are made anew.
     weight_of_differences : float
@@ -123,7 +91,7 @@ class LearningDraft(NativeDraft):
         self,
         start: AutoDraft,
         masses: Array,
-        base: ForceContext | None = None,
+        base: ForceSource | None = None,
         bonds: BondMonitor | None = None,
         weight_of_differences: float = WEIGHT_OF_DIFFERENCES,
         constraints: Pairs = NO_PAIRS,
@@ -186,7 +154,7 @@ class LearningDraft(NativeDraft):
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
-        if not _is_same_box(box, self._box):
+        if not is_same_box(box, self._box):
             self._learner.add_equations()
             self._learner.break_sequence()
             self._box = None if box is None else np.ascontiguousarray(box)
@@ -278,22 +246,24 @@ class LearningDraft(NativeDraft):
         return None if self._base is None else self._base.access
 
 
-def _is_same_box(one: Array | None, other: Array | None) -> bool:
-    if one is None or other is None:
-        return one is other
-    return np.array_equal(one, other)
-
-
 class DraftSpec(NamedTuple):
     """What the user wants for a draft; see LSDIntegrator."""
 
-    system: openmm.System | None  # None: 'auto'
+    system: openmm.System | None
     platform: openmm.Platform | None
     topology: app.Topology | None
     learning: bool
+    potential: BatchedTarget | None = None  # where both are None: 'auto'
+
+    @property
+    def as_given(self) -> openmm.System | BatchedTarget | str:
+        """The argument of LSDIntegrator."""
+        return self.potential or self.system or "auto"
 
     def digest(self) -> str:
         """The same for the same draft, in every process."""
+        if self.potential is not None:
+            return digest_of(type(self.potential).__name__, self.learning)
         system = "auto" if self.system is None else describe_system(self.system)
         return digest_of(system, self.learning)
 
@@ -315,18 +285,37 @@ class DraftSpec(NamedTuple):
         Raises
         ------
         ValueError
-            If the Topology is not that of the particles.
+            If the Topology is not that of the particles, or the draft fails at these positions.
         """
-        base = None
-        if self.system is not None:
-            if self.platform is None:
-                platforms = platforms_to_try(cores, reproducible)
-                base = fastest_context(self.system, positions, platforms)
-            else:
-                properties = loaded_platforms(cores).get(self.platform.getName())
-                base = ForceContext(self.system, self.platform, properties)
+        base: ForceSource | None = None
+        if self.potential is not None:
+            base = PotentialDraft(self.potential, len(masses))
+            base.set_environment(box, {})
+            base.prepare(positions)
+            if not self.learning:
+                return base
+        elif self.system is not None:
+            base = self._make_context(self.system, positions, cores, reproducible)
             if not self.learning:
                 return Draft(base)
+        return self._make_learning(base, positions, masses, box, constraints)
+
+    def _make_context(
+        self, system: openmm.System, positions: Array, cores: int | None, reproducible: bool
+    ) -> ForceContext:
+        if self.platform is None:
+            return fastest_context(system, positions, platforms_to_try(cores, reproducible))
+        properties = loaded_platforms(cores).get(self.platform.getName())
+        return ForceContext(system, self.platform, properties)
+
+    def _make_learning(
+        self,
+        base: ForceSource | None,
+        positions: Array,
+        masses: Array,
+        box: Array | None,
+        constraints: Pairs,
+    ) -> LearningDraft:
         if self.topology is not None:
             graph = graph_of_topology(self.topology)
             if len(graph.elements) != len(masses):

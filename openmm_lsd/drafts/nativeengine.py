@@ -13,7 +13,8 @@ from ..core.engine import NumpyEngine
 from ..core.schemes import Scheme
 from ..core.subset import SubsetEngine
 from ..core.window import AnyState, Committed, Draws, Whole, Window
-from .draft import Draft, NativeDraft
+from .draft import Draft
+from .nativedraft import NativeDraft
 
 Array = NDArray[np.float64]
 

@@ -13,22 +13,35 @@ from openmm import app, unit
 
 from ..contexts.checks import check_system
 from ..core.schemes import SCHEMES
+from ..drafts.draft import DraftSpec
+from ..targets import as_target
 
 ENGINES = ("auto", "host", "context")
 
 
-def draft_system_of(draft: Any) -> openmm.System | None:
-    """The draft System; None for 'auto'."""
-    if isinstance(draft, str) and draft == "auto":
-        return None
-    if not isinstance(draft, openmm.System):
-        got = f"a {type(draft).__name__}" + (f" ({draft!r})" if isinstance(draft, str) else "")
+def draft_of(draft: Any, platform: Any, topology: Any, learning: Any) -> DraftSpec:
+    """What the user wants for a draft, from the arguments of LSDIntegrator."""
+    check_topology(topology)
+    is_auto = isinstance(draft, str) and draft == "auto"
+    learning = learning_of(learning, is_auto)
+    if is_auto:
+        return DraftSpec(None, platform_of(platform), topology, learning)
+    if isinstance(draft, openmm.System):
+        check_system(draft, "draft")
+        return DraftSpec(draft, platform_of(platform), topology, learning)
+    if isinstance(draft, str) or draft is None:
         raise TypeError(
-            f"draft is {got}; it must be 'auto' or an openmm.System, such as "
-            "ForceField.createSystem or AmberPrmtopFile.createSystem give"
+            f"draft is {draft!r}; it must be 'auto', an openmm.System, such as "
+            "ForceField.createSystem or AmberPrmtopFile.createSystem give, or a potential as "
+            "openmm_lsd.targets has them"
         )
-    check_system(draft, "draft")
-    return draft
+    potential = as_target(draft, "draft")
+    if platform is not None:
+        raise ValueError(
+            "draftPlatform is the platform of a draft System, and draft is a "
+            f"{type(draft).__name__}; leave draftPlatform out"
+        )
+    return DraftSpec(None, None, topology, learning, potential)
 
 
 def positive_number(value: unit.Quantity | float, in_unit: unit.Unit, name: str) -> float:
@@ -94,13 +107,13 @@ def window_of(length: Any) -> int | None:
     return length
 
 
-def learning_of(learning: Any, draft: openmm.System | None) -> bool:
-    """Whether the draft learns; by default, if it is 'auto' (None)."""
+def learning_of(learning: Any, is_auto: bool) -> bool:
+    """Whether the draft learns; by default, if it is 'auto'."""
     if not (learning is None or isinstance(learning, bool | np.bool_)):
         raise TypeError(f"learning is {learning!r}; it must be True, False or None")
-    if draft is None and learning is not None and not learning:
+    if is_auto and learning is not None and not learning:
         raise ValueError("draft is 'auto', which must learn; leave learning out")
-    return draft is None if learning is None else bool(learning)
+    return is_auto if learning is None else bool(learning)
 
 
 def check_topology(topology: Any) -> None:

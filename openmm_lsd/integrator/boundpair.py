@@ -9,7 +9,7 @@ import openmm
 from numpy.typing import NDArray
 
 from .._native import ContextAccess
-from ..contexts.checks import has_forces
+from ..contexts.checks import has_forces, virtual_sites
 from ..contexts.constraints import constraints_of
 from ..contexts.cores import allowed_cores
 from ..contexts.digests import digest_of
@@ -25,6 +25,7 @@ from ..drafts.draft import DraftSpec
 from ..drafts.molgraph import Pairs, pairs_within
 from ..targets import BatchedTarget
 from ..targets.base import Evaluation
+from ..targets.virtualsites import VirtualSiteTarget
 from .boundtarget import BoundTarget, warn_of_missing_forces
 from .sharing import Sharing
 from .snapshot import SystemSnapshot
@@ -92,7 +93,9 @@ class BoundPair:
             warn_of_missing_forces(given, self._is_periodic)
         cores = allowed_cores(access.get_properties().get("Threads"))
         self.sharing: Sharing | None = None
-        if given is None:
+        if spec.potential is not None and virtual_sites(system):
+            spec = spec._replace(potential=VirtualSiteTarget(spec.potential, system))
+        if given is None and spec.potential is None:
             try:
                 self.sharing = Sharing(
                     access, system, positions, spec, force_groups, cores, not is_tuned
@@ -174,6 +177,7 @@ class BoundPair:
 
     def compare(self, sites: Array, draft_forces: Array, times: Times | None) -> Verified:
         """See verifier.Pair."""
+        self._interrupts.raise_pending()  # the draft may have hidden one
         if self._is_tuned and len(sites) != self._window:
             self.target.prepare_settled(sites[0], len(sites), self.box)
         try:

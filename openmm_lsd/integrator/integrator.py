@@ -24,17 +24,13 @@ from ..core.engine import Engine
 from ..core.schemes import SCHEMES
 from ..core.statistics import Round, Statistics, Stopwatch
 from ..drafts.contextengine import ContextEngine
-from ..drafts.draft import DraftSpec
 from ..drafts.nativeengine import NativeEngine, NativeSubsetEngine
 from ..targets import BatchedTarget, as_target
 from ..targets.torchforce import check_torch_forces, load_plugin
 from .arguments import (
     check_scheme_name,
-    check_topology,
-    draft_system_of,
+    draft_of,
     engine_of,
-    learning_of,
-    platform_of,
     positive_number,
     seed_of,
     whole_steps,
@@ -67,8 +63,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
     """Langevin dynamics of a slow potential, drafted by a fast one; exact for the slow one.
 
     A drop-in for ``openmm.LangevinMiddleIntegrator``: the System of the Simulation holds the slow
-    potential (the target), ``draft`` is a classical force field for the same particles, or 'auto':
-    a valence force field that is made from the bonds and learns from the target. Windows of
+    potential (the target), ``draft`` is a classical force field or another cheap potential for the
+    same particles, or 'auto': a valence force field that learns from the target. Windows of
     steps are drafted with the draft's forces, the target is evaluated at all of them in one batch,
     and as many steps as possible are committed, each an exact step of the scheme with the target's
     force. A bad draft costs speed, never correctness.
@@ -92,9 +88,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
     temperature : Quantity or float (kelvin)
     frictionCoeff : Quantity or float (1/ps)
     stepSize : Quantity or float (ps)
-    draft : openmm.System or 'auto'
-        A System of the same particles, masses and constraints as the target System. With 'auto' no
-        force field is needed.
+    draft : openmm.System, BatchedTarget, torch.nn.Module, callable or 'auto'
+        A System of the same particles, masses and constraints as the target System; or a potential,
+        as ``target``, of which one state at a time is evaluated. With 'auto' nothing is needed.
     windowLength : int or 'auto'
         K, the number of steps drafted and evaluated per round. 'auto' finds the fastest while the
         run goes on, plain steps among them. With a number, trajectories of one seed are the same
@@ -113,7 +109,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         distances in the first structure.
     learning : bool, optional
         Whether the draft is fitted to the target's forces at the committed steps, on top of the
-        draft System if there is one. Default: with 'auto' only.
+        draft System or potential, if there is one. Default: with 'auto' only.
     target : BatchedTarget, torch.nn.Module or callable, optional
         What ``openmm_lsd.targets.as_target`` takes; a callable gives forces (B, N, 3) in kJ/mol/nm
         at positions (B, N, 3) in nm. Its forces must be those of the Context's System, unless that
@@ -142,7 +138,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         temperature: unit.Quantity | float,
         frictionCoeff: unit.Quantity | float,  # noqa: N803
         stepSize: unit.Quantity | float,  # noqa: N803
-        draft: openmm.System | str,
+        draft: openmm.System | BatchedTarget | Callable | str,
         *,
         windowLength: int | str = "auto",  # noqa: N803
         scheme: str = "middle",
@@ -159,12 +155,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
             f'<Integrator type="{speculative_integrator}" stepSize="{step_size!r}"/>'
         )
         self.this = made.this
-        system = draft_system_of(draft)
-        learning = learning_of(learning, system)
-        check_topology(topology)
+        self._draft = draft_of(draft, draftPlatform, topology, learning)
         check_scheme_name(scheme)
         target = None if target is None else as_target(target)
-        self._draft = DraftSpec(system, platform_of(draftPlatform), topology, learning)
         self._target = target
         self._scheme, self._window = scheme, window_of(windowLength)
         self._wanted_engine = engine_of(engine)
@@ -236,7 +229,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
     def fromXml(  # noqa: N802
         cls,
         xml: str,
-        draft: openmm.System | str,
+        draft: openmm.System | BatchedTarget | Callable | str,
         *,
         topology: app.Topology | None = None,
         target: BatchedTarget | Callable | None = None,
@@ -473,7 +466,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
             "temperature": self._value(TEMPERATURE),
             "frictionCoeff": self._value(FRICTION),
             "stepSize": self.getStepSize().value_in_unit(unit.picosecond),
-            "draft": "auto" if draft.system is None else draft.system,
+            "draft": draft.as_given,
             "windowLength": "auto" if self._window is None else self._window,
             "scheme": self._scheme,
             "randomNumberSeed": self.getRandomNumberSeed(),

@@ -41,6 +41,7 @@ NB_MODULE(_native, m) {
     bindConstraints(m);
     bindRound(m);
     bindDrafting(m);
+    bindForces(m);
     bindContextAccess(m);
     bindValence(m);
     bindEstimates(m);

@@ -40,8 +40,8 @@ __all__ = [
 ]
 
 
-def as_target(target: Any) -> BatchedTarget:
-    """``target`` as a BatchedTarget.
+def as_target(target: Any, name: str = "target") -> BatchedTarget:
+    """``target`` as a BatchedTarget; ``name`` is that of the argument, for the error.
 
     A torch.nn.Module becomes a ModuleTarget, another callable a FunctionTarget.
 
@@ -57,7 +57,9 @@ def as_target(target: Any) -> BatchedTarget:
         return ModuleTarget(target)
     if callable(target):
         return FunctionTarget(target)
+    of_ase = " (an ASE calculator becomes one by ASETarget(calculator, atomic_numbers))"
     raise TypeError(
-        f"target is a {type(target).__name__}; it must be a BatchedTarget, a torch.nn.Module, a "
+        f"{name} is a {type(target).__name__}; it must be a BatchedTarget"
+        f"{of_ase if hasattr(target, 'get_potential_energy') else ''}, a torch.nn.Module, a "
         "callable that gives forces, or None"
     )

@@ -2,11 +2,13 @@
 
 #include "../core/checks.h"
 #include "../openmm/vectors.h"
+#include "arrays.h"
 #include "bindings.h"
-#include "round.h"
 
 #include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
@@ -111,23 +113,13 @@ NumpyArray forces(ContextAccess& access, VectorBatch positions, int groups,
     return result.numpy();
 }
 
-DraftForce beginRollout(ContextAccess& access, size_t particles, size_t length,
-                        std::optional<DoubleVector> times, std::optional<LongVector> stepCounts) {
-    checkParticles(particles, access.numParticles());
-    const Times when = timesOf(times, stepCounts, length);
-    return [&access, when](size_t k, const double* site, double* force) {
-        access.forcesAt(site, when, k, force);
-    };
-}
-
 } // namespace
 
 void bindContextAccess(nb::module_& m) {
-    nb::class_<ContextAccess> type(m, "ContextAccess",
-                                   "The Context that owns the integrator at an address, "
-                                   "int(integrator.this). Units nm, ps, kJ/mol.");
-    type.def(nb::init<uintptr_t>())
-        .def_prop_ro("num_particles", &ContextAccess::numParticles)
+    nb::class_<ContextAccess, Forces>(m, "ContextAccess",
+                                      "The Context that owns the integrator at an address, "
+                                      "int(integrator.this). Units nm, ps, kJ/mol.")
+        .def(nb::init<uintptr_t>())
         .def("get_state", &getState,
              "Positions (N, 3), velocities (N, 3), time, step count; an error if the positions were "
              "never set.")
@@ -182,6 +174,4 @@ void bindContextAccess(nb::module_& m) {
              nb::arg("times") = nb::none(), nb::arg("step_counts") = nb::none(),
              "Forces (B, N, 3) at positions (B, N, 3), one after another; the Context is left at "
              "the last.");
-    defineRollout(type, &beginRollout, nb::arg("times") = nb::none(),
-                  nb::arg("step_counts") = nb::none());
 }

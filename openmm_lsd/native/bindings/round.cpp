@@ -3,7 +3,6 @@
 #include "../core/checks.h"
 #include "../core/subset.h"
 #include "../openmm/constraints.h"
-#include "../openmm/context_access.h"
 #include "bindings.h"
 #include "jacobian.h"
 

@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include "../core/forces.h"
 #include "../core/round.h"
 #include "../openmm/drafting_context.h"
 #include "arrays.h"
@@ -18,8 +19,6 @@
 using RolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
 using WholeRolloutResult = std::tuple<size_t, NumpyArray, NumpyArray, NumpyArray, NumpyArray, bool,
                                       NumpyArray, NumpyArray, NumpyArray, NumpyArray>;
-
-class ContextAccess;
 
 // The fields of corrections.Corrections.
 struct CorrectionArguments {
@@ -49,7 +48,7 @@ struct WholeRolloutArguments {
     CorrectionArguments corrections;
     std::vector<Vectors> noise;
     Flags cmRemovals;
-    ContextAccess& shared;
+    Forces& shared;
     std::optional<DoubleVector> times;
     std::optional<LongVector> stepCounts;
 };
@@ -113,7 +112,7 @@ void defineRollout(nb::class_<Owner>& type,
         "rollout_whole",
         [begin](Owner& owner, const Scheme& scheme, Masses masses, Masses noiseScale,
                 IntVector subset, Vectors positions, Vectors velocities,
-                std::vector<Vectors> noise, Flags cmRemovals, ContextAccess& shared, std::optional<DoubleVector> times,
+                std::vector<Vectors> noise, Flags cmRemovals, Forces& shared, std::optional<DoubleVector> times,
                 std::optional<LongVector> stepCounts, VectorBatch corrections,
                 std::optional<VectorBatch> sites, std::optional<IntMatrix> neighbours,
                 std::optional<Blocks> blocks, std::optional<VectorBatch> moved,

@@ -1,7 +1,7 @@
 #include "../core/valence.h"
 
 #include "../core/checks.h"
-#include "../openmm/context_access.h"
+#include "../core/forces.h"
 #include "bindings.h"
 #include "round.h"
 
@@ -13,7 +13,7 @@
 
 namespace {
 
-// A valence force field, by itself or on top of the forces of a Context.
+// A valence force field, by itself or on top of other forces.
 class Valence {
 public:
     Valence(int particles, IntVector kinds, IntFours atoms, DoubleVector references,
@@ -83,7 +83,7 @@ public:
             box.assign(vectors->data(), vectors->data() + 9);
     }
 
-    NumpyArray forces(VectorBatch positions, ContextAccess* base, std::optional<DoubleVector> times,
+    NumpyArray forces(VectorBatch positions, Forces* base, std::optional<DoubleVector> times,
                       std::optional<LongVector> stepCounts) {
         const size_t batch = positions.shape(0), particles = positions.shape(1);
         checkParticles(particles, terms.particles);
@@ -117,7 +117,7 @@ public:
     }
 
     // On top of those of ``base``, if that is not null.
-    void forcesAt(const double* positions, ContextAccess* base, const Times& times, size_t row,
+    void forcesAt(const double* positions, Forces* base, const Times& times, size_t row,
                   double* result) {
         if (base != nullptr)
             base->forcesAt(positions, times, row, result);
@@ -135,7 +135,7 @@ private:
     const double* boxOrNull() const { return box.empty() ? nullptr : box.data(); }
 };
 
-DraftForce beginRollout(Valence& valence, size_t particles, size_t length, ContextAccess* base,
+DraftForce beginRollout(Valence& valence, size_t particles, size_t length, Forces* base,
                         std::optional<DoubleVector> times, std::optional<LongVector> stepCounts) {
     checkParticles(particles, valence.numParticles());
     const Times when = timesOf(times, stepCounts, length);
@@ -150,7 +150,7 @@ void bindValence(nb::module_& m) {
     nb::class_<Valence> type(
         m, "Valence",
         "A valence force field linear in its parameters (valence.py), by itself or, with ``base``, "
-        "on top of the forces of a Context. Parameters start as zero.");
+        "on top of other forces. Parameters start as zero.");
     type.def(nb::init<int, IntVector, IntFours, DoubleVector, DoubleVector, IntFours, IntVector>(),
              nb::arg("particles"), nb::arg("kinds"), nb::arg("atoms"), nb::arg("references"),
              nb::arg("limits"), nb::arg("factors"), nb::arg("classes"))

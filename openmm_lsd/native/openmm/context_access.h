@@ -3,7 +3,7 @@
 
 #pragma once
 
-#include "../core/times.h"
+#include "../core/forces.h"
 
 #include <OpenMM.h>
 
@@ -17,7 +17,7 @@
 
 class SpeculativeIntegrator;
 
-class ContextAccess {
+class ContextAccess : public Forces {
 public:
     explicit ContextAccess(uintptr_t integratorAddress);
 
@@ -27,7 +27,7 @@ public:
     // How many states forces or energies were computed at by this object.
     long long evaluations() const { return evaluated; }
 
-    size_t numParticles() const { return context().getSystem().getNumParticles(); }
+    size_t numParticles() const override { return context().getSystem().getNumParticles(); }
 
     // Whether the platform is another than Reference and CPU.
     bool isOnItsDevice() const { return onDevice; }
@@ -82,8 +82,8 @@ public:
     void forces(size_t batch, size_t particles, const double* positions, int groups,
                 const Times& times, double* result);
 
-    // Forces (N, 3) of the integrator's groups, at a state's own time if times are given.
-    void forcesAt(const double* positions, const Times& times, size_t row, double* result);
+    // Of the integrator's groups.
+    void forcesAt(const double* positions, const Times& times, size_t row, double* result) override;
 
 private:
     OpenMM::Integrator* integrator;

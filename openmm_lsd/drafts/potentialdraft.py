@@ -1,0 +1,136 @@
+"""The forces of any potential as a draft, one state at a time."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .._native import PythonForces
+from ..core.clock import Times
+from ..core.errors import checked_forces
+from ..targets.base import BatchedTarget
+from .nativedraft import NativeDraft, is_same_box
+
+Array = NDArray[np.float64]
+
+logger = logging.getLogger(__name__)
+
+REMEMBERED = 256  # states; those of the last windows are asked for again when the draft has learned
+
+
+class PotentialDraft(NativeDraft):
+    """The forces of a potential.
+
+    Where it fails, or gives what is not finite, a window ends; at its first site it counts as no
+    force at all.
+
+    Parameters
+    ----------
+    potential : BatchedTarget
+    particles : int
+        N
+
+    Attributes
+    ----------
+    access : _native.Forces
+    """
+
+    def __init__(self, potential: BatchedTarget, particles: int) -> None:
+        self.uses_times = potential.uses_times
+        self._function = _Function(potential)  # apart: C++ objects keep circles of Python's alive
+        self.access = PythonForces(particles, self._function)
+
+    def __call__(self, positions: Array, times: Times | None = None) -> Array:
+        """See NativeDraft."""
+        time, step_count = (0.0, 0) if times is None else (times.times[0], times.step_counts[0])
+        return self._function(positions, 0, float(time), int(step_count))
+
+    def prepare(self, positions: Array) -> None:
+        """Find the fastest way to evaluate single states near ``positions`` (N, 3) nm.
+
+        Raises
+        ------
+        ValueError
+            If there are no forces that are finite.
+        """
+        self._function.prepare(positions)
+
+    def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
+        """See NativeDraft."""
+        self._function.set_environment(box, parameters)
+
+    def roll_out(self, *arguments: Any, times: Times | None) -> tuple:
+        """See NativeDraft."""
+        return self.access.rollout(*arguments, *(times or ()))
+
+    def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
+        """See NativeDraft."""
+        return self.access.rollout_whole(*arguments, *(times or ()))
+
+    def roll_out_in_context(self, *arguments: Any) -> tuple:
+        """See NativeDraft."""
+        return self.access.rollout_in_context(*arguments)
+
+
+class _Function:
+    """Forces (N, 3) at positions (N, 3), as C++ asks for them."""
+
+    def __init__(self, potential: BatchedTarget) -> None:
+        self._potential = potential
+        self._box: Array | None = None
+        self._parameters: dict[str, float] = {}
+        self._known: dict[tuple[bytes, float, int], Array] = {}
+        self._has_warned = False
+
+    def __call__(self, site: Array, k: int, time: float, step_count: int) -> Array:
+        """At step k of its window."""
+        key = site.tobytes(), time, step_count
+        if key not in self._known:
+            try:
+                forces = self._evaluate(site, time, step_count)
+            except Exception as error:
+                if k > 0:
+                    raise
+                self._warn(error)
+                return np.zeros_like(site)
+            if len(self._known) >= REMEMBERED:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = forces
+        return self._known[key]
+
+    def _evaluate(self, site: Array, time: float, step_count: int) -> Array:
+        potential = self._potential
+        times = Times.same(1, time, step_count) if potential.uses_times else None
+        forces = potential.forces_at(site[None], self._box, times)
+        result = np.ascontiguousarray(checked_forces(forces, (1, *site.shape), "the draft")[0])
+        if not np.isfinite(result).all():
+            raise FloatingPointError("its forces are not finite")
+        return result
+
+    def _warn(self, error: Exception) -> None:
+        if not self._has_warned:
+            logger.warning(
+                "the draft fails at a committed state, and windows have one step there (%s); this "
+                "is not said again",
+                error,
+            )
+        self._has_warned = True
+
+    def prepare(self, positions: Array) -> None:
+        """See PotentialDraft."""
+        try:
+            self._potential.prepare(positions, 1, self._box)
+            self._evaluate(positions, 0.0, 0)
+        except Exception as error:
+            raise ValueError(f"the draft fails at the starting positions: {error}") from error
+
+    def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
+        """See NativeDraft."""
+        if not is_same_box(box, self._box) or self._parameters != dict(parameters):
+            self._known.clear()
+        self._box, self._parameters = box, dict(parameters)
+        self._potential.set_parameters(parameters)
