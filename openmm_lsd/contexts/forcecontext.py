@@ -100,6 +100,10 @@ class ForceContext:
         """Energies (B,) in kJ/mol and forces (B, N, 3), as ``forces``."""
         return self.access.evaluate(np.ascontiguousarray(positions), self._groups, *(times or ()))
 
+    def has_failed_at(self, sites: Array) -> bool:
+        """See drafts.nativedraft.ForceSource: a failure is an error here."""
+        return False
+
     def update(self, force: openmm.Force) -> None:
         """Take over the changed parameters of one of the System's forces."""
         force.updateParametersInContext(self._context)

@@ -217,6 +217,9 @@ class LearningDraft(NativeDraft):
         if step != self._shown_until:  # plain steps lie between
             self._learner.break_sequence()
         self._shown_until = step + len(sites)
+        if self._base is not None and self._base.has_failed_at(sites):
+            self._learner.break_sequence()
+            return False
         bonds, here = self._bonds, sites[-1]
         formed = bonds is not None and bonds.update(self._shown_until, here, self._box)
         if self._learner.has_degraded(discrepancies) or formed:

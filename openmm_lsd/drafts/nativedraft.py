@@ -27,6 +27,9 @@ class ForceSource(Protocol):
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""
 
+    def has_failed_at(self, sites: Array) -> bool:
+        """Whether there are no forces at one of the sites (B, N, 3), and zeros stood for them."""
+
 
 class NativeDraft(ABC):
     """Draft forces whose windows are drafted natively, by ``nativeengine.NativeEngine``."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from ..targets.base import BatchedTarget
 from .nativedraft import NativeDraft, is_same_box
 
 Array = NDArray[np.float64]
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,10 @@ class PotentialDraft(NativeDraft):
         time, step_count = (0.0, 0) if times is None else (times.times[0], times.step_counts[0])
         return self._function(positions, 0, float(time), int(step_count))
 
+    def has_failed_at(self, sites: Array) -> bool:
+        """See ForceSource."""
+        return self._function.has_failed_at(sites)
+
     def prepare(self, positions: Array) -> None:
         """Find the fastest way to evaluate single states near ``positions`` (N, 3) nm.
 
@@ -76,6 +83,13 @@ class PotentialDraft(NativeDraft):
         return self.access.rollout_in_context(*arguments)
 
 
+def _keep(memory: dict[K, V], key: K, value: V) -> None:
+    """Put it in, in the place of the oldest if there are many."""
+    if len(memory) >= REMEMBERED:
+        memory.pop(next(iter(memory)))
+    memory[key] = value
+
+
 class _Function:
     """Forces (N, 3) at positions (N, 3), as C++ asks for them."""
 
@@ -84,6 +98,7 @@ class _Function:
         self._box: Array | None = None
         self._parameters: dict[str, float] = {}
         self._known: dict[tuple[bytes, float, int], Array] = {}
+        self._failures: dict[bytes, None] = {}  # sites at which zeros stood for forces
         self._has_warned = False
 
     def __call__(self, site: Array, k: int, time: float, step_count: int) -> Array:
@@ -96,11 +111,14 @@ class _Function:
                 if k > 0:
                     raise
                 self._warn(error)
+                _keep(self._failures, site.tobytes(), None)
                 return np.zeros_like(site)
-            if len(self._known) >= REMEMBERED:
-                self._known.pop(next(iter(self._known)))
-            self._known[key] = forces
+            _keep(self._known, key, forces)
         return self._known[key]
+
+    def has_failed_at(self, sites: Array) -> bool:
+        """See ForceSource."""
+        return any(site.tobytes() in self._failures for site in sites)
 
     def _evaluate(self, site: Array, time: float, step_count: int) -> Array:
         potential = self._potential

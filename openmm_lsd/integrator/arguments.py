@@ -29,13 +29,15 @@ def draft_of(draft: Any, platform: Any, topology: Any, learning: Any) -> DraftSp
     if isinstance(draft, openmm.System):
         check_system(draft, "draft")
         return DraftSpec(draft, platform_of(platform), topology, learning)
-    if isinstance(draft, str) or draft is None:
+    try:
+        potential = as_target(draft, "draft")
+    except TypeError as error:
+        of_str = f" ({draft!r})" if isinstance(draft, str) else ""
         raise TypeError(
-            f"draft is {draft!r}; it must be 'auto', an openmm.System, such as "
-            "ForceField.createSystem or AmberPrmtopFile.createSystem give, or a potential as "
-            "openmm_lsd.targets has them"
-        )
-    potential = as_target(draft, "draft")
+            f"draft is a {type(draft).__name__}{of_str}; it must be 'auto', an openmm.System, such "
+            "as ForceField.createSystem or AmberPrmtopFile.createSystem give, or a potential: "
+            f"{error}"
+        ) from None
     if platform is not None:
         raise ValueError(
             "draftPlatform is the platform of a draft System, and draft is a "

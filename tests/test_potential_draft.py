@@ -1,0 +1,485 @@
+"""Drafts that are any potential: the same steps as a System of the same forces, the exact law, and
+what happens where one fails.
+"""
+
+import copy
+import functools
+import os
+import pickle
+import signal
+
+import numpy as np
+import openmm
+import pytest
+import torch
+from ensembles import Case, Z, reference_of, score_of
+from openmm import app
+from particles import (
+    COLD,
+    LENGTH,
+    PAIRS,
+    PLATFORM,
+    POSITIONS,
+    REFERENCE,
+    SEED,
+    VELOCITIES,
+    Bonds,
+    draft_system,
+    harmonic_bonds,
+    lsd,
+    planted,
+    system_of,
+    target_system,
+    torch_force,
+)
+from test_law_of_simulations import ORIGIN, forces_with_site
+from test_law_of_simulations import target_system as system_with
+
+from openmm_lsd import LSDIntegrator, TargetError
+from openmm_lsd.core.transport import transport
+from openmm_lsd.drafts.nativeengine import NativeEngine
+from openmm_lsd.targets import (
+    ASETarget,
+    BatchedTarget,
+    ContextTarget,
+    ModuleTarget,
+    TorchSimTarget,
+)
+from openmm_lsd.targets.base import ANGSTROM_PER_NM, KJ_PER_MOL_PER_EV
+
+ase = pytest.importorskip("ase")
+from ase.calculators.calculator import Calculator, all_changes  # noqa: E402
+
+FIRST, SECOND = np.array(PAIRS).T
+
+
+def bond_forces(positions, constant=2000.0):
+    """Forces of ``particles.harmonic_bonds`` (B, 4, 3), by NumPy."""
+    apart = positions[:, SECOND] - positions[:, FIRST]
+    length = np.linalg.norm(apart, axis=-1, keepdims=True)
+    pull = constant * (length - LENGTH) / length * apart
+    forces = np.zeros_like(positions)
+    for pair, (i, j) in enumerate(PAIRS):
+        forces[:, i] += pull[:, pair]
+        forces[:, j] -= pull[:, pair]
+    return forces
+
+
+class BondModule(torch.nn.Module):
+    """Their energy; takes a batch. In double precision, as its buffer is."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("length", torch.tensor(LENGTH, dtype=torch.float64))
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        apart = positions[..., SECOND, :] - positions[..., FIRST, :]
+        return 1000.0 * ((apart.norm(dim=-1) - self.length) ** 2).sum(-1)
+
+
+class BondCalculator(Calculator):
+    """The same for ASE."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        forces = bond_forces(atoms.positions[None] / ANGSTROM_PER_NM)[0]
+        self.results = {"energy": 0.0, "forces": forces / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM}
+
+
+def torch_sim_target():
+    models = pytest.importorskip("torch_sim.models.interface")
+
+    class Bonds(models.ModelInterface):
+        _device, _dtype = torch.device("cpu"), torch.float64
+        _compute_forces, _compute_stress, _memory_scales_with = True, False, "n_atoms"
+
+        def forward(self, state):
+            positions = (
+                state.positions if hasattr(state, "positions") else state["positions"]
+            ).numpy()
+            forces = bond_forces(positions.reshape(-1, 4, 3) / ANGSTROM_PER_NM)
+            forces = torch.tensor(forces.reshape(-1, 3) / KJ_PER_MOL_PER_EV / ANGSTROM_PER_NM)
+            return {"energy": torch.zeros(len(forces) // 4).double(), "forces": forces}
+
+    return TorchSimTarget(Bonds(), [6, 8, 1, 7])
+
+
+def system_of_python():
+    """A System whose force cannot be pickled."""
+    force = openmm.PythonForce(
+        lambda state: (0.0, bond_forces(state.getPositions(asNumpy=True)._value[None])[0])
+    )
+    return system_of(force)
+
+
+KINDS = {
+    "function": lambda: bond_forces,
+    "BatchedTarget": lambda: ContextTarget(draft_system(), platforms={"Reference": {}}),
+    "module": BondModule,
+    "ModuleTarget": lambda: ModuleTarget(BondModule(), dtype=torch.float64),
+    "ASE": lambda: ASETarget(BondCalculator(), [6, 8, 1, 7]),
+    "TorchSim": torch_sim_target,
+    "PythonForce": system_of_python,
+}
+
+
+def slow_system():
+    """A TorchForce alone: nothing that a draft System could share with it."""
+    return system_of(torch_force(Bonds))
+
+
+def run_of(draft, target=None, learning=False, **keywords):
+    """A Simulation with this draft."""
+    platform = "Reference" if isinstance(draft, openmm.System) else None
+    integrator = lsd(draft=draft, draftPlatform=platform, learning=learning, **keywords)
+    topology = app.Topology()
+    residue = topology.addResidue("X", topology.addChain())
+    target = target or slow_system()
+    for symbol in ("C", "O", "H", "N", *[None] * 4)[: target.getNumParticles()]:
+        topology.addAtom("X", symbol and app.Element.getBySymbol(symbol), residue)
+    simulation = app.Simulation(topology, target, integrator, PLATFORM)
+    count = target.getNumParticles()
+    simulation.context.setPositions(POSITIONS[:count])
+    simulation.context.setVelocities(VELOCITIES[:count])
+    return simulation
+
+
+def state_of(simulation):
+    state = simulation.context.getState(positions=True, velocities=True)
+    velocities = state.getVelocities(asNumpy=True)._value
+    return np.stack([state.getPositions(asNumpy=True)._value, velocities])
+
+
+@functools.cache
+def path_of_system(learning):
+    simulation = run_of(draft_system(), learning=learning)
+    simulation.step(60)
+    statistics = simulation.integrator.statistics
+    return state_of(simulation), statistics.rounds, statistics.rejected
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_same_path_as_with_a_system(kind, learning):
+    expected, rounds, rejected = path_of_system(learning)
+    simulation = run_of(KINDS[kind](), learning=learning)
+    simulation.step(60)
+    statistics = simulation.integrator.statistics
+    np.testing.assert_allclose(state_of(simulation), expected, atol=1e-8)
+    assert (statistics.rounds, statistics.rejected) == (rounds, rejected)
+    assert rejected > 0 or learning
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_checkpoint_continues_the_run(kind, learning):
+    simulation = run_of(KINDS[kind](), learning=learning)
+    simulation.step(33)
+    checkpoint = simulation.context.createCheckpoint()
+    simulation.step(40)
+    for other in (simulation, run_of(KINDS[kind](), learning=learning)):
+        other.context.loadCheckpoint(checkpoint)
+        other.step(40)
+        np.testing.assert_array_equal(state_of(other), state_of(simulation))
+
+
+def test_copies():
+    """A copy, a pickle and a State travel with the draft."""
+    integrator = lsd(draft=bond_forces, draftPlatform=None)
+    for other in (copy.deepcopy(integrator), pickle.loads(pickle.dumps(integrator))):
+        simulation = run_of(draft_system())
+        system = simulation.system
+        context = openmm.Context(system, other, PLATFORM)
+        context.setState(simulation.context.getState(positions=True, velocities=True))
+        other.step(20)
+        assert context.getStepCount() == 20
+
+
+# The law
+
+
+def three_springs(stiffness, length):
+    """A chain of three particles in a trap."""
+    bonds = openmm.CustomBondForce(f"{stiffness}*(r-{length})^2*(1+10*(r-{length}))")
+    bonds.addBond(0, 1, [])
+    bonds.addBond(1, 2, [])
+    trap = openmm.CustomExternalForce("40*(x^2+1.2*y^2+0.8*z^2)")
+    for index in range(3):
+        trap.addParticle(index, [])
+    return system_of(bonds, trap, masses=[12.0, 14.0, 16.0])
+
+
+@functools.cache
+def law_case():
+    positions = np.array([[0.0, 0.0, 0.0], [0.15, 0.0, 0.0], [0.2, 0.14, 0.0]])
+    return Case(
+        three_springs(9000.0, 0.15),
+        three_springs(3000.0, 0.17),
+        positions,
+        0.01,
+        0.01,
+        [0, 1, 2],
+    )
+
+
+@functools.cache
+def reference():
+    return reference_of(law_case())
+
+
+def draft_forces(positions):
+    return ContextTarget(law_case().draft, platforms={"Reference": {}}).forces_at(positions)
+
+
+class Moody(BatchedTarget):
+    """Fails here and there: raises, gives what is not a number, or wild forces."""
+
+    takes_box = False
+
+    def __init__(self, inner=None, often=0.06, is_wild=True):
+        self._inner = inner or ContextTarget(law_case().draft, platforms={"Reference": {}})
+        self._often, self._factor, self.failed = often, 1e3 if is_wild else 1.0, 0
+
+    def evaluate(self, positions, box=None):
+        energies, forces = self._inner.evaluate(positions, box)
+        mood = (1e5 * positions[0, 0, 0] + 0.9) % 1.0  # a function of the site
+        self.failed += mood < 3 * self._often
+        if mood < self._often:
+            raise ArithmeticError("no convergence")
+        if mood < 2 * self._often:
+            return energies, np.full_like(forces, np.nan)
+        return energies, forces * (self._factor if mood < 3 * self._often else 1.0)
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("kind", ["sound", "fails"])
+def test_law(kind, learning):
+    case = law_case()
+    inner = ContextTarget(case.draft, platforms={"Reference": {}})
+    draft = inner if kind == "sound" else Moody(is_wild=not learning)
+    case = copy.copy(case)
+    case.draft, case.learning = draft, learning
+    kind = planted(_correction="none") if not learning else LSDIntegrator
+    statistics, z, message = score_of(case, reference(), kind, draftPlatform=None)
+    assert statistics.acceptance_rate > 0.05 and statistics.rejected > 20
+    assert abs(z) < Z, message
+    if not isinstance(draft, ContextTarget):
+        assert draft.failed > 1000
+
+
+class AcceptsAll(NativeEngine):
+    """The path that the draft has led, with the target's forces at its sites only."""
+
+    def commit(self, state, window, target_forces, draws):
+        always = draws._replace(log_uniforms=np.full_like(draws.log_uniforms, -np.inf))
+        return super().commit(state, window, target_forces, always)
+
+
+class TurnsBack(Moody):
+    """Fails where a bond is long: whether it does depends on the noise of the step before."""
+
+    def evaluate(self, positions, box=None):
+        energies, forces = self._inner.evaluate(positions, box)
+        self.failed += 1
+        if self.failed > 1 and positions[0, 1, 0] - positions[0, 0, 0] > 0.15:
+            raise ArithmeticError("not there")
+        return energies, forces
+
+
+@pytest.mark.parametrize(("fault", "draft"), [(AcceptsAll, TurnsBack), (None, TurnsBack)])
+def test_planted_faults(fault, draft):
+    case = copy.copy(law_case())
+    case.draft = draft()
+    kind = planted(_engine=fault or NativeEngine, _correction="none")
+    _, z, message = score_of(case, reference(), kind, draftPlatform=None)
+    assert (abs(z) > Z) == (fault is not None), message
+
+
+# Failures
+
+
+def test_a_draft_that_fails_at_committed_states(caplog):
+    """The run goes on, a step at a time there, and says so once."""
+
+    def fails(positions):
+        if failing:
+            raise ArithmeticError("no convergence")
+        return bond_forces(positions)
+
+    failing = []
+    simulation = run_of(fails)
+    simulation.step(20)
+    failing.append(True)
+    before = simulation.integrator.statistics
+    simulation.step(40)
+    spent = simulation.integrator.statistics.since(before)
+    assert spent.steps == spent.rounds >= 20
+    warned = [each for each in caplog.records if "no convergence" in each.message]
+    assert len(warned) == 1 and "windows have one step there" in warned[0].message
+
+
+def test_forces_near_zero_temperature_are_the_targets():
+    """Whatever the draft does."""
+    moody = Moody(KINDS["BatchedTarget"](), often=0.2)
+    plain = openmm.LangevinMiddleIntegrator(COLD, 1.0, 0.001)
+    context = openmm.Context(slow_system(), plain, PLATFORM)
+    context.setPositions(POSITIONS)
+    context.setVelocities(VELOCITIES)
+    simulation = run_of(moody, temperature=COLD)
+    for _ in range(5):
+        plain.step(10)
+        simulation.step(10)
+        expected = context.getState(positions=True).getPositions(asNumpy=True)._value
+        np.testing.assert_allclose(state_of(simulation)[0], expected, atol=1e-6)
+    assert moody.failed > 10
+
+
+@pytest.mark.parametrize("where", [0, 3])
+def test_interrupts_are_not_taken_for_failures(where):
+    """Ctrl-C while the draft computes, also at a site where an error would only end the window."""
+
+    def interrupted(positions):
+        if armed:
+            armed.append(True)
+            if len(armed) == where + 2:
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1000):
+                    pass
+        return bond_forces(positions)
+
+    armed = []
+    simulation = run_of(interrupted)
+    simulation.step(16)
+    simulation.integrator.step(len(simulation.integrator.probe().sampler._queue))
+    armed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        simulation.step(1)
+    armed.clear()
+    assert np.isfinite(state_of(simulation)).all()
+    simulation.step(20)
+
+
+def test_interrupts_in_a_draft_system_are_not_taken_for_failures():
+    """A PythonForce, whose interrupts OpenMM hides."""
+
+    def interrupted(state):
+        if armed:
+            armed.append(True)
+            if len(armed) == 5:
+                os.kill(os.getpid(), signal.SIGINT)
+                for _ in range(1000):
+                    pass
+        return 0.0, bond_forces(state.getPositions(asNumpy=True)._value[None])[0]
+
+    armed = []
+    simulation = run_of(system_of(openmm.PythonForce(interrupted)))
+    simulation.step(16)
+    simulation.integrator.step(len(simulation.integrator.probe().sampler._queue))
+    armed.append(True)
+    with pytest.raises(KeyboardInterrupt):
+        simulation.step(1)
+    armed.clear()
+    simulation.step(20)
+
+
+@pytest.mark.parametrize(
+    ("draft", "words"),
+    [
+        (lambda q: q[0], "the draft fails at the starting positions: .* forces of shape"),
+        (lambda q: np.nan * q, "not finite"),
+        (lambda q: 1 / 0, "division by zero"),
+        (lambda q: None, "fails at the starting positions"),
+    ],
+)
+def test_a_draft_that_never_works(draft, words):
+    simulation = run_of(draft)
+    with pytest.raises(ValueError, match=words):
+        simulation.step(1)
+    assert simulation.currentStep == 0
+
+
+def test_wrong_arguments():
+    for draft in (None, "amber", 3, [draft_system()]):
+        with pytest.raises(TypeError, match="draft is a .*openmm.System"):
+            LSDIntegrator(300, 1, 0.001, draft)
+    with pytest.raises(TypeError, match="ASETarget"):
+        LSDIntegrator(300, 1, 0.001, BondCalculator())
+    with pytest.raises(ValueError, match="draftPlatform is the platform of a draft System"):
+        LSDIntegrator(300, 1, 0.001, bond_forces, draftPlatform="Reference")
+
+
+# Boxes, times, parameters, virtual sites: a draft that is the target loses nothing
+
+
+class InItsPlace(BatchedTarget):
+    """The Context's own forces, with its box, parameters and times."""
+
+    uses_times = True
+
+    def __init__(self, system):
+        self._inner = ContextTarget(system, platforms={"Reference": {}})
+        self.boxes, self.times = [], []
+
+    def evaluate(self, positions, box=None):
+        raise AssertionError("times are to be told")
+
+    def evaluate_at(self, positions, box=None, times=None):
+        self.boxes.append(None if box is None else np.array(box))
+        self.times += times.times.tolist()
+        return self._inner.evaluate_at(positions, box, times)
+
+    def set_parameters(self, parameters):
+        self._inner.set_parameters(parameters)
+
+
+def test_box_parameters_and_times():
+    system = target_system()
+    barostat = openmm.MonteCarloBarostat(1.0, 300.0, 7)
+    system.addForce(barostat)
+    draft = InItsPlace(target_system())
+    simulation = run_of(draft, system)
+    simulation.step(40)
+    simulation.context.setParameter("scale", 1.3)
+    simulation.context.setParameter("strength", 5.0)
+    simulation.step(40)
+    assert simulation.integrator.statistics.acceptance_rate == 1.0
+    assert len({box.tobytes() for box in draft.boxes}) > 3
+    assert np.ptp(np.array(draft.times)) > 0.07
+
+
+def test_virtual_sites():
+    draft_calls = []
+
+    def forces(positions):
+        draft_calls.append(positions.copy())
+        return forces_with_site(positions)
+
+    integrator = LSDIntegrator(
+        300, 1, 0.001, forces, windowLength=8, target=forces_with_site, randomNumberSeed=SEED
+    )
+    context = openmm.Context(system_with("virtual site"), integrator, REFERENCE)
+    context.setPositions(np.zeros((3, 3)) + ORIGIN)
+    context.computeVirtualSites()
+    context.setVelocitiesToTemperature(300, 1)
+    integrator.step(50)
+    assert integrator.statistics.acceptance_rate == 1.0
+    sites = np.concatenate(draft_calls)
+    placed = 0.3 * sites[:, 0] + 0.7 * sites[:, 1]
+    np.testing.assert_allclose(sites[:, 2], placed, atol=1e-12)
+
+
+def test_a_target_that_fails_is_not_the_drafts_fault():
+    simulation = run_of(bond_forces, target=system_of(harmonic_bonds(), openmm.PythonForce(bad)))
+    with pytest.raises(TargetError, match="bad luck"):
+        simulation.step(10)
+
+
+def bad(state):
+    raise RuntimeError("bad luck")
+
+
+def test_transport_is_what_these_tests_think():
+    noise, accepted = transport(np.ones((1, 3)), np.zeros((1, 3)), -np.inf)
+    assert accepted and noise.shape == (1, 3)
