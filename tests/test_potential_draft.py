@@ -402,7 +402,7 @@ def test_a_draft_that_never_works(draft, words):
 
 def test_wrong_arguments():
     for draft in (None, "amber", 3, [draft_system()]):
-        with pytest.raises(TypeError, match="draft is a .*openmm.System"):
+        with pytest.raises(TypeError, match=r"draft is a .*openmm.System"):
             LSDIntegrator(300, 1, 0.001, draft)
     with pytest.raises(TypeError, match="ASETarget"):
         LSDIntegrator(300, 1, 0.001, BondCalculator())

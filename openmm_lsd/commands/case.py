@@ -25,6 +25,7 @@ from ..core.schemes import MOLAR_GAS_CONSTANT, SCHEMES, Scheme
 from ..integrator.integrator import LSDIntegrator
 from ..structures import formula
 from ..systems import MolecularSystem
+from ..targets import BatchedTarget
 from ..targets.torchforce import check_torch_forces
 from .rigidity import constraints_in_words
 
@@ -42,7 +43,7 @@ class Case:
     ----------
     topology : openmm.app.Topology
     positions : Quantity, (N, 3)
-    draft : openmm.System or 'auto'
+    draft : openmm.System, BatchedTarget or 'auto'
     target : openmm.System
     temperature, friction, step_size : float
         kelvin, 1/ps, ps.
@@ -63,7 +64,7 @@ class Case:
 
     topology: app.Topology
     positions: unit.Quantity
-    draft: openmm.System | str
+    draft: openmm.System | BatchedTarget | str
     target: openmm.System
     temperature: float = 300.0
     friction: float = 1.0
@@ -89,14 +90,16 @@ class Case:
         """Number of particles."""
         return self.target.getNumParticles()
 
-    def lsd(self, window: int | str = "auto", draft: openmm.System | str | None = None) -> Run:
+    def lsd(
+        self, window: int | str = "auto", draft: openmm.System | BatchedTarget | str | None = None
+    ) -> Run:
         """LSDIntegrator."""
         return Run(self, self.integrator(window, draft), self.platform)
 
     def integrator(
         self,
         window: int | str = "auto",
-        draft: openmm.System | str | None = None,
+        draft: openmm.System | BatchedTarget | str | None = None,
         kind: type[LSDIntegrator] | None = None,
     ) -> LSDIntegrator:
         """A new LSDIntegrator, or one of a kind derived from it, under these conditions."""

@@ -15,7 +15,7 @@ from .case import Case
 from .forms import FORMS
 from .mlatoms import MLAtoms
 from .options import Options, positive_number, seed_number
-from .potentials import cutoff_of, draft_system, target_system
+from .potentials import cutoff_of, is_potential, named_draft, target_system
 from .rigidity import CONSTRAINTS, Rigidity
 
 SHORTHAND = "systems/NAME of the repository, in place of topology, coordinates, draft and target"
@@ -42,8 +42,8 @@ def add_case_options(options: Options) -> None:
         "--draft",
         nargs="+",
         metavar="NAME",
-        help="auto, a .prmtop, a System .xml, or OpenMM force field files; default auto, and with "
-        "--system its force field",
+        help="auto, a .prmtop, a System .xml, OpenMM force field files, or a potential as for "
+        "--target; default auto, and with --system its force field",
     )
     add(
         "--ml-atoms",
@@ -138,7 +138,7 @@ def _shipped(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
     molecule = systems.load(args.system, **_as_options(rigidity))
     if args.draft is not None:
         cutoff = args.cutoff if "cutoff" in args.given else cutoff_of(molecule.draft, args.cutoff)
-        draft = draft_system(args.draft, molecule.topology, cutoff, molecule.target)
+        draft = named_draft(args.draft, molecule.topology, cutoff, molecule.target)
         conditions = {**conditions, "draft": draft}
     return Case.of(molecule, name=args.system.resolve().name, **conditions)
 
@@ -155,7 +155,7 @@ def ml_atoms_of(args: argparse.Namespace, draft: list[str]) -> MLAtoms | None:
             raise ValueError("--environment goes with --ml-atoms")
         return None
     environment = args.environment or draft
-    if environment == ["auto"]:
+    if environment == ["auto"] or is_potential(environment):
         raise ValueError(
             "--ml-atoms: give the force field of all other atoms as --environment, such as "
             "--environment amber14-all.xml amber14/tip3p.xml"
@@ -185,7 +185,7 @@ def _from_files(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
     target = target_system(args.target, structure, args.cutoff, rigidity, names, ml_atoms)
     if args.no_box and target.usesPeriodicBoundaryConditions():
         raise ValueError(f"--no-box, and the System in {args.target} is periodic")
-    draft = draft_system(names, structure.topology, args.cutoff, target)
+    draft = named_draft(names, structure.topology, args.cutoff, target, rigidity, ml_atoms)
     return Case(
         structure.topology,
         structure.positions,

@@ -20,10 +20,11 @@ from ..contexts.checks import (
     masses_of,
     virtual_sites,
 )
-from ..contexts.forcecontext import copy_constraints, is_empty
+from ..contexts.forcecontext import copy_constraints, is_empty, without_forces
 from ..contexts.periodicity import box_in_words, is_same_box, topology_box
 from ..structures import Structure
 from ..systems import read_system, with_target, with_torch_force
+from ..targets import BatchedTarget
 from .forms import FORMS, in_words
 from .mlatoms import MLAtoms, embed_target
 from .rigidity import Rigidity, repartition_masses
@@ -31,6 +32,7 @@ from .rigidity import Rigidity, repartition_masses
 logger = logging.getLogger(__name__)
 
 PRMTOP = (".prmtop", ".parm7")
+MODULE = (".pt", ".pth")  # TorchScript
 USUAL, AUTO = Rigidity(), ("auto",)
 
 
@@ -61,7 +63,7 @@ def target_system(
         Where nothing is said, water is rigid in force fields, and all else flexible. A serialized
         System has its own constraints.
     draft : sequence of str
-        See ``draft_system``. A force field says how long the constraints of a target are that is
+        See ``named_draft``. A force field says how long the constraints of a target are that is
         none.
     ml_atoms : MLAtoms, optional
         Of which alone the potential is; all else is by a force field.
@@ -124,7 +126,7 @@ def _target_system(
 
 def _network_system(spec: str, structure: Structure) -> openmm.System:
     kind, separator, rest = spec.partition(":")
-    if (not separator or Path(spec).exists()) and spec.endswith((".pt", ".pth")):
+    if (not separator or Path(spec).exists()) and spec.endswith(MODULE):
         return with_torch_force(structure, spec)
     if not separator or Path(spec).exists() or kind not in FORMS:
         raise ValueError(f"target {spec!r} is of no known form; use {in_words()}")
@@ -136,7 +138,8 @@ def _rigid_system(
     structure: Structure, cutoff: float, rigidity: Rigidity, draft: Sequence[str]
 ) -> openmm.System:
     """Of the draft's force field, with the constraints."""
-    if list(draft) == ["auto"] or (draft[0].endswith(".xml") and is_serialized(draft[0])):
+    is_serialized_draft = draft[0].endswith(".xml") and is_serialized(draft[0])
+    if list(draft) == ["auto"] or is_serialized_draft or is_potential(draft):
         raise ValueError(
             f"{rigidity.given[0]}: the target does not say how long constraints are; give a force "
             "field as --draft"
@@ -185,24 +188,72 @@ def _source(structure: Structure, what: str) -> str:
     return structure.sources.get(what, "the structure")
 
 
-def draft_system(
-    names: list[str], topology: app.Topology, cutoff: float, target: openmm.System
-) -> openmm.System | str:
-    """The draft: 'auto', an Amber prmtop, a serialized System, or OpenMM force field files.
+def named_draft(
+    names: Sequence[str],
+    topology: app.Topology,
+    cutoff: float,
+    target: openmm.System,
+    rigidity: Rigidity = USUAL,
+    ml_atoms: MLAtoms | None = None,
+) -> openmm.System | BatchedTarget | str:
+    """The draft: 'auto', an Amber prmtop, a serialized System, OpenMM force field files; or a
+    potential, as ``target_system`` takes it.
 
-    In the box of the Topology, if it has one; the masses in force field files do not count.
+    In the box of the Topology, if it has one; the masses in force field files do not count. A
+    potential is that of the atoms of which the target is: with ``ml_atoms`` of these.
 
     Raises
     ------
-    ValueError, FileNotFoundError
+    ValueError, FileNotFoundError, ImportError
         If it cannot be made, or is not of the particles and masses of the target.
     """
+    names = list(names)
     if names == ["auto"]:
         return "auto"
-    system = _draft_system(names, topology, cutoff, target)
-    check_system(system, "draft")
-    check_pair(target, system)
-    return system
+    draft: openmm.System | BatchedTarget
+    if not is_potential(names):
+        draft = _draft_system(names, topology, cutoff, target)
+    elif ml_atoms is None:
+        draft = _potential_draft(names[0], topology, target)
+    else:
+        options = {**nonbonded_options(topology, cutoff), **rigidity.of_force_field()}
+        around = _classical_system(ml_atoms.environment, topology, options)
+        draft = embed_target(names[0], around, topology, ml_atoms.selection)
+        _take_particles(draft, target)
+    if isinstance(draft, openmm.System):
+        check_system(draft, "draft")
+        check_pair(target, draft)
+    return draft
+
+
+def is_potential(names: Sequence[str]) -> bool:
+    """Whether the names of a draft are that of a potential, and not of a force field."""
+    kind, separator, _ = names[0].partition(":")
+    return len(names) == 1 and (names[0].endswith(MODULE) or (bool(separator) and kind in FORMS))
+
+
+def _potential_draft(
+    spec: str, topology: app.Topology, target: openmm.System
+) -> openmm.System | BatchedTarget:
+    if spec.endswith(MODULE):
+        particles = without_forces(target)
+        copy_constraints(target, particles)
+        return with_torch_force(particles, spec)
+    kind, _, rest = spec.partition(":")
+    made = FORMS[kind].build(rest, topology)
+    if isinstance(made, openmm.System):
+        _take_particles(made, target)
+    return made
+
+
+def _take_particles(system: openmm.System, target: openmm.System) -> None:
+    """Masses and constraints of the target, if there are as many particles."""
+    if system.getNumParticles() != target.getNumParticles():
+        return  # check_pair says what is wrong
+    copy_constraints(target, system)
+    for index in range(system.getNumParticles()):
+        if not system.isVirtualSite(index) and not target.isVirtualSite(index):
+            system.setParticleMass(index, target.getParticleMass(index))
 
 
 def _draft_system(
@@ -212,14 +263,12 @@ def _draft_system(
         return read_system(names[0])
     options = {**nonbonded_options(topology, cutoff), "constraints": None, "rigidWater": False}
     system = _classical_system(names, topology, options)
-    particles = system.getNumParticles()
-    if particles != target.getNumParticles():
+    if system.getNumParticles() != target.getNumParticles():
         return system  # check_pair says what is wrong
-    copy_constraints(target, system)
     if not names[0].endswith(PRMTOP) or _has_repartitioned_masses(target, system):
-        for index in range(particles):
-            if not system.isVirtualSite(index) and not target.isVirtualSite(index):
-                system.setParticleMass(index, target.getParticleMass(index))
+        _take_particles(system, target)
+    else:
+        copy_constraints(target, system)
     return system
 
 
@@ -280,9 +329,9 @@ def nonbonded_options(topology: app.Topology, cutoff: float) -> dict[str, Any]:
     return options
 
 
-def cutoff_of(system: openmm.System | str, default: float) -> float:
+def cutoff_of(system: openmm.System | BatchedTarget | str, default: float) -> float:
     """Of the nonbonded forces of a periodic System, in nm."""
-    forces = [] if isinstance(system, str) else system.getForces()
+    forces = system.getForces() if isinstance(system, openmm.System) else []
     for force in forces:
         if isinstance(force, openmm.NonbondedForce) and force.usesPeriodicBoundaryConditions():
             return force.getCutoffDistance().value_in_unit(unit.nanometer)
