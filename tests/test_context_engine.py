@@ -33,7 +33,7 @@ from particles import (
     not_on_devices,
     planted,
 )
-from test_law_of_mixed_systems import LIGAND, WATER, build
+from test_law_of_mixed_systems import LIGAND, WATER, build, slow_draft
 from test_mixed_systems import box_of, chain_forces, python_force
 from test_rigid_molecules import DIPEPTIDE, create
 
@@ -106,6 +106,14 @@ def score(kind=LSDIntegrator, runs=4_000, barostat=False, **keywords):
 @pytest.mark.parametrize("learning", [False, True])
 def test_law(learning):
     statistics, z, message = score(learning=learning)
+    assert statistics.acceptance_rate > 0.1 and statistics.rejected > 20
+    assert abs(z) < Z, message
+
+
+def test_law_of_a_draft_with_a_slow_force():
+    case = slow_draft(free_case.__wrapped__(), (openmm.CustomBondForce, openmm.CustomExternalForce))
+    own = dataclasses.replace(case, runs=1_300 if ON_DEVICE else 4_000)
+    statistics, z, message = score_of(own, reference(), engine="context")
     assert statistics.acceptance_rate > 0.1 and statistics.rejected > 20
     assert abs(z) < Z, message
 

@@ -129,6 +129,34 @@ def test_law_of_draft_auto():
     assert abs(z) < Z, message
 
 
+def half_as_stiff(positions, box=None, parameters=None):
+    """A draft of the slow forces; every now and then it fails."""
+    if 1e5 * positions[0, 0, 0] % 1.0 < 0.05 and len(positions) == 1:
+        raise ArithmeticError("no convergence")
+    energies, forces = slow_forces.function(positions, box, parameters)
+    return 0.5 * energies, 0.5 * forces
+
+
+def slow_draft(case, soft=openmm.CustomBondForce):
+    """The case with a PythonForce in the place of what the draft has on the two atoms."""
+    for index in reversed(range(case.draft.getNumForces())):
+        if isinstance(case.draft.getForce(index), soft):
+            case.draft.removeForce(index)
+    force = openmm.PythonForce(batched(half_as_stiff))
+    force.setParticles(LIGAND)
+    case.draft.addForce(force)
+    return case
+
+
+@pytest.mark.parametrize("learning", [False, True])
+def test_law_of_a_draft_with_a_slow_force(learning):
+    """It stands in for that of the target; all else is shared."""
+    own = dataclasses.replace(slow_draft(build()), learning=learning, runs=4_000)
+    statistics, z, message = score_of(own, reference())
+    assert statistics.acceptance_rate > 0.1 and statistics.rejected > 20
+    assert abs(z) < Z, message
+
+
 class NoiseDrawnAgain(SubsetEngine):
     """After a rejection the rest gets new noise, though the old has decided on it."""
 

@@ -4,9 +4,11 @@ what happens where one fails.
 
 import copy
 import functools
+import json
 import os
 import pickle
 import signal
+from types import SimpleNamespace
 
 import numpy as np
 import openmm
@@ -14,6 +16,7 @@ import pytest
 import torch
 from ensembles import Case, Z, reference_of, score_of
 from openmm import app
+from pages import ROOT
 from particles import (
     COLD,
     LENGTH,
@@ -32,10 +35,14 @@ from particles import (
     target_system,
     torch_force,
 )
+from test_commands import command
 from test_law_of_simulations import ORIGIN, forces_with_site
 from test_law_of_simulations import target_system as system_with
 
 from openmm_lsd import LSDIntegrator, TargetError
+from openmm_lsd.cli import parse
+from openmm_lsd.commands.caseoptions import case_of
+from openmm_lsd.commands.estimate import compare_drafts
 from openmm_lsd.core.transport import transport
 from openmm_lsd.drafts.nativeengine import NativeEngine
 from openmm_lsd.targets import (
@@ -483,3 +490,112 @@ def bad(state):
 def test_transport_is_what_these_tests_think():
     noise, accepted = transport(np.ones((1, 3)), np.zeros((1, 3)), -np.inf)
     assert accepted and noise.shape == (1, 3)
+
+
+# On the command line
+
+
+STEM = ROOT / "systems" / "alanine_dipeptide" / "alanine_dipeptide"
+FILES = ("--topology", f"{STEM}.prmtop", "--coordinates", f"{STEM}.inpcrd", "--no-minimize")
+MODULE = f"""
+import numpy as np
+import openmm
+from openmm import app
+from openmm_lsd.targets import ContextTarget
+
+def force_field(scale=1.0):
+    prmtop = app.AmberPrmtopFile({f"{STEM}.prmtop"!r})
+    system = prmtop.createSystem(nonbondedMethod=app.NoCutoff, constraints=None)
+    for force in system.getForces():
+        if isinstance(force, openmm.HarmonicBondForce):
+            for index in range(force.getNumBonds()):
+                *pair, length, k = force.getBondParameters(index)
+                force.setBondParameters(index, *pair, length, scale * k)
+    return ContextTarget(system, platforms={{"Reference": {{}}}})
+"""
+
+
+@pytest.fixture
+def spec(tmp_path):
+    """Function: --target or --draft, a force field with scaled bonds."""
+    file = tmp_path / "potential.py"
+    file.write_text(MODULE)
+    return lambda scale: f"python:{file}:force_field(scale={scale})"
+
+
+def test_a_potential_by_its_name(spec, tmp_path):
+    outfile = tmp_path / "estimate.json"
+    status = command(
+        *("estimate", *FILES, "--target", spec(1.0), "--draft", spec(1.1), "--steps", 20),
+        *("--windows", 4, "--warm-up", 10, "--platform", "Reference", "--outfile", outfile),
+    )
+    assert status == 0
+    found = json.loads(outfile.read_text())
+    given, automatic = found["estimate"], found["estimate, draft auto"]
+    assert given["windows"][0]["steps_per_round"] > 2
+    assert given["windows"][0]["draft_seconds"] > 0
+    assert given["plain_seconds"] > 0 and automatic["windows"][0]["steps_per_round"] > 1
+
+
+def test_which_draft_is_better():
+    def estimate(speed_up):
+        return SimpleNamespace(best=SimpleNamespace(speed_up=speed_up))
+
+    assert "Take your draft: 2.00" in compare_drafts(estimate(2.0), estimate(1.5))
+    assert "Take draft='auto': 1.00" in compare_drafts(estimate(0.2), estimate(1.5))
+
+
+def test_a_run_with_a_draft_by_its_name(spec, tmp_path):
+    status = command(
+        *("run", *FILES, "--target", spec(1.0), "--draft", spec(1.1), "--steps", 30, "--window", 8),
+        *("--platform", "Reference", "--output-dir", tmp_path / "out"),
+    )
+    assert status == 0
+
+
+def test_a_potential_of_the_same_atoms_as_the_target():
+    """In a box: everything else is shared."""
+    box = ROOT / "systems" / "alanine_dipeptide_water"
+    prmtop = app.AmberPrmtopFile(str(box / f"{box.name}.prmtop"))
+    files = "--topology", box / f"{box.name}.prmtop", "--coordinates", box / f"{box.name}.inpcrd"
+    parser_arguments = [
+        *map(str, files),
+        *("--target", f"{STEM}.pt", "--ml-atoms", "not water", "--platform", "Reference"),
+        *("--environment", str(box / f"{box.name}.prmtop")),
+        *("--draft", "ase:test_potential_draft:Springs()"),
+    ]
+    case = case_of(parse(["run", *parser_arguments, "--steps", "1", "--output-dir", "out"]))
+    run = case.lsd(8)
+    run.set_state(*run.state)
+    run.simulation.context.setVelocitiesToTemperature(300, 1)
+    run.step(3)
+    assert len(run.integrator.subset) == 22 < prmtop.topology.getNumAtoms()
+    assert run.integrator.probe().sampler.engine.name == "host"
+
+
+class Springs(Calculator):
+    """Between neighbours in the list."""
+
+    implemented_properties = ("energy", "forces")
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes):
+        super().calculate(atoms, properties, system_changes)
+        apart = np.diff(atoms.positions, axis=0)
+        forces = np.zeros_like(atoms.positions)
+        forces[:-1] += 0.1 * apart
+        forces[1:] -= 0.1 * apart
+        self.results = {"energy": 0.05 * float((apart**2).sum()), "forces": forces}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--draft", "ase:test_potential_draft:Nothing()"], "Nothing"),
+        (["--draft", "python:no.py:f()"], "no.py"),
+        (["--draft", "gold.pt"], "no TorchScript file"),
+        (["--draft", f"python:{__file__}:seven()", "--ml-atoms", "not water"], "--environment"),
+    ],
+)
+def test_drafts_that_are_not_there(arguments, words, capsys):
+    assert command("run", *FILES, "--target", f"{STEM}.pt", *arguments, "--steps", 1) == 2
+    assert words in capsys.readouterr().err

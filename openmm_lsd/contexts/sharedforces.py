@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 from xml.etree import ElementTree
 
@@ -78,6 +79,7 @@ def find_shared_forces(
     draft: openmm.System | None = None,
     groups: Sequence[int] | None = None,
     force_groups: int = -1,
+    slow_of_draft: Mapping[int, Indices | None] = MappingProxyType({}),
 ) -> SharedForces:
     """Divide the forces of a System between what is evaluated once per site and the rest.
 
@@ -94,11 +96,15 @@ def find_shared_forces(
         Bits of the groups of the target's forces; by default, those that they say.
     force_groups : int
         Bits, of those that count.
+    slow_of_draft : mapping
+        As ``slow``, of the draft's forces. They stand in for the target's slow ones, and are in no
+        ``stand_in``.
 
     Raises
     ------
     NothingSharedError
-        If there is nothing slow, or nothing cheap, or the draft has forces of another kind.
+        If there is nothing slow, or nothing cheap, or the draft has forces of another kind, or has
+        cheap ones of its own beside slow ones.
     """
     forces = target.getForces()
     counting = [
@@ -115,11 +121,16 @@ def find_shared_forces(
         raise NothingSharedError("all of the System's forces are slow")
     stand_in, reach = [], set[int]()
     if draft is not None:
-        stand_in = _beyond([forces[index] for index in cheap], draft.getForces())
+        others = [
+            force for index, force in enumerate(draft.getForces()) if index not in slow_of_draft
+        ]
+        stand_in = _beyond([forces[index] for index in cheap], others)
+        if stand_in and slow_of_draft:
+            words = ", ".join(each.words for each in stand_in)
+            raise NothingSharedError(f"beside slow forces the draft System has {words} of its own")
         reach = {index for each in stand_in for index in each.particles}
     everything = np.arange(target.getNumParticles())
-    for index in dear:
-        own = slow[index]
+    for own in (*(slow[index] for index in dear), *slow_of_draft.values()):
         reach.update((everything if own is None else own).tolist())
     subset = close_subset(target, reach)
     lines = [
@@ -127,6 +138,9 @@ def find_shared_forces(
         f"evaluated for the target only: {', '.join(_names(forces, dear))}",
         f"draft and target differ on {len(subset)} of {len(everything)} particles",
     ]
+    if draft is not None and slow_of_draft:
+        names = _names(draft.getForces(), list(slow_of_draft))
+        lines.append(f"evaluated for the draft only: {', '.join(names)}")
     if stand_in:
         lines.append(f"of the draft only: {', '.join(each.words for each in stand_in)}")
     system = None if draft is None else _stand_in_system(target, subset, stand_in)

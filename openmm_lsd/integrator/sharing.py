@@ -20,11 +20,18 @@ from ..drafts.draft import Draft, DraftSpec
 from ..drafts.rolloutcontext import Place, RolloutContext
 from ..targets.base import ForceSettings
 from ..targets.slowforces import find_slow_forces
+from ..targets.system import SystemTarget
 from .snapshot import SystemSnapshot
 
 Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
+
+
+def _slow_forces_of(
+    draft: openmm.System | None, where: ForceSettings
+) -> Mapping[int, NDArray[np.int64] | None]:
+    return {} if draft is None else find_slow_forces(draft.getForces(), where)
 
 
 class Sharing:
@@ -84,7 +91,10 @@ class Sharing:
             step_count,
         )
         slow = find_slow_forces(system.getForces(), where)
-        found = find_shared_forces(system, slow, spec.system, system.groups, force_groups)
+        slow_of_draft = _slow_forces_of(spec.system, where)
+        found = find_shared_forces(
+            system, slow, spec.system, system.groups, force_groups, slow_of_draft
+        )
         for line in found.lines:
             logger.info("%s", line)
         self.force_groups, self._system = force_groups, system
@@ -97,6 +107,16 @@ class Sharing:
         if topology is not None and topology.getNumAtoms() == len(positions):
             topology = reduce_topology(topology, self.subset)
         self.draft_spec = spec._replace(system=found.stand_in, topology=topology)
+        if spec.system is not None and slow_of_draft:
+            potential = SystemTarget(
+                spec.system,
+                positions,
+                platform=spec.platform.getName() if spec.platform else "Reference",
+                subset=self.subset,
+                indices=list(slow_of_draft),
+                reproducible=reproducible,
+            )
+            self.draft_spec = self.draft_spec._replace(system=None, potential=potential)
         shared = self._forces_of(system)
         platform = access.get_platform()
         # As for the target, whose forces they are. Who names the Context's platform for the draft

@@ -1,0 +1,129 @@
+"""Steps per round with the draft potentials that users have, beside draft='auto'. Counts, no times.
+
+    python benchmarks/pairings.py gfn [--outfile FILE]      # GFN1-xTB under GFN2-xTB
+    pip install sevenn      # in an environment without mace-torch, which wants another e3nn
+    python benchmarks/pairings.py emt [--outfile FILE]      # EMT under 7net-0, copper
+
+Each pairing: the draft as it is, the same with learning, 'auto', and the published rule (one
+constant offset for the whole window) on the same draft.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import ase.build
+import numpy as np
+import openmm
+from openmm import app, unit
+
+from openmm_lsd import LSDIntegrator, systems
+from openmm_lsd.commands.benchmark import machine
+from openmm_lsd.targets import ASETarget
+
+DIPEPTIDE = Path(__file__).resolve().parent.parent / "systems" / "alanine_dipeptide"
+
+
+class ConstantOffset(LSDIntegrator):
+    """The published rule."""
+
+    _correction = "constant"
+
+
+def gfn():
+    """Topology, positions in nm, target, draft, time step in ps and temperature."""
+    from tblite.ase import TBLite
+
+    molecule = systems.load(DIPEPTIDE)
+    numbers = [atom.element.atomic_number for atom in molecule.topology.atoms()]
+    positions = molecule.positions.value_in_unit(unit.nanometer)
+    target, draft = (ASETarget(TBLite(method=f"GFN{n}-xTB", verbosity=0), numbers) for n in (2, 1))
+    return molecule.topology, np.array(positions), target, draft, 0.001, 300.0
+
+
+def emt(temperature=300.0):
+    """Copper, 32 atoms."""
+    from ase.calculators.emt import EMT
+    from sevenn.calculator import SevenNetCalculator
+
+    atoms = ase.build.bulk("Cu", cubic=True) * (2, 2, 2)
+    topology = app.Topology()
+    residue = topology.addResidue("CU", topology.addChain())
+    for _ in atoms:
+        topology.addAtom("Cu", app.element.copper, residue)
+    topology.setPeriodicBoxVectors(0.1 * np.array(atoms.cell) * unit.nanometer)
+    target = ASETarget(SevenNetCalculator("7net-0", device="cpu"), atoms.numbers)
+    return (
+        topology,
+        0.1 * atoms.positions,
+        target,
+        ASETarget(EMT(), atoms.numbers),
+        0.005,
+        temperature,
+    )
+
+
+PAIRINGS = {"gfn": gfn, "emt": emt}
+WAYS = {
+    "draft": ("given", False, LSDIntegrator),
+    "draft, learning": ("given", True, LSDIntegrator),
+    "auto": ("auto", None, LSDIntegrator),
+    "draft, published rule": ("given", False, ConstantOffset),
+}
+
+
+def steps_per_round(pairing, way, window, seed, warm_up, steps):
+    topology, positions, target, given, step_size, temperature = PAIRINGS[pairing]()
+    draft, learning, kind = WAYS[way]
+    system = systems.with_target(topology, target)
+    integrator = kind(
+        temperature,
+        1.0,
+        step_size,
+        given if draft == "given" else "auto",
+        windowLength=window,
+        randomNumberSeed=seed,
+        topology=topology,
+        learning=learning,
+    )
+    platform = openmm.Platform.getPlatform("Reference")
+    simulation = app.Simulation(topology, system, integrator, platform)
+    simulation.context.setPositions(positions)
+    simulation.context.setVelocitiesToTemperature(2 * temperature, seed)
+    simulation.step(warm_up)
+    before = integrator.statistics
+    simulation.step(steps)
+    return integrator.statistics.since(before).steps_per_round
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("pairing", choices=list(PAIRINGS))
+    parser.add_argument("--window", type=int, default=16)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--warm-up", type=int, default=600, help="steps, in which drafts learn")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--outfile", type=Path)
+    args = parser.parse_args()
+    rows = {}
+    for way in args.ways:
+        found = [
+            steps_per_round(args.pairing, way, args.window, seed, args.warm_up, args.steps)
+            for seed in args.seeds
+        ]
+        error = np.std(found, ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
+        rows[way] = {"steps per round": found, "mean": float(np.mean(found)), "error": float(error)}
+        print(
+            f"{args.pairing}, K = {args.window}, {way}: {np.mean(found):.2f} +- {error:.2f}",
+            flush=True,
+        )
+    if args.outfile is not None:
+        known = json.loads(args.outfile.read_text()) if args.outfile.exists() else {}
+        settings = {"window": args.window, "warm-up": args.warm_up, "steps": args.steps}
+        known[args.pairing] = {"machine": machine(), **settings, "rows": rows}
+        args.outfile.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
