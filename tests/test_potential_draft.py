@@ -307,7 +307,17 @@ def test_planted_faults(fault, draft):
 # Failures
 
 
-def test_a_draft_that_fails_at_committed_states(caplog):
+def as_system(function):
+    """A draft System with a PythonForce of it."""
+
+    def compute(state):
+        return 0.0, function(state.getPositions(asNumpy=True)._value[None])[0]
+
+    return system_of(openmm.PythonForce(compute))
+
+
+@pytest.mark.parametrize("form", [lambda function: function, as_system], ids=["function", "System"])
+def test_a_draft_that_fails_at_committed_states(form, caplog):
     """The run goes on, a step at a time there, and says so once."""
 
     def fails(positions):
@@ -316,7 +326,7 @@ def test_a_draft_that_fails_at_committed_states(caplog):
         return bond_forces(positions)
 
     failing = []
-    simulation = run_of(fails)
+    simulation = run_of(form(fails))
     simulation.step(20)
     failing.append(True)
     before = simulation.integrator.statistics

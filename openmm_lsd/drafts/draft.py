@@ -14,11 +14,17 @@ from openmm import app
 
 from .._native import Valence
 from ..contexts.digests import digest_of
-from ..contexts.forcecontext import ForceContext, describe_system, fastest_context
+from ..contexts.forcecontext import (
+    ForceContext,
+    describe_system,
+    fastest_context,
+    holds_python,
+)
 from ..contexts.platforms import loaded_platforms, platforms_to_try
 from ..core.clock import Times
 from ..core.schemes import reciprocal
 from ..targets.base import BatchedTarget
+from ..targets.system import SystemTarget
 from .autodraft import NO_PAIRS, AutoDraft, auto_draft
 from .bonds import BondMonitor
 from .learning import WEIGHT_OF_DIFFERENCES, Learner
@@ -291,8 +297,15 @@ class DraftSpec(NamedTuple):
             If the Topology is not that of the particles, or the draft fails at these positions.
         """
         base: ForceSource | None = None
-        if self.potential is not None:
-            base = PotentialDraft(self.potential, len(masses))
+        potential = self.potential
+        if self.system is not None and any(map(holds_python, self.system.getForces())):
+            # Which may raise, and that is no reason to stop.
+            platform = self.platform.getName() if self.platform else "Reference"
+            potential = SystemTarget(
+                self.system, positions, platform=platform, reproducible=reproducible
+            )
+        if potential is not None:
+            base = PotentialDraft(potential, len(masses))
             base.set_environment(box, {})
             base.prepare(positions)
             if not self.learning:
