@@ -226,7 +226,9 @@ def test_cheap_forces_are_evaluated_once_per_site():
 
     target.removeForce(target.getNumForces() - 1)
     target.addForce(python_force(list(range(22)), counted))
-    simulation = simulation_of(target, topology, positions, lsd(300, 1, 0.001, "auto"))
+    simulation = simulation_of(
+        target, topology, positions, lsd(300, 1, 0.001, "auto", engine="host")
+    )
     integrator = simulation.integrator
     simulation.step(20)
     shared = integrator._binding.pair.sharing.forces.context.access

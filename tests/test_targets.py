@@ -5,6 +5,7 @@ for one state. What a Context of the System says is the measure.
 """
 
 import sys
+import time
 
 import numpy as np
 import openmm
@@ -39,7 +40,7 @@ from openmm_lsd.targets import (
     torchforce,
     validate_target,
 )
-from openmm_lsd.targets.base import MemoryLimitedBatches, is_out_of_memory
+from openmm_lsd.targets.base import Parts, is_out_of_memory
 from openmm_lsd.targets.torchforce import Plan
 
 STATES = POSITIONS + 0.01 * np.random.default_rng(3).standard_normal((6, 4, 3))
@@ -321,7 +322,7 @@ def out_of_memory_above(limit, sizes):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return bonds(positions)
 
-    return MemoryLimitedBatches(evaluate, is_out_of_memory)
+    return Parts(evaluate, is_out_of_memory)
 
 
 def test_out_of_memory_halves_the_batch_and_remembers(caplog):
@@ -502,3 +503,57 @@ def test_a_form_follows_new_parameters_of_its_force(monkeypatch):
         force.setParticleParameters(index, index, [20.0])
     target.refresh([force])
     np.testing.assert_allclose(target.evaluate(STATES)[1], -20.0 * STATES)
+
+
+# Parts of a batch
+
+
+def timed(seconds, sizes):
+    """A function whose batch of B states takes ``seconds(B)``; notes B."""
+
+    def compute(positions):
+        sizes.append(len(positions))
+        time.sleep(seconds(len(positions)))
+        return np.multiply.outer(positions.sum(axis=(1, 2)), np.ones(positions.shape[1:]))
+
+    return compute
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        (lambda count: 0.002 * count * max(1, count / 4), [4, 4, 4, 4]),  # slow beyond four
+        (lambda count: 0.004 * count, [16]),
+        (lambda count: 0.01, [16]),
+    ],
+    ids=["slow if large", "proportional", "the same"],
+)
+@pytest.mark.parametrize("form", [FunctionTarget, "PythonForce"])
+def test_batches_are_divided_where_that_is_faster(seconds, expected, form):
+    sizes = []
+    function = timed(seconds, sizes)
+    positions = np.random.default_rng(1).standard_normal((5, 3))
+    if form == "PythonForce":
+        force = openmm.PythonForce(batched(lambda q, box, values: (np.zeros(len(q)), function(q))))
+        target = PythonForceTarget(force, positions)
+    else:
+        target = form(function)
+    states = np.random.default_rng(2).standard_normal((16, 5, 3))
+    target.prepare(positions, 16)
+    del sizes[:]
+    forces = target.evaluate(states)[1]
+    assert sizes == expected
+    np.testing.assert_array_equal(forces, timed(lambda count: 0.0, [])(states))
+    del sizes[:]
+    target.evaluate(states[:7])  # nothing is known of these
+    assert sizes == [7]
+
+
+def test_a_failure_while_parts_are_compared_is_left_for_later():
+    def fails(positions):
+        raise RuntimeError("not today")
+
+    target = FunctionTarget(fails)
+    target.prepare(np.zeros((2, 3)), 8)
+    with pytest.raises(RuntimeError, match="not today"):
+        target.evaluate(np.zeros((8, 2, 3)))

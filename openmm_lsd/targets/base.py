@@ -7,6 +7,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from time import perf_counter
 from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import numpy as np
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 Array = NDArray[np.float64]
 Evaluation = tuple[Array, Array]
 T = TypeVar("T")
+
+FASTER, LONG = 0.75, 1.0  # of the time; s
 
 logger = logging.getLogger(__name__)
 
@@ -154,8 +157,10 @@ def nearest_prepared(prepared: Mapping[int, T], size: int) -> T:
     return prepared[min((each for each in prepared if each >= size), default=max(prepared))]
 
 
-class MemoryLimitedBatches:
-    """A batch in parts that fit into the memory of a device, or of the machine.
+class Parts:
+    """A batch in parts that fit into the memory of a device, or of the machine, and are not slow.
+
+    Large batches may be: what was in the cache is not any more.
 
     Parameters
     ----------
@@ -172,6 +177,7 @@ class MemoryLimitedBatches:
         self._evaluate = evaluate
         self._is_out_of_memory = is_out_of_memory
         self.largest: int | None = None  # states that fit, once too many have been tried
+        self._fast: dict[int, int] = {}  # states of a part, by those of the batch
 
     def __call__(
         self,
@@ -188,8 +194,9 @@ class MemoryLimitedBatches:
         evaluate = evaluate or self._evaluate
         results: list[Evaluation] = []
         done = 0
+        fast = self._fast.get(len(positions), len(positions))
         while done < len(positions):
-            rows = slice(done, done + (self.largest or len(positions)))
+            rows = slice(done, done + min(fast, self.largest or fast))
             part = positions[rows]
             try:
                 if times is None:
@@ -211,6 +218,45 @@ class MemoryLimitedBatches:
             return results[0]
         energies, forces = zip(*results, strict=True)
         return np.concatenate(energies), np.concatenate(forces)
+
+    def prepare(
+        self,
+        positions: Array,
+        batch: int,
+        box: Array | None = None,
+        times: Times | None = None,
+    ) -> None:
+        """Find out whether ``batch`` states near ``positions`` (N, 3) nm are faster in parts.
+
+        A batch is halved as long as that makes it a third faster: what is chosen must not depend on
+        what else the machine does.
+        """
+        states, size = perturb(positions, batch, 0.002), batch
+        self._fast.pop(batch, None)
+        try:
+            seconds = self._seconds_per_state(states, box, times)
+            while size > 1:
+                half = (size + 1) // 2
+                in_halves = self._seconds_per_state(states[:half], box, times)
+                if in_halves > FASTER * seconds:
+                    break
+                size, seconds = half, in_halves
+        except Exception as error:  # whatever an implementation may raise; it will raise it again
+            logger.info("parts of a batch could not be compared (%s)", error)
+            return
+        if size < batch:
+            self._fast[batch] = size
+            logger.info("%d states: %d at a time are faster", batch, size)
+
+    def _seconds_per_state(self, states: Array, box: Array | None, times: Times | None) -> float:
+        """In one call; the first does not count, unless it takes long."""
+        found: list[float] = []
+        own = None if times is None else times.rows(slice(len(states)))
+        while len(found) < 4 and sum(found) < LONG:
+            begin = perf_counter()
+            self(states, box, own)
+            found.append(perf_counter() - begin)
+        return min(found[1:] or found) / len(states)
 
 
 # What torch says: of the machine's memory (a plain RuntimeError; one wording for each of its

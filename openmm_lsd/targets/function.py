@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..core.errors import checked_forces
-from .base import Array, BatchedTarget, Evaluation, MemoryLimitedBatches, is_out_of_memory
+from .base import Array, BatchedTarget, Evaluation, Parts, is_out_of_memory
 
 
 class FunctionTarget(BatchedTarget):
@@ -25,11 +25,15 @@ class FunctionTarget(BatchedTarget):
 
     def __init__(self, function: Callable[[Array], ArrayLike]) -> None:
         self._function = function
-        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = Parts(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; the energies are NaN."""
         return self._in_parts(positions, box)
+
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """See BatchedTarget."""
+        self._in_parts.prepare(positions, batch, box)
 
     def _evaluate(self, positions: Array, _: Array | None) -> Evaluation:
         forces = checked_forces(self._function(positions), positions.shape)

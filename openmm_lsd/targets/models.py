@@ -17,7 +17,7 @@ from .base import (
     Array,
     BatchedTarget,
     Evaluation,
-    MemoryLimitedBatches,
+    Parts,
     checked,
     finite_rows,
     is_out_of_memory,
@@ -96,7 +96,7 @@ class ModelTarget(BatchedTarget):
         self.periodic = periodic
         self._scales = scales
         keep_torch_alive_in_children()
-        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = Parts(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; the box counts only if the model is periodic.
@@ -112,6 +112,10 @@ class ModelTarget(BatchedTarget):
         elif box is None:
             raise ValueError("the model is periodic, but there is no box")
         return finite_rows(self._in_parts, positions, box)
+
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """See BatchedTarget."""
+        self._in_parts.prepare(positions, batch, box if self.periodic else None)
 
     def _check(self, positions: Array) -> None:
         count = len(self._numbers)

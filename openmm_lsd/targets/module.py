@@ -12,7 +12,7 @@ from .base import (
     BatchedTarget,
     CachedOnDevice,
     Evaluation,
-    MemoryLimitedBatches,
+    Parts,
     checked,
     is_out_of_memory,
     on_host,
@@ -75,11 +75,15 @@ class ModuleTarget(BatchedTarget):
         self._graphed = CUDAGraphed(self._compute, device=self._device) if cuda_graph else None
         self._box = CachedOnDevice(self._tensor)
         keep_torch_alive_in_children()
-        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = Parts(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
         return self._in_parts(positions, box)
+
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """See BatchedTarget."""
+        self._in_parts.prepare(positions, batch, box)
 
     def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
         if self._periodic and box is None:

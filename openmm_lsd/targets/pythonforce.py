@@ -20,7 +20,7 @@ from .base import (
     BatchedTarget,
     Evaluation,
     ForceSettings,
-    MemoryLimitedBatches,
+    Parts,
     checked,
     is_out_of_memory,
 )
@@ -131,7 +131,7 @@ class PythonForceTarget(BatchedTarget):
         self.keeps_cores_busy = self.batched is not None and self.batched.keeps_cores_busy
         # A State has them, and nobody knows whether the function asks for them.
         self.uses_times = self.batched is None or self.batched.uses_times
-        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = Parts(self._evaluate, is_out_of_memory)
         if rows is not None:
             self._particles = rows
 
@@ -176,6 +176,11 @@ class PythonForceTarget(BatchedTarget):
         """See BatchedTarget."""
         times = Times.same(len(positions)) if times is None else times
         return self._in_parts(positions, box, times)
+
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """See BatchedTarget."""
+        if not self.uses_times:
+            self._in_parts.prepare(positions, batch, box, Times.same(batch))
 
     def _evaluate(self, positions: Array, box: Array | None, times: Times) -> Evaluation:
         own = self._own(positions)

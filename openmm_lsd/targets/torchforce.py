@@ -30,7 +30,7 @@ from .base import (
     CachedOnDevice,
     Evaluation,
     ForceSettings,
-    MemoryLimitedBatches,
+    Parts,
     is_out_of_memory,
     nearest_prepared,
     on_host,
@@ -199,7 +199,7 @@ class TorchForceTarget(BatchedTarget):
         self._graphed: dict[str, CUDAGraphed] = {}
         self._pools: dict[tuple[int, int], ThreadPool] = {}
         self._environment = CachedOnDevice(self._environment_tensors)
-        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = Parts(self._evaluate, is_out_of_memory)
         self.plans: dict[int, Plan] = {}  # by the size of the batch
         self._cores = allowed_cores() if cores is None else cores
         keep_torch_alive_in_children()

@@ -17,7 +17,7 @@ from .base import (
     BatchedTarget,
     CachedOnDevice,
     Evaluation,
-    MemoryLimitedBatches,
+    Parts,
     checked,
     finite_rows,
     is_out_of_memory,
@@ -116,7 +116,7 @@ class TorchSimTarget(BatchedTarget):
             torch.tensor(self._numbers, device=model.device),
         )
         keep_torch_alive_in_children()
-        self._in_parts = MemoryLimitedBatches(self._evaluate, is_out_of_memory)
+        self._in_parts = Parts(self._evaluate, is_out_of_memory)
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget. Periodic in all directions if there is a box, else in none."""
@@ -126,6 +126,10 @@ class TorchSimTarget(BatchedTarget):
                 f"since {len(self._numbers)} atomic numbers were given"
             )
         return finite_rows(self._in_parts, positions, box)
+
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """See BatchedTarget."""
+        self._in_parts.prepare(positions, batch, box)
 
     def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
         results = self._model(self._state(positions, box))
