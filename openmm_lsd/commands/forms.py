@@ -9,7 +9,7 @@ import openmm
 from openmm import app
 
 from ..structures import atomic_numbers
-from ..targets import ASETarget, BatchedTarget, TorchSimTarget, as_target
+from ..targets import ASETarget, BatchedTarget, CHGNetTarget, TorchSimTarget, as_target
 from .callspec import evaluate_call_spec
 
 FILES = (
@@ -44,6 +44,10 @@ def _torchsim(call: str, topology: app.Topology) -> BatchedTarget:
     return TorchSimTarget(evaluate_call_spec(call), atomic_numbers(topology).tolist())
 
 
+def _chgnet(name: str, topology: app.Topology) -> BatchedTarget:
+    return CHGNetTarget(name, atomic_numbers(topology).tolist())
+
+
 def _python(call: str, topology: app.Topology) -> BatchedTarget:
     return as_target(evaluate_call_spec(call))
 
@@ -65,6 +69,7 @@ FORMS = {
     for form in (
         Form("ase:MODULE:CALL", "ASE calculator", "ase", _ase),
         Form("torchsim:MODULE:CALL", "TorchSim model", "torchsim", _torchsim),
+        Form("chgnet:NAME", "CHGNet with the weights of its package", "chgnet", _chgnet),
         Form("python:MODULE:CALL", "what as_target takes", None, _python),
         Form("openmmml:NAME", "potential of OpenMM-ML", "mace", _openmmml),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from .ase import ASETarget
 from .base import BatchedTarget
+from .chgnet import CHGNetTarget
 from .contextpool import ContextTarget
 from .function import FunctionTarget
 from .models import ANITarget, MACETarget
@@ -22,6 +23,7 @@ __all__ = [
     "ANITarget",
     "ASETarget",
     "BatchedTarget",
+    "CHGNetTarget",
     "Check",
     "ContextTarget",
     "FunctionTarget",
