@@ -1,8 +1,8 @@
 """Steps per round with the draft potentials that users have, beside draft='auto'. Counts, no times.
 
-    python benchmarks/pairings.py gfn [--outfile FILE]      # GFN1-xTB under GFN2-xTB
-    pip install sevenn      # in an environment without mace-torch, which wants another e3nn
-    python benchmarks/pairings.py emt [--outfile FILE]      # EMT under 7net-0, copper
+    python benchmarks/pairings.py gfn       # alanine dipeptide, GFN1-xTB under GFN2-xTB
+    python benchmarks/pairings.py copper    # ASE's EMT under CHGNet
+    python benchmarks/pairings.py salt      # NaCl, CHGNet; 'auto' only
 
 Each pairing: the draft as it is, the same with learning, 'auto', and the published rule (one
 constant offset for the whole window) on the same draft.
@@ -19,7 +19,7 @@ from openmm import app, unit
 
 from openmm_lsd import LSDIntegrator, systems
 from openmm_lsd.commands.benchmark import machine
-from openmm_lsd.targets import ASETarget
+from openmm_lsd.targets import ASETarget, CHGNetTarget
 
 DIPEPTIDE = Path(__file__).resolve().parent.parent / "systems" / "alanine_dipeptide"
 
@@ -41,34 +41,39 @@ def gfn():
     return molecule.topology, np.array(positions), target, draft, 0.001, 300.0
 
 
-def emt(temperature=300.0):
-    """Copper, 32 atoms."""
+def copper():
+    """32 atoms."""
     from ase.calculators.emt import EMT
-    from sevenn.calculator import SevenNetCalculator
 
     atoms = ase.build.bulk("Cu", cubic=True) * (2, 2, 2)
+    draft = ASETarget(EMT(), atoms.numbers)
+    return *crystal(atoms), CHGNetTarget("0.3.0", atoms.numbers), draft, 0.005, 300.0
+
+
+def salt():
+    """NaCl, 64 atoms; nothing but 'auto' as a draft."""
+    atoms = ase.build.bulk("NaCl", "rocksalt", a=5.69, cubic=True) * (2, 2, 2)
+    return *crystal(atoms), CHGNetTarget("0.3.0", atoms.numbers), "auto", 0.002, 300.0
+
+
+def crystal(atoms):
+    """Topology and positions in nm."""
     topology = app.Topology()
-    residue = topology.addResidue("CU", topology.addChain())
-    for _ in atoms:
-        topology.addAtom("Cu", app.element.copper, residue)
+    residue = topology.addResidue("X", topology.addChain())
+    for number in atoms.numbers:
+        element = app.Element.getByAtomicNumber(int(number))
+        topology.addAtom(element.symbol, element, residue)
     topology.setPeriodicBoxVectors(0.1 * np.array(atoms.cell) * unit.nanometer)
-    target = ASETarget(SevenNetCalculator("7net-0", device="cpu"), atoms.numbers)
-    return (
-        topology,
-        0.1 * atoms.positions,
-        target,
-        ASETarget(EMT(), atoms.numbers),
-        0.005,
-        temperature,
-    )
+    return topology, 0.1 * atoms.positions
 
 
-PAIRINGS = {"gfn": gfn, "emt": emt}
+PAIRINGS = {"gfn": gfn, "copper": copper, "salt": salt}
 WAYS = {
     "draft": ("given", False, LSDIntegrator),
     "draft, learning": ("given", True, LSDIntegrator),
     "auto": ("auto", None, LSDIntegrator),
     "draft, published rule": ("given", False, ConstantOffset),
+    "auto, published rule": ("auto", None, ConstantOffset),
 }
 
 

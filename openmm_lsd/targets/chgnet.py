@@ -53,7 +53,8 @@ class CHGNetTarget(BatchedTarget):
                 f"CHGNet needs chgnet, which cannot be imported here ({error}); install it with: "
                 "pip install chgnet"
             ) from error
-        self._structure_of, self._lattice_of = Structure, Lattice
+        self._structure_of: Any = Structure
+        self._lattice_of: Any = Lattice
         self._model = (
             CHGNet.load(model_name=model, verbose=False) if isinstance(model, str) else model
         )
