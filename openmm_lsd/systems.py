@@ -338,7 +338,11 @@ def from_ase(atoms: ase.Atoms, target: Any = None) -> MolecularSystem:
 
 
 def with_target(
-    particles: Particles, target: BatchedTarget, *, atoms: Sequence[int] | None = None
+    particles: Particles,
+    target: BatchedTarget,
+    *,
+    atoms: Sequence[int] | None = None,
+    needs_energies: bool = True,
 ) -> openmm.System:
     """A System whose potential is a target of ``openmm_lsd.targets``, as a PythonForce.
 
@@ -359,6 +363,8 @@ def with_target(
     target : targets.BatchedTarget
     atoms : sequence of int, optional
         Indices, in the order in which the target takes the atoms.
+    needs_energies : bool
+        A draft System does not: those of a target that gives none are zero.
 
     Raises
     ------
@@ -366,7 +372,7 @@ def with_target(
         If the target gives no energies; the element of an atom is unknown; or of ``atoms`` one is
         not there, or the System has a Force of which a part cannot be left out.
     """
-    if not target.gives_energies:
+    if needs_energies and not target.gives_energies:
         raise ValueError(
             f"a {type(target).__name__} gives forces only; a force of OpenMM needs energies too"
         )
@@ -374,7 +380,7 @@ def with_target(
     def evaluate(
         positions: Array, box: Array | None, parameters: Mapping[str, float]
     ) -> Evaluation:
-        return target.evaluate(positions, box)
+        return completed(*target.evaluate(positions, box))
 
     def evaluate_at(
         positions: Array,
@@ -383,7 +389,10 @@ def with_target(
         times: Array,
         step_counts: NDArray[np.int64],
     ) -> Evaluation:
-        return target.evaluate_at(positions, box, Times(times, step_counts))
+        return completed(*target.evaluate_at(positions, box, Times(times, step_counts)))
+
+    def completed(energies: Array, forces: Array) -> Evaluation:
+        return (energies if target.gives_energies else np.zeros(len(forces))), forces
 
     atoms = None if atoms is None else list(atoms)
     system, box = _particles_of(particles, atoms)

@@ -38,13 +38,15 @@ from particles import (
 from test_commands import command
 from test_law_of_simulations import ORIGIN, forces_with_site
 from test_law_of_simulations import target_system as system_with
+from test_mixed_systems import box_of, chain_forces, python_force
 
-from openmm_lsd import LSDIntegrator, TargetError
+from openmm_lsd import LSDIntegrator, TargetError, batched
 from openmm_lsd.cli import parse
 from openmm_lsd.commands.caseoptions import case_of
 from openmm_lsd.commands.estimate import compare_drafts
+from openmm_lsd.core.subset import SubsetEngine
 from openmm_lsd.core.transport import transport
-from openmm_lsd.drafts.nativeengine import NativeEngine
+from openmm_lsd.drafts.nativeengine import NativeEngine, NativeSubsetEngine
 from openmm_lsd.targets import (
     ASETarget,
     BatchedTarget,
@@ -137,17 +139,17 @@ def slow_system():
     return system_of(torch_force(Bonds))
 
 
-def run_of(draft, target=None, learning=False, **keywords):
+def run_of(draft, system=None, learning=False, **keywords):
     """A Simulation with this draft."""
     platform = "Reference" if isinstance(draft, openmm.System) else None
     integrator = lsd(draft=draft, draftPlatform=platform, learning=learning, **keywords)
     topology = app.Topology()
     residue = topology.addResidue("X", topology.addChain())
-    target = target or slow_system()
-    for symbol in ("C", "O", "H", "N", *[None] * 4)[: target.getNumParticles()]:
+    system = system or slow_system()
+    for symbol in ("C", "O", "H", "N", *[None] * 4)[: system.getNumParticles()]:
         topology.addAtom("X", symbol and app.Element.getBySymbol(symbol), residue)
-    simulation = app.Simulation(topology, target, integrator, PLATFORM)
-    count = target.getNumParticles()
+    simulation = app.Simulation(topology, system, integrator, PLATFORM)
+    count = system.getNumParticles()
     simulation.context.setPositions(POSITIONS[:count])
     simulation.context.setVelocities(VELOCITIES[:count])
     return simulation
@@ -488,7 +490,7 @@ def test_virtual_sites():
 
 
 def test_a_target_that_fails_is_not_the_drafts_fault():
-    simulation = run_of(bond_forces, target=system_of(harmonic_bonds(), openmm.PythonForce(bad)))
+    simulation = run_of(bond_forces, system_of(harmonic_bonds(), openmm.PythonForce(bad)))
     with pytest.raises(TargetError, match="bad luck"):
         simulation.step(10)
 
@@ -609,3 +611,177 @@ class Springs(Calculator):
 def test_drafts_that_are_not_there(arguments, words, capsys):
     assert command("run", *FILES, "--target", f"{STEM}.pt", *arguments, "--steps", 1) == 2
     assert words in capsys.readouterr().err
+
+
+# What a helper found
+
+
+@pytest.mark.parametrize("engine", [NativeSubsetEngine, SubsetEngine])
+@pytest.mark.parametrize("learning", [False, True])
+def test_a_draft_that_fails_in_a_mixed_system(engine, learning):
+    """The rest goes on by the shared forces of the last step that was drafted."""
+    topology, positions, cheap = box_of("dipeptide", None)
+    target, draft, calls = copy.deepcopy(cheap), copy.deepcopy(cheap), []
+
+    @batched
+    def fails(q, box, parameters):
+        calls.append(len(q))
+        if len(calls) > 10 and len(calls) % 7 == 0:
+            raise ArithmeticError("no convergence")
+        energies, forces = chain_forces(q)
+        return 0.7 * energies, 0.7 * forces
+
+    target.addForce(python_force([4, 8, 14]))
+    draft.addForce(python_force([4, 8, 14], fails))
+    plain = openmm.LangevinMiddleIntegrator(COLD, 1.0, 0.001)
+    speculative = lsd(
+        COLD, 1.0, 0.001, draft, planted(_subset_engine=engine), windowLength=5, learning=learning
+    )
+    runs = []
+    for integrator in (plain, speculative):
+        simulation = app.Simulation(topology, target, integrator, PLATFORM)
+        simulation.context.setPositions(positions)
+        simulation.context.setVelocitiesToTemperature(300, 1)
+        runs.append(simulation)
+    for _ in range(4):
+        for simulation in runs:
+            simulation.step(10)
+        shown, expected = (state_of(each)[0] for each in runs)
+        np.testing.assert_allclose(shown, expected, atol=1e-7)
+    assert len(speculative.subset) == 3 and len(calls) > 40
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, GeneratorExit])
+@pytest.mark.parametrize("where", [1, 4])
+def test_what_is_no_error_is_no_failure(kind, where):
+    """An exit in a handler of SIGTERM, for one."""
+
+    def leaves(positions):
+        if armed:
+            armed.append(True)
+            if len(armed) == where + 1:
+                raise kind()
+        return bond_forces(positions)
+
+    armed = []
+    simulation = run_of(leaves)
+    simulation.step(16)
+    simulation.integrator.step(len(simulation.integrator.probe().sampler._queue))
+    armed.append(True)
+    with pytest.raises(kind):
+        simulation.step(1)
+    armed.clear()
+    simulation.step(20)
+    assert np.isfinite(state_of(simulation)).all()
+
+
+def test_an_array_that_is_used_again():
+    """With learning on top, which asks for forces a second time."""
+    again = np.empty((1, 4, 3))
+
+    def in_place(positions):
+        again[:] = bond_forces(positions)
+        return again
+
+    paths = []
+    for draft in (bond_forces, in_place):
+        simulation = run_of(draft, learning=True)
+        simulation.step(200)
+        paths.append(state_of(simulation))
+    np.testing.assert_array_equal(*paths)
+
+
+@pytest.mark.parametrize("size", [1e13, 1e300, np.inf])
+def test_a_draft_of_huge_forces_costs_speed_only(size):
+    plain = openmm.LangevinMiddleIntegrator(COLD, 1.0, 0.001)
+    target = slow_system()
+    target.addForce(openmm.CMMotionRemover(1))
+    context = openmm.Context(target, plain, PLATFORM)
+    context.setPositions(POSITIONS)
+    context.setVelocities(VELOCITIES)
+    calls = []
+
+    def huge(positions):
+        calls.append(1)
+        return size * np.ones_like(positions) if len(calls) > 3 else bond_forces(positions)
+
+    simulation = run_of(huge, target, temperature=COLD, windowLength=8)
+    plain.step(40)
+    simulation.step(40)
+    expected = context.getState(positions=True).getPositions(asNumpy=True)._value
+    np.testing.assert_allclose(state_of(simulation)[0], expected, atol=1e-6)
+
+
+class Scaled(BatchedTarget):
+    """Harmonic bonds times a parameter of the Context."""
+
+    gives_energies = False
+
+    takes_box = False
+
+    def __init__(self):
+        self.scale = 1.0
+
+    def set_parameters(self, parameters):
+        self.scale = parameters.get("scale", 1.0)
+
+    def evaluate(self, positions, box=None):
+        return np.full(len(positions), np.nan), self.scale * bond_forces(positions)
+
+
+@pytest.mark.parametrize("role", ["target", "draft"])
+def test_one_object_in_two_simulations(role):
+    """Each with its own parameters."""
+
+    def one(potential, scale):
+        system = slow_system() if role == "draft" else system_of()
+        named = openmm.CustomExternalForce("0*scale*x")
+        named.addGlobalParameter("scale", 1.0)
+        if role == "target":  # whose forces must be the Context's
+            named = openmm.CustomBondForce("scale*1000*(r-0.15)^2")
+            named.addGlobalParameter("scale", 1.0)
+            for pair in PAIRS:
+                named.addBond(*pair, [])
+        system.addForce(named)
+        given = {"target": potential} if role == "target" else {}
+        draft = potential if role == "draft" else bond_forces
+        simulation = run_of(draft, system, **given)
+        simulation.context.setParameter("scale", scale)
+        return simulation
+
+    alone = []
+    for scale in (1.0, 0.5):
+        simulation = one(Scaled(), scale)
+        for _ in range(5):
+            simulation.step(7)
+        alone.append(state_of(simulation))
+    both = Scaled()
+    together = [one(both, 1.0), one(both, 0.5)]
+    for _ in range(5):
+        for simulation in together:
+            simulation.step(7)
+    np.testing.assert_array_equal([state_of(each) for each in together], alone)
+
+
+class Empty(Scaled):
+    def __len__(self):
+        return 0
+
+
+def test_an_object_that_is_false():
+    integrator = lsd(draft=Empty(), draftPlatform=None)
+    assert isinstance(copy.deepcopy(integrator)._draft.potential, Empty)
+
+
+def test_a_function_as_the_draft_of_some_atoms(tmp_path):
+    """It gives no energies, and a draft needs none."""
+    (tmp_path / "ligand.py").write_text("def pull():\n    return lambda q: -10.0 * q\n")
+    box = ROOT / "systems" / "alanine_dipeptide_water"
+    prmtop, inpcrd = box / f"{box.name}.prmtop", box / f"{box.name}.inpcrd"
+    words = [
+        *("run", "--topology", prmtop, "--coordinates", inpcrd, "--environment", prmtop),
+        *("--target", f"{STEM}.pt", "--ml-atoms", "not water", "--platform", "Reference"),
+        *("--draft", f"python:{tmp_path / 'ligand.py'}:pull()", "--steps", 1),
+    ]
+    case = case_of(parse([*map(str, words), "--output-dir", "out"]))
+    assert type(case.draft.getForce(case.draft.getNumForces() - 1)).__name__ == "PythonForce"

@@ -49,7 +49,7 @@ def _chgnet(name: str, topology: app.Topology) -> BatchedTarget:
 
 
 def _python(call: str, topology: app.Topology) -> BatchedTarget:
-    return as_target(evaluate_call_spec(call))
+    return as_target(evaluate_call_spec(call), f"python:{call}")
 
 
 def _openmmml(name: str, topology: app.Topology) -> openmm.System:

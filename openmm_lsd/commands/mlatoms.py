@@ -24,7 +24,11 @@ class MLAtoms(NamedTuple):
 
 
 def embed_target(
-    spec: str, system: openmm.System, topology: app.Topology, selection: str
+    spec: str,
+    system: openmm.System,
+    topology: app.Topology,
+    selection: str,
+    needs_energies: bool = True,
 ) -> openmm.System:
     """The System with a target in the place of what acts between some of its atoms.
 
@@ -34,6 +38,8 @@ def embed_target(
         As of ``target_system``, but no force field.
     system : openmm.System
         Of everything.
+    needs_energies : bool
+        See ``systems.with_target``.
 
     Raises
     ------
@@ -49,11 +55,16 @@ def embed_target(
             f"--ml-atoms: the target must be a model of the atoms, not {spec!r}; use model.pt, "
             + ", ".join(form.usage for form in FORMS.values())
         )
-    return _embed(FORMS[kind], rest, system, topology, atoms)
+    return _embed(FORMS[kind], rest, system, topology, atoms, needs_energies)
 
 
 def _embed(
-    form: Form, rest: str, system: openmm.System, topology: app.Topology, atoms: list[int]
+    form: Form,
+    rest: str,
+    system: openmm.System,
+    topology: app.Topology,
+    atoms: list[int],
+    needs_energies: bool,
 ) -> openmm.System:
     if form.prefix == "openmmml":
         from openmmml import MLPotential
@@ -61,4 +72,4 @@ def _embed(
         return MLPotential(rest).createMixedSystem(topology, system, atoms)
     made = form.build(rest, reduce_topology(topology, np.array(atoms)))
     assert not isinstance(made, openmm.System)
-    return with_target(system, made, atoms=atoms)
+    return with_target(system, made, atoms=atoms, needs_energies=needs_energies)

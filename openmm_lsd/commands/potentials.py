@@ -218,7 +218,7 @@ def named_draft(
     else:
         options = {**nonbonded_options(topology, cutoff), **rigidity.of_force_field()}
         around = _classical_system(ml_atoms.environment, topology, options)
-        draft = embed_target(names[0], around, topology, ml_atoms.selection)
+        draft = embed_target(names[0], around, topology, ml_atoms.selection, needs_energies=False)
         _take_particles(draft, target)
     if isinstance(draft, openmm.System):
         check_system(draft, "draft")

@@ -267,7 +267,9 @@ class DraftSpec(NamedTuple):
     @property
     def as_given(self) -> openmm.System | BatchedTarget | str:
         """The argument of LSDIntegrator."""
-        return self.potential or self.system or "auto"
+        if self.potential is not None:
+            return self.potential
+        return "auto" if self.system is None else self.system
 
     def digest(self) -> str:
         """The same for the same draft, in every process."""
@@ -305,7 +307,7 @@ class DraftSpec(NamedTuple):
                 self.system, positions, platform=platform, reproducible=reproducible
             )
         if potential is not None:
-            base = PotentialDraft(potential, len(masses))
+            base = PotentialDraft(potential, len(masses), self.learning)
             base.set_environment(box, {})
             base.prepare(positions)
             if not self.learning:

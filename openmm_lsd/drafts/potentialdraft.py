@@ -22,7 +22,8 @@ V = TypeVar("V")
 
 logger = logging.getLogger(__name__)
 
-REMEMBERED = 256  # states; those of the last windows are asked for again when the draft has learned
+REMEMBERED = 128  # states; those of the last windows are asked for again when a draft has learned
+LARGEST = 1e12  # kJ/mol/nm, of which squares can still be added up
 
 
 class PotentialDraft(NativeDraft):
@@ -36,15 +37,19 @@ class PotentialDraft(NativeDraft):
     potential : BatchedTarget
     particles : int
         N
+    remembers : bool
+        Whether a draft learns on top, which asks for the same forces again.
 
     Attributes
     ----------
     access : _native.Forces
     """
 
-    def __init__(self, potential: BatchedTarget, particles: int) -> None:
+    def __init__(self, potential: BatchedTarget, particles: int, remembers: bool = True) -> None:
         self.uses_times = potential.uses_times
-        self._function = _Function(potential)  # apart: C++ objects keep circles of Python's alive
+        self._function = _Function(
+            potential, remembers
+        )  # apart: C++ objects keep circles of Python's alive
         self.access = PythonForces(particles, self._function)
 
     def __call__(self, positions: Array, times: Times | None = None) -> Array:
@@ -72,14 +77,17 @@ class PotentialDraft(NativeDraft):
 
     def roll_out(self, *arguments: Any, times: Times | None) -> tuple:
         """See NativeDraft."""
+        self._function.begin()
         return self.access.rollout(*arguments, *(times or ()))
 
     def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
         """See NativeDraft."""
+        self._function.begin()
         return self.access.rollout_whole(*arguments, *(times or ()))
 
     def roll_out_in_context(self, *arguments: Any) -> tuple:
         """See NativeDraft."""
+        self._function.begin()
         return self.access.rollout_in_context(*arguments)
 
 
@@ -93,8 +101,8 @@ def _keep(memory: dict[K, V], key: K, value: V) -> None:
 class _Function:
     """Forces (N, 3) at positions (N, 3), as C++ asks for them."""
 
-    def __init__(self, potential: BatchedTarget) -> None:
-        self._potential = potential
+    def __init__(self, potential: BatchedTarget, remembers: bool) -> None:
+        self._potential, self._remembers = potential, remembers
         self._box: Array | None = None
         self._parameters: dict[str, float] = {}
         self._known: dict[tuple[bytes, float, int], Array] = {}
@@ -111,8 +119,11 @@ class _Function:
                 if k > 0:
                     raise
                 self._warn(error)
-                _keep(self._failures, site.tobytes(), None)
+                if self._remembers:
+                    _keep(self._failures, key[0], None)
                 return np.zeros_like(site)
+            if not self._remembers:
+                return forces
             _keep(self._known, key, forces)
         return self._known[key]
 
@@ -124,9 +135,10 @@ class _Function:
         potential = self._potential
         times = Times.same(1, time, step_count) if potential.uses_times else None
         forces = potential.forces_at(site[None], self._box, times)
-        result = np.ascontiguousarray(checked_forces(forces, (1, *site.shape), "the draft")[0])
-        if not np.isfinite(result).all():
-            raise FloatingPointError("its forces are not finite")
+        # A copy: the potential may use its array again.
+        result = checked_forces(forces, (1, *site.shape), "it")[0].copy()
+        if not (np.abs(result) < LARGEST).all():
+            raise FloatingPointError(f"its forces are not finite, or beyond {LARGEST:g} kJ/mol/nm")
         return result
 
     def _warn(self, error: Exception) -> None:
@@ -145,6 +157,11 @@ class _Function:
             self._evaluate(positions, 0.0, 0)
         except Exception as error:
             raise ValueError(f"the draft fails at the starting positions: {error}") from error
+
+    def begin(self) -> None:
+        """A window: the potential may have been another Simulation's in the meantime."""
+        if self._parameters:
+            self._potential.set_parameters(self._parameters)
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""

@@ -73,6 +73,7 @@ class BoundTarget:
         self._target: BatchedTarget | None = given
         self._built: SystemTarget | None = None
         self._is_checked = False
+        self._parameters: dict[str, float] = {}
         self._rounds_of: dict[int, int] = {}  # by the window
 
     @property
@@ -101,6 +102,8 @@ class BoundTarget:
 
     def forces(self, positions: Array, box: Array | None, times: Times | None) -> Array:
         """Forces (B, N, 3) of what is not shared, on the subset."""
+        if self.is_given and self._parameters:  # it may be another Simulation's, too
+            self._ready.set_parameters(self._parameters)
         return self._ready.forces_at(positions, box, times)
 
     @property
@@ -122,6 +125,7 @@ class BoundTarget:
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         """See BatchedTarget."""
+        self._parameters = dict(parameters)
         if self._target is not None:
             self._target.set_parameters(parameters)
 
@@ -156,7 +160,7 @@ class BoundTarget:
         try:
             if self._target is None:
                 self._build(force_groups, positions, time, step_count)
-            self._ready.set_parameters(parameters)
+            self.set_parameters(parameters)
             reference = None
             if has_forces(self._system):
                 reference = partial(self._access.forces, groups=signed(force_groups))

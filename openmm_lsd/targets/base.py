@@ -231,6 +231,8 @@ class Parts:
         A batch is halved as long as that makes it a third faster: what is chosen must not depend on
         what else the machine does.
         """
+        if batch == 1:
+            return
         states, size = perturb(positions, batch, 0.002), batch
         self._fast.pop(batch, None)
         try:

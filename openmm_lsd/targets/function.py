@@ -36,5 +36,5 @@ class FunctionTarget(BatchedTarget):
         self._in_parts.prepare(positions, batch, box)
 
     def _evaluate(self, positions: Array, _: Array | None) -> Evaluation:
-        forces = checked_forces(self._function(positions), positions.shape)
+        forces = checked_forces(self._function(positions), positions.shape, "the function")
         return np.full(len(positions), np.nan), forces

@@ -6,11 +6,18 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <exception>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <utility>
 
 namespace {
+
+// What is no error (Ctrl-C, an exit) ends more than a window: nobody catches it on the way.
+struct Interruption {
+    std::shared_ptr<nb::python_error> error;
+};
 
 // Those that a Python function gives.
 class PythonForces : public Forces {
@@ -25,10 +32,17 @@ public:
         nb::gil_scoped_acquire acquire;
         Buffer site({particles, 3});
         std::copy_n(positions, 3 * particles, site.data.get());
-        const nb::object given = function(site.numpy(), row, times.time(row), times.stepCount(row));
-        const Vectors forces = nb::cast<Vectors>(given);
-        checkParticles(forces.shape(0), particles);
-        std::copy_n(forces.data(), 3 * particles, result);
+        try {
+            const nb::object given =
+                function(site.numpy(), row, times.time(row), times.stepCount(row));
+            const Vectors forces = nb::cast<Vectors>(given);
+            checkParticles(forces.shape(0), particles);
+            std::copy_n(forces.data(), 3 * particles, result);
+        } catch (nb::python_error& error) {
+            if (error.matches(PyExc_Exception))
+                throw;
+            throw Interruption{std::make_shared<nb::python_error>(std::move(error))};
+        }
     }
 
 private:
@@ -48,6 +62,13 @@ DraftForce beginRollout(Forces& forces, size_t particles, size_t length,
 } // namespace
 
 void bindForces(nb::module_& m) {
+    nb::register_exception_translator([](const std::exception_ptr& pointer, void*) {
+        try {
+            std::rethrow_exception(pointer);
+        } catch (const Interruption& interruption) {
+            interruption.error->restore();
+        }
+    });
     nb::class_<Forces> type(m, "Forces", "Forces of so many particles, by whatever computes them.");
     type.def_prop_ro("num_particles", &Forces::numParticles);
     defineRollout(type, &beginRollout, nb::arg("times") = nb::none(),

@@ -148,8 +148,7 @@ WholeDrafted draftWholeWindow(const Round& round, const Subset& subset, Correcti
         rollout.gather(rollout.siteOfAll(k), site);
         if (k > 0 && !allFinite(site, own))
             break;
-        if (!rollout.findSharedForce(k, sharedForce))
-            break;
+        // First, so that the shared forces are those of the last step that counts.
         try {
             draftForce(k, site, force);
         } catch (const std::exception&) {
@@ -157,6 +156,8 @@ WholeDrafted draftWholeWindow(const Round& round, const Subset& subset, Correcti
                 throw;
             break;
         }
+        if (!rollout.findSharedForce(k, sharedForce))
+            break;
         if (!allFinite(force, own))
             std::fill(force, force + own, 0.0);
         rollout.gather(rollout.velocities(k), to.velocities + k * own);
