@@ -302,10 +302,7 @@ class DraftSpec(NamedTuple):
         potential = self.potential
         if self.system is not None and any(map(holds_python, self.system.getForces())):
             # Which may raise, and that is no reason to stop.
-            platform = self.platform.getName() if self.platform else "Reference"
-            potential = SystemTarget(
-                self.system, positions, platform=platform, reproducible=reproducible
-            )
+            potential = self._make_potential(self.system, positions, cores, reproducible)
         if potential is not None:
             base = PotentialDraft(potential, len(masses), self.learning)
             base.set_environment(box, {})
@@ -325,6 +322,20 @@ class DraftSpec(NamedTuple):
             return fastest_context(system, positions, platforms_to_try(cores, reproducible))
         properties = loaded_platforms(cores).get(self.platform.getName())
         return ForceContext(system, self.platform, properties)
+
+    def _make_potential(
+        self, system: openmm.System, positions: Array, cores: int | None, reproducible: bool
+    ) -> SystemTarget:
+        platforms = platforms_to_try(cores, reproducible)
+        fastest = max(platforms, key=lambda each: openmm.Platform.getPlatform(each).getSpeed())
+        name = fastest if self.platform is None else self.platform.getName()
+        return SystemTarget(
+            system,
+            positions,
+            platform=name,
+            properties=loaded_platforms(cores).get(name),
+            reproducible=reproducible,
+        )
 
     def _make_learning(
         self,

@@ -47,9 +47,8 @@ class PotentialDraft(NativeDraft):
 
     def __init__(self, potential: BatchedTarget, particles: int, remembers: bool = True) -> None:
         self.uses_times = potential.uses_times
-        self._function = _Function(
-            potential, remembers
-        )  # apart: C++ objects keep circles of Python's alive
+        # Apart: C++ objects keep circles of Python's alive.
+        self._function = _Function(potential, remembers)
         self.access = PythonForces(particles, self._function)
 
     def __call__(self, positions: Array, times: Times | None = None) -> Array:
