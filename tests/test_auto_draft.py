@@ -231,7 +231,7 @@ def test_copies_keep_what_was_asked_for(alanine):
 
 def test_what_cannot_be_is_an_error(alanine):
     prmtop, positions = alanine
-    with pytest.raises(TypeError, match="draft is a str \\('automatic'\\); it must be 'auto' or"):
+    with pytest.raises(TypeError, match="draft is a str \\('automatic'\\); it must be 'auto',"):
         LSDIntegrator(300, 1, 0.001, "automatic")
     with pytest.raises(ValueError, match="'auto', which must learn"):
         auto(learning=False)

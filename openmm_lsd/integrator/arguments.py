@@ -36,7 +36,7 @@ def draft_of(draft: Any, platform: Any, topology: Any, learning: Any) -> DraftSp
         raise TypeError(
             f"draft is a {type(draft).__name__}{of_str}; it must be 'auto', an openmm.System, such "
             "as ForceField.createSystem or AmberPrmtopFile.createSystem give, or a potential: "
-            f"{error}"
+            f"{str(error).partition('it must be ')[2]}"
         ) from None
     if platform is not None:
         raise ValueError(

@@ -62,6 +62,6 @@ def as_target(target: Any, name: str = "target") -> BatchedTarget:
     of_ase = " (an ASE calculator becomes one by ASETarget(calculator, atomic_numbers))"
     raise TypeError(
         f"{name} is a {type(target).__name__}; it must be a BatchedTarget"
-        f"{of_ase if hasattr(target, 'get_potential_energy') else ''}, a torch.nn.Module, a "
-        "callable that gives forces, or None"
+        f"{of_ase if hasattr(target, 'get_potential_energy') else ''}, a torch.nn.Module, or a "
+        "callable that gives forces"
     )
