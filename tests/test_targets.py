@@ -528,32 +528,26 @@ def timed(seconds, sizes):
     ],
     ids=["slow if large", "proportional", "the same"],
 )
-@pytest.mark.parametrize("form", [FunctionTarget, "PythonForce"])
-def test_batches_are_divided_where_that_is_faster(seconds, expected, form):
+def test_batches_are_divided_where_that_is_faster(seconds, expected):
     sizes = []
     function = timed(seconds, sizes)
-    positions = np.random.default_rng(1).standard_normal((5, 3))
-    if form == "PythonForce":
-        force = openmm.PythonForce(batched(lambda q, box, values: (np.zeros(len(q)), function(q))))
-        target = PythonForceTarget(force, positions)
-    else:
-        target = form(function)
+    parts = Parts(lambda q, box: (np.zeros(len(q)), function(q)), is_out_of_memory)
     states = np.random.default_rng(2).standard_normal((16, 5, 3))
-    target.prepare(positions, 16)
+    parts.prepare(states[0], 16)
     del sizes[:]
-    forces = target.evaluate(states)[1]
+    forces = parts(states)[1]
     assert sizes == expected
     np.testing.assert_array_equal(forces, timed(lambda count: 0.0, [])(states))
     del sizes[:]
-    target.evaluate(states[:7])  # nothing is known of these
+    parts(states[:7])  # nothing is known of these
     assert sizes == [7]
 
 
 def test_a_failure_while_parts_are_compared_is_left_for_later():
-    def fails(positions):
+    def fails(positions, box):
         raise RuntimeError("not today")
 
-    target = FunctionTarget(fails)
-    target.prepare(np.zeros((2, 3)), 8)
+    parts = Parts(fails, is_out_of_memory)
+    parts.prepare(np.zeros((2, 3)), 8)
     with pytest.raises(RuntimeError, match="not today"):
-        target.evaluate(np.zeros((8, 2, 3)))
+        parts(np.zeros((8, 2, 3)))

@@ -31,10 +31,6 @@ class FunctionTarget(BatchedTarget):
         """See BatchedTarget; the energies are NaN."""
         return self._in_parts(positions, box)
 
-    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
-        """See BatchedTarget."""
-        self._in_parts.prepare(positions, batch, box)
-
     def _evaluate(self, positions: Array, _: Array | None) -> Evaluation:
         forces = checked_forces(self._function(positions), positions.shape, "the function")
         return np.full(len(positions), np.nan), forces

@@ -177,11 +177,6 @@ class PythonForceTarget(BatchedTarget):
         times = Times.same(len(positions)) if times is None else times
         return self._in_parts(positions, box, times)
 
-    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
-        """See BatchedTarget."""
-        if not self.uses_times:
-            self._in_parts.prepare(positions, batch, box, Times.same(batch))
-
     def _evaluate(self, positions: Array, box: Array | None, times: Times) -> Evaluation:
         own = self._own(positions)
         if self.batched is None:
