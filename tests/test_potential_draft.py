@@ -45,7 +45,6 @@ from openmm_lsd.cli import parse
 from openmm_lsd.commands.caseoptions import case_of
 from openmm_lsd.commands.estimate import compare_drafts
 from openmm_lsd.core.subset import SubsetEngine
-from openmm_lsd.core.transport import transport
 from openmm_lsd.drafts.nativeengine import NativeEngine, NativeSubsetEngine
 from openmm_lsd.targets import (
     ASETarget,
@@ -152,6 +151,14 @@ def run_of(draft, system=None, learning=False, **keywords):
     count = system.getNumParticles()
     simulation.context.setPositions(POSITIONS[:count])
     simulation.context.setVelocities(VELOCITIES[:count])
+    return simulation
+
+
+def at_a_new_window(draft):
+    """A Simulation whose next step drafts one."""
+    simulation = run_of(draft)
+    simulation.step(16)
+    simulation.integrator.step(len(simulation.integrator.probe().sampler._queue))
     return simulation
 
 
@@ -369,9 +376,7 @@ def test_interrupts_are_not_taken_for_failures(where):
         return bond_forces(positions)
 
     armed = []
-    simulation = run_of(interrupted)
-    simulation.step(16)
-    simulation.integrator.step(len(simulation.integrator.probe().sampler._queue))
+    simulation = at_a_new_window(interrupted)
     armed.append(True)
     with pytest.raises(KeyboardInterrupt):
         simulation.step(1)
@@ -393,9 +398,7 @@ def test_interrupts_in_a_draft_system_are_not_taken_for_failures():
         return 0.0, bond_forces(state.getPositions(asNumpy=True)._value[None])[0]
 
     armed = []
-    simulation = run_of(system_of(openmm.PythonForce(interrupted)))
-    simulation.step(16)
-    simulation.integrator.step(len(simulation.integrator.probe().sampler._queue))
+    simulation = at_a_new_window(system_of(openmm.PythonForce(interrupted)))
     armed.append(True)
     with pytest.raises(KeyboardInterrupt):
         simulation.step(1)
@@ -497,11 +500,6 @@ def test_a_target_that_fails_is_not_the_drafts_fault():
 
 def bad(state):
     raise RuntimeError("bad luck")
-
-
-def test_transport_is_what_these_tests_think():
-    noise, accepted = transport(np.ones((1, 3)), np.zeros((1, 3)), -np.inf)
-    assert accepted and noise.shape == (1, 3)
 
 
 # On the command line
@@ -664,9 +662,7 @@ def test_what_is_no_error_is_no_failure(kind, where):
         return bond_forces(positions)
 
     armed = []
-    simulation = run_of(leaves)
-    simulation.step(16)
-    simulation.integrator.step(len(simulation.integrator.probe().sampler._queue))
+    simulation = at_a_new_window(leaves)
     armed.append(True)
     with pytest.raises(kind):
         simulation.step(1)

@@ -122,7 +122,7 @@ class RolloutContext:
         return made is not None and length <= made.program.capacity and not self._is_stale
 
     def check(self) -> None:
-        """Whether it can be made, if it has not been; raises what OpenMM raises if not."""
+        """Raise what OpenMM raises if no Context can be made here; nothing if there is one."""
         if self._made is None:
             self.make(1, 0)
             self.close()

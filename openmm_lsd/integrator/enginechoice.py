@@ -183,12 +183,10 @@ class EngineMaker:
 
         def in_context() -> Engine:
             context = sharing.rollout_context(seed, window)
-            if engines.wanted == "auto":
-                context.check()
             return engines.of_context(scheme, masses, context, pair.draft, subset, tolerance)
 
         if engines.wanted == "auto":
-            return self._choose(sharing, on_host, in_context)
+            return self._choose(sharing, seed, window, on_host, in_context)
         if engines.wanted == "host":
             return on_host()
         obstacle = self._find_obstacle(sharing)
@@ -197,7 +195,12 @@ class EngineMaker:
         return in_context()
 
     def _choose(
-        self, sharing: Sharing, on_host: Callable[[], Engine], in_context: Callable[[], Engine]
+        self,
+        sharing: Sharing,
+        seed: int,
+        window: int,
+        on_host: Callable[[], Engine],
+        in_context: Callable[[], Engine],
     ) -> Engine:
         """Without timing, where the same seed must give the same trajectory."""
         if not self._is_tuned and sharing.platform in HOSTS:
@@ -206,13 +209,15 @@ class EngineMaker:
         if obstacle is not None:
             logger.info("engine: host, as %s", obstacle)
             return on_host()
+        if self._is_tuned:
+            return self._faster(in_context(), on_host(), sharing)
         try:
-            made = in_context()
+            sharing.rollout_context(seed, window).check()
         except Exception as error:  # whatever platforms may raise
             message = "engine: host, as the Context engine does not work on %s: %s"
             logger.warning(message, sharing.platform, error)
             return on_host()
-        return self._faster(made, on_host(), sharing) if self._is_tuned else made
+        return in_context()
 
     def _faster(self, in_context: Engine, on_host: Engine, sharing: Sharing) -> Engine:
         made = {each.name: each for each in (on_host, in_context)}

@@ -158,9 +158,9 @@ def nearest_prepared(prepared: Mapping[int, T], size: int) -> T:
 
 
 class Parts:
-    """A batch in parts that fit into the memory of a device, or of the machine, and are not slow.
+    """A batch in parts that fit into the memory of a device, or of the machine.
 
-    Large batches may be: what was in the cache is not any more.
+    In smaller ones, where ``prepare`` has found that to be faster.
 
     Parameters
     ----------
@@ -219,13 +219,7 @@ class Parts:
         energies, forces = zip(*results, strict=True)
         return np.concatenate(energies), np.concatenate(forces)
 
-    def prepare(
-        self,
-        positions: Array,
-        batch: int,
-        box: Array | None = None,
-        times: Times | None = None,
-    ) -> None:
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """Find out whether ``batch`` states near ``positions`` (N, 3) nm are faster in parts.
 
         A batch is halved as long as that makes it a third faster: what is chosen must not depend on
@@ -236,10 +230,10 @@ class Parts:
         states, size = perturb(positions, batch, 0.002), batch
         self._fast.pop(batch, None)
         try:
-            seconds = self._seconds_per_state(states, box, times)
+            seconds = self._seconds_per_state(states, box)
             while size > 1:
                 half = (size + 1) // 2
-                in_halves = self._seconds_per_state(states[:half], box, times)
+                in_halves = self._seconds_per_state(states[:half], box)
                 if in_halves > FASTER * seconds:
                     break
                 size, seconds = half, in_halves
@@ -250,13 +244,12 @@ class Parts:
             self._fast[batch] = size
             logger.info("%d states: %d at a time are faster", batch, size)
 
-    def _seconds_per_state(self, states: Array, box: Array | None, times: Times | None) -> float:
+    def _seconds_per_state(self, states: Array, box: Array | None) -> float:
         """In one call; the first does not count, unless it takes long."""
         found: list[float] = []
-        own = None if times is None else times.rows(slice(len(states)))
         while len(found) < 4 and sum(found) < LONG:
             begin = perf_counter()
-            self(states, box, own)
+            self(states, box)
             found.append(perf_counter() - begin)
         return min(found[1:] or found) / len(states)
 
