@@ -36,58 +36,65 @@ def simulation_of(topology, positions, system, integrator, platform):
     return simulation
 
 
-def measure(atoms, window, platform, engines, seconds):
-    topology, positions, field = in_water(MOLECULE, atoms, picoseconds=min(5.0, 10_000 / atoms))
-    target = openmm.XmlSerializer.clone(field)
-    slow = openmm.PythonForce(free)
-    slow.setParticles(list(range(ATOMS[MOLECULE])))
-    target.addForce(slow)
-    plain = openmm.LangevinMiddleIntegrator(300, 1, 0.001)
-    plain = simulation_of(topology, positions, field, plain, platform)
-    runs = {}
-    for engine in engines:
-        integrator = LSDIntegrator(
-            300,
-            1,
-            0.001,
-            "auto",
-            windowLength=window,
-            topology=topology,
-            draftPlatform=platform,
-            engine=engine,
-        )
-        runs[engine] = simulation_of(topology, positions, target, integrator, platform)
-        runs[engine].step(4 * window)
-    plain.step(4 * window)
-    rounds = int(np.clip(60_000 / atoms, 3, 10))  # per turn
-    plain_seconds, drafts, rests = [], {each: [] for each in runs}, {each: [] for each in runs}
-    begin = perf_counter()
-    while perf_counter() - begin < seconds or len(plain_seconds) < 3:
+class Box:
+    """A box of water with a molecule in it, run plainly and by each engine, in turns."""
+
+    def __init__(self, atoms, window, platform, engines):
+        topology, positions, field = in_water(MOLECULE, atoms, picoseconds=min(5.0, 10_000 / atoms))
+        target = openmm.XmlSerializer.clone(field)
+        slow = openmm.PythonForce(free)
+        slow.setParticles(list(range(ATOMS[MOLECULE])))
+        target.addForce(slow)
+        self.atoms, self.window = topology.getNumAtoms(), window
+        plain = openmm.LangevinMiddleIntegrator(300, 1, 0.001)
+        self.plain = simulation_of(topology, positions, field, plain, platform)
+        self.plain.step(4 * window)
+        self.runs = {}
+        for engine in engines:
+            integrator = LSDIntegrator(
+                300,
+                1,
+                0.001,
+                "auto",
+                windowLength=window,
+                topology=topology,
+                draftPlatform=platform,
+                engine=engine,
+            )
+            self.runs[engine] = simulation_of(topology, positions, target, integrator, platform)
+            self.runs[engine].step(4 * window)
+        self.plain_seconds = []
+        self.drafts = {each: [] for each in engines}
+        self.rests = {each: [] for each in engines}
+
+    def take_turn(self, rounds):
         start = perf_counter()
-        plain.integrator.step(rounds * window)
-        plain.context.getState(positions=True)
-        plain_seconds.append((perf_counter() - start) / rounds)
-        for engine, run in runs.items():
+        self.plain.integrator.step(rounds * self.window)
+        self.plain.context.getState(positions=True)
+        self.plain_seconds.append((perf_counter() - start) / rounds)
+        for engine, run in self.runs.items():
             before, start = run.integrator.statistics, perf_counter()
-            run.integrator.probe().sampler.advance(rounds * window)  # nothing is shown
+            run.integrator.probe().sampler.advance(rounds * self.window)  # nothing is shown
             elapsed = perf_counter() - start
             spent = run.integrator.statistics.since(before)
-            drafts[engine].append(spent.draft_seconds / spent.rounds)
+            self.drafts[engine].append(spent.draft_seconds / spent.rounds)
             rest = elapsed - spent.draft_seconds - spent.target_seconds
-            rests[engine].append(rest / spent.rounds)
-    per_window = float(np.median(plain_seconds))
-    return {
-        "atoms": topology.getNumAtoms(),
-        "plain, ms per window": 1e3 * per_window,
-        "engines": {
-            engine: {
-                "draft, times plain": float(np.median(drafts[engine])) / per_window,
-                "rest, ms": 1e3 * float(np.median(rests[engine])),
-                "steps per round": runs[engine].integrator.statistics.steps_per_round,
-            }
-            for engine in runs
-        },
-    }
+            self.rests[engine].append(rest / spent.rounds)
+
+    def row(self):
+        per_window = float(np.median(self.plain_seconds))
+        return {
+            "atoms": self.atoms,
+            "plain, ms per window": 1e3 * per_window,
+            "engines": {
+                engine: {
+                    "draft, times plain": float(np.median(self.drafts[engine])) / per_window,
+                    "rest, ms": 1e3 * float(np.median(self.rests[engine])),
+                    "steps per round": run.integrator.statistics.steps_per_round,
+                }
+                for engine, run in self.runs.items()
+            },
+        }
 
 
 def main():
@@ -97,27 +104,35 @@ def main():
     parser.add_argument("--atoms", type=int, nargs="+", default=[2300, 9000, 20_000, 50_000])
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--engines", nargs="+", default=["host", "context"])
-    parser.add_argument("--seconds", type=float, default=30.0, help="per box")
+    parser.add_argument(
+        "--rounds", type=int, default=16, help="per turn, after which a state is read"
+    )
+    parser.add_argument("--seconds", type=float, default=100.0, help="per box")
     parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
     platform = openmm.Platform.getPlatform(args.platform)
     if args.precision:
         platform.setPropertyDefaultValue("Precision", args.precision)
-    rows = []
-    print(
-        f"{args.platform}, K = {args.window}\n atoms   plain, ms/window   draft (times plain), rest"
-    )
-    for atoms in args.atoms:
-        row = measure(atoms, args.window, platform, args.engines, args.seconds)
-        rows.append(row)
+    boxes = [Box(atoms, args.window, platform, args.engines) for atoms in args.atoms]
+    begin, turns = perf_counter(), 0
+    while turns < 3 or perf_counter() - begin < args.seconds * len(boxes):
+        for box in boxes:  # in turns: what else the machine does meets all of them
+            box.take_turn(args.rounds)
+        turns += 1
+    rows = [box.row() for box in boxes]
+    print(f"{args.platform}, K = {args.window}, {turns} turns of {args.rounds} rounds")
+    print(" atoms   plain, ms/window   draft (times plain), rest")
+    for row in rows:
         told = "   ".join(
             f"{name}: {each['draft, times plain']:.2f}, {each['rest, ms']:.2f} ms"
             for name, each in row["engines"].items()
         )
-        print(f"{row['atoms']:6d}{row['plain, ms per window']:18.1f}   {told}", flush=True)
+        print(f"{row['atoms']:6d}{row['plain, ms per window']:18.1f}   {told}")
     if args.outfile is not None:
         known = json.loads(args.outfile.read_text()) if args.outfile.exists() else {}
         name = args.platform + (f" {args.precision}" if args.precision else "")
+        if len(args.engines) == 1:
+            name += f", {args.engines[0]}"
         known[name] = {"machine": machine(), "window": args.window, "rows": rows}
         args.outfile.write_text(json.dumps(known, indent=1) + "\n")
 
