@@ -51,7 +51,8 @@ def test_close_pairs_of_a_crystal_are_contacts(name, neighbours, bonded):
     counts = np.bincount(graph.contacts.ravel(), minlength=len(numbers))
     assert set(counts) == {neighbours}
     draft = auto_draft(graph, positions, box)
-    assert draft.terms.parameters == 3 and not draft.guesses.any()
+    # Four powers, pairs with four kinds of corners between them, and three of the square corners.
+    assert draft.terms.parameters == 11 and not draft.guesses.any()
 
 
 def test_covalent_crystals_and_molecules_keep_their_bonds():

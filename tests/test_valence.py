@@ -23,7 +23,14 @@ from openmm_lsd.drafts.molgraph import (
     graph_of_topology,
 )
 from openmm_lsd.drafts.nativeengine import NativeEngine
-from openmm_lsd.drafts.valence import ANGLE, DISTANCE, OUT_OF_PLANE, TORSION, ValenceTerms
+from openmm_lsd.drafts.valence import (
+    ANGLE,
+    CONTACT,
+    DISTANCE,
+    OUT_OF_PLANE,
+    TORSION,
+    ValenceTerms,
+)
 
 MOLECULES = ["alanine_dipeptide", "ibuprofen"]
 TRICLINIC = np.array([[1.1, 0.0, 0.0], [0.3, 1.0, 0.0], [-0.4, 0.2, 1.2]])
@@ -49,7 +56,7 @@ def water(molecules):
 
 def random_terms(rng, particles=8, coordinates=30, terms=60, parameters=20):
     """All kinds of coordinates, and products of one to four of them, powers of the first too."""
-    kinds = rng.permutation(np.arange(coordinates, dtype=np.int32) % 4)
+    kinds = rng.permutation(np.arange(coordinates, dtype=np.int32) % 5)
     factors = rng.integers(0, coordinates, (terms, 4)).astype(np.int32)
     counts = rng.integers(1, 5, terms)
     factors[np.arange(4) >= counts[:, None]] = -1
@@ -80,7 +87,7 @@ def energy(terms, positions, parameters, box):
 def test_forces_are_minus_the_gradient(box):
     rng = np.random.default_rng(1)
     terms, parameters = random_terms(rng), rng.standard_normal(20)
-    assert set(terms.kinds) == {DISTANCE, ANGLE, TORSION, OUT_OF_PLANE}
+    assert set(terms.kinds) == {DISTANCE, ANGLE, TORSION, OUT_OF_PLANE, CONTACT}
     positions = rng.uniform(0, 1.5, (8, 3))
     forces, step = terms.forces(positions, parameters, box), 1e-6
     for entry in range(24):
@@ -225,7 +232,7 @@ def test_native_rollout_agrees_with_the_numpy_reference(kind, with_base):
 
 def test_what_is_not_there_is_an_error():
     terms = random_terms(np.random.default_rng(4))
-    for field, value in (("kinds", 4), ("atoms", 8), ("factors", 30), ("classes", -1)):
+    for field, value in (("kinds", 5), ("atoms", 8), ("factors", 30), ("classes", -1)):
         wrong = getattr(terms, field).copy()
         wrong.flat[0] = value
         with pytest.raises(ValueError, match=r"coordinate|class"):

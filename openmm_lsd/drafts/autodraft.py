@@ -16,8 +16,16 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .molgraph import BOND_TOLERANCE, MolecularGraph, Pairs, covalent_radii
-from .valence import ANGLE, ATOMS_OF_KIND, DISTANCE, MOST_FACTORS, TORSION, ValenceTerms
+from .molgraph import BOND_TOLERANCE, SQUARE_CORNER, MolecularGraph, Pairs, covalent_radii
+from .valence import (
+    ANGLE,
+    ATOMS_OF_KIND,
+    CONTACT,
+    DISTANCE,
+    MOST_FACTORS,
+    TORSION,
+    ValenceTerms,
+)
 
 Array = NDArray[np.float64]
 Coordinate = tuple[int, tuple[int, ...]]  # kind, atoms
@@ -80,7 +88,7 @@ def auto_draft(
     is_fixed = set(map(frozenset, constraints.tolist()))
 
     def number(kind: int, *atoms: int) -> int:
-        if kind in GUESSED and all(map(is_fixed.__contains__, _pairs_of(atoms))):
+        if kind != TORSION and all(map(is_fixed.__contains__, _pairs_of(atoms))):
             return RIGID
         return numbers.setdefault((kind, min(atoms, atoms[::-1])), len(numbers))
 
@@ -95,7 +103,7 @@ def auto_draft(
     coordinates = list(numbers)
     for depth in range(WIDEST_SURROUNDINGS, -1, -1):
         colours = graph.colours(depth)
-        classes, count = _classes(products, coordinates, colours)
+        classes, count = _classes(products, coordinates, colours, graph.kinds_of_corners)
         if count <= most_parameters:
             break
     kinds = np.array([kind for kind, _ in coordinates], dtype=np.int32)
@@ -111,24 +119,24 @@ def auto_draft(
         ).reshape(-1, MOST_FACTORS),
         classes=np.array(classes, dtype=np.int32),
     )
-    references, _ = terms.coordinates(positions, box)
+    plain = np.where(kinds == CONTACT, DISTANCE, kinds)
+    references, _ = dataclasses.replace(terms, kinds=plain).coordinates(positions, box)
     radii = covalent_radii(graph.elements)
-    contacts = set(map(tuple, graph.contacts.tolist()))
-    is_contact = np.array([each in contacts for _, each in coordinates], dtype=bool)
     sums_of_radii = radii[terms.atoms[:, :2]].sum(axis=1)
-    is_broken = (kinds == DISTANCE) & ~is_contact & (references > BOND_TOLERANCE * sums_of_radii)
+    is_broken = (kinds == DISTANCE) & (references > BOND_TOLERANCE * sums_of_radii)
     references = np.where(is_broken & (sums_of_radii > 0), sums_of_radii, references)
-    alike, _ = _classes([(q,) for q in range(len(coordinates))], coordinates, colours)
+    each = [(q,) for q in range(len(coordinates))]
+    alike, _ = _classes(each, coordinates, colours, graph.kinds_of_corners)
     sums = np.bincount(alike, references)
     means = (sums / np.bincount(alike))[alike] if len(alike) else references
     references = np.where(kinds == TORSION, 0.0, means)
     limits = np.select(
-        [is_contact, kinds == DISTANCE, kinds == ANGLE],
+        [kinds == CONTACT, kinds == DISTANCE, kinds == ANGLE],
         [CONTACT_LIMIT, BOND_LIMIT, ANGLE_LIMIT],
         np.inf,
     )
     terms = dataclasses.replace(terms, references=references, limits=limits)
-    guesses = _guesses(graph, terms, products, is_contact)
+    guesses = _guesses(graph, terms, products)
     return AutoDraft(terms, guesses, tuple(1 + max(classes[:end], default=-1) for end in ends))
 
 
@@ -138,10 +146,10 @@ def _pairs_of(atoms: Sequence[int]) -> Iterator[frozenset[int]]:
 
 def class_two_terms(graph: MolecularGraph, number: Number) -> list[Product]:
     """Those that a fit to few steps can tell apart (Hagler and Ewig, Comput. Phys. Commun. 84, 131
-    (1994)): bonds and contacts up to the third power, angles up to the second, pairs of bonds and
-    angles that share their central atom, torsions and their products with the angles along them."""
+    (1994)): bonds up to the third power, angles up to the second, pairs of bonds and angles that
+    share their central atom, torsions and their products with the angles along them."""
     products: list[Product] = []
-    for i, j in [*graph.bonds.tolist(), *graph.contacts.tolist()]:
+    for i, j in graph.bonds.tolist():
         bond = number(DISTANCE, i, j)
         products += [(bond,) * power for power in (1, 2, 3)]
     for j, around in enumerate(graph.neighbours):
@@ -176,7 +184,28 @@ def curvature_terms(graph: MolecularGraph, number: Number) -> list[Product]:
     return products
 
 
-STAGES = (class_two_terms, curvature_terms)
+def contact_terms(graph: MolecularGraph, number: Number) -> list[Product]:
+    """Of metals and salts: contacts up to the fourth power, pairs of those of an atom, which is what
+    an embedding energy is in second order, and the square corners between them, whose ends are the
+    second neighbours in fcc metals and rock salt."""
+    products: list[Product] = []
+    for i, j in graph.contacts.tolist():
+        products += [(number(CONTACT, i, j),) * power for power in (1, 2, 3, 4)]
+    for i, j, k, kind in graph.corners.tolist():
+        ends = number(CONTACT, i, j), number(CONTACT, j, k)
+        products.append(ends)
+        if kind == SQUARE_CORNER:
+            corner = number(ANGLE, i, j, k)
+            products += [(corner,), (corner, corner), *((end, corner) for end in ends)]
+    return products
+
+
+def terms_of_first_fit(graph: MolecularGraph, number: Number) -> list[Product]:
+    """Those of bonds and of contacts."""
+    return class_two_terms(graph, number) + contact_terms(graph, number)
+
+
+STAGES = (terms_of_first_fit, curvature_terms)
 
 
 def torsions_of(graph: MolecularGraph) -> Iterator[tuple[int, int, int, int]]:
@@ -188,15 +217,33 @@ def torsions_of(graph: MolecularGraph) -> Iterator[tuple[int, int, int, int]]:
 
 
 def _classes(
-    products: Sequence[Product], coordinates: Sequence[Coordinate], colours: Sequence[int]
+    products: Sequence[Product],
+    coordinates: Sequence[Coordinate],
+    colours: Sequence[int],
+    kinds_of_corners: dict[tuple[int, ...], int],
 ) -> tuple[list[int], int]:
     """A number for each product, the same for equivalent ones; and how many numbers there are."""
     numbers: dict[tuple, int] = {}
-    classes = [
-        numbers.setdefault(_key([coordinates[q] for q in product], colours), len(numbers))
-        for product in products
-    ]
+    classes = []
+    for product in products:
+        factors = [coordinates[q] for q in product]
+        kind = kinds_of_corners.get(_corner_of(factors)) if kinds_of_corners else None
+        classes.append(numbers.setdefault((_key(factors, colours), kind), len(numbers)))
     return classes, len(numbers)
+
+
+def _corner_of(coordinates: Sequence[Coordinate]) -> tuple[int, ...]:
+    """Of two contacts of an atom, or of an angle: its atoms as MolecularGraph.corners has them; of
+    other products nothing."""
+    for kind, atoms in coordinates:
+        if kind == ANGLE:
+            return min(atoms, atoms[::-1])
+    contacts = {frozenset(atoms) for kind, atoms in coordinates if kind == CONTACT}
+    if len(contacts) != 2:
+        return ()
+    (centre,) = frozenset.intersection(*contacts)
+    first, last = sorted(frozenset.symmetric_difference(*contacts))
+    return first, centre, last
 
 
 def _key(coordinates: Sequence[Coordinate], colours: Sequence[int]) -> tuple:
@@ -234,20 +281,18 @@ def _smallest_name(pattern: tuple[tuple[int, ...], ...]) -> tuple[tuple, set[tup
     return smallest, orders[smallest]
 
 
-def _guesses(
-    graph: MolecularGraph,
-    terms: ValenceTerms,
-    products: Sequence[Product],
-    is_contact: NDArray[np.bool_],
-) -> Array:
+def _guesses(graph: MolecularGraph, terms: ValenceTerms, products: Sequence[Product]) -> Array:
     """Powers of bonds and of angles have some; nothing is known about contacts."""
     guesses = np.zeros(terms.parameters)
     for product, parameter in zip(products, terms.classes, strict=True):
         q, power = product[0], len(product)
-        if power < 2 or set(product) != {q} or is_contact[q] or terms.kinds[q] not in GUESSED:
+        if power < 2 or set(product) != {q} or terms.kinds[q] not in GUESSED:
             continue
         kind, length = terms.kinds[q], terms.references[q]
-        elements = graph.elements[terms.atoms[q, : ATOMS_OF_KIND[kind]]].tolist()
+        atoms = terms.atoms[q, : ATOMS_OF_KIND[kind]].tolist()
+        if tuple(atoms) in graph.kinds_of_corners:
+            continue
+        elements = graph.elements[atoms].tolist()
         if kind == DISTANCE:
             exponent = MORSE_EXPONENT / length
             series = {2: 1.0, 3: -exponent, 4: 7.0 / 12.0 * exponent**2}

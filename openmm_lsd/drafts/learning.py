@@ -20,7 +20,9 @@ Array = NDArray[np.float64]
 
 logger = logging.getLogger(__name__)
 
-RIDGE_OF_ONE_STEP, LEAST_RIDGE = 0.3, 0.001  # of the diagonal; the former over number of steps
+# Of the diagonal; the former over the number of steps. In full from so many parameters for each
+# equation of a step on, with fewer in proportion: a crystal has a dozen in all.
+RIDGE_OF_ONE_STEP, LEAST_RIDGE, MANY_PARAMETERS = 0.3, 0.001, 6
 WEIGHT_OF_DIFFERENCES = 300.0  # of forces: 1
 EQUATIONS_PER_PARAMETER = 6
 FIRST_FIT = 16  # steps
@@ -386,6 +388,7 @@ class Learner:
         equations = self._learned * len(self._weights) / EQUATIONS_PER_PARAMETER
         count = max([self._stages[0], *(each for each in self._stages if each <= equations)])
         ridge = max(LEAST_RIDGE, RIDGE_OF_ONE_STEP / max(1, self._learned))
+        ridge *= min(1.0, count / (MANY_PARAMETERS * len(self._weights)))
         parameters = self._regression.solve(ridge, count)
         if not np.isfinite(parameters).all():
             logger.warning("the draft's fit is not finite; it stays as it was")

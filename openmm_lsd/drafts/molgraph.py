@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from functools import cached_property
 
 import mdtraj
@@ -28,6 +29,10 @@ COVALENT_RADII = np.array(
 BOND_TOLERANCE = 1.25  # times the sum of the radii
 MOST_BONDS = 6  # atoms that seem to have more are in a metal or a salt
 CONTACT_TOLERANCE = 1.3  # times the distance of the nearest atom
+# Between the angles in which atoms of close-packed and cubic lattices see two of their neighbours:
+# 55 to 71, 90, 109 to 146 and 180 degrees.
+BETWEEN_CORNERS = np.radians([80.0, 100.0, 160.0])
+SQUARE_CORNER = 1  # its number among them
 LONGEST_CONTACT = 0.6  # nm
 ALKALI_METALS = (3, 11, 19, 37, 55, 87, 12, 20, 38, 56, 88)  # and alkaline earth metals but Be
 NONMETALS = (1, 5, 6, 7, 8, 9, 14, 15, 16, 17, 33, 34, 35, 52, 53)
@@ -46,20 +51,25 @@ class MolecularGraph:
     contacts : (C, 2) int
         Close pairs that are no bonds with a direction: of atoms in metals and salts, of single
         atoms.
+    corners : (T, 4) int
+        i, j, k of two contacts of an atom j, i before k, and which kind of angle lies between them,
+        see BETWEEN_CORNERS.
     """
 
     elements: NDArray[np.int64]
     bonds: Pairs
     contacts: Pairs = dataclasses.field(default_factory=lambda: np.zeros((0, 2), dtype=int))
+    corners: Pairs = dataclasses.field(default_factory=lambda: np.zeros((0, 4), dtype=int))
 
     @cached_property
     def neighbours(self) -> list[list[int]]:
         """Bonded atoms of each atom, in ascending order."""
-        result: list[list[int]] = [[] for _ in self.elements]
-        for i, j in self.bonds.tolist():
-            result[i].append(j)
-            result[j].append(i)
-        return [sorted(each) for each in result]
+        return neighbours_of(len(self.elements), self.bonds)
+
+    @cached_property
+    def kinds_of_corners(self) -> dict[tuple[int, int, int], int]:
+        """By i, j, k."""
+        return {(i, j, k): kind for i, j, k, kind in self.corners.tolist()}
 
     def colours(self, depth: int) -> list[int]:
         """Numbers that are equal for atoms whose surroundings up to ``depth`` bonds look alike.
@@ -83,6 +93,15 @@ class MolecularGraph:
     def _numbered(keys: list[tuple[int, ...]]) -> list[int]:
         numbers = {key: number for number, key in enumerate(sorted(set(keys)))}
         return [numbers[key] for key in keys]
+
+
+def neighbours_of(count: int, pairs: Pairs) -> list[list[int]]:
+    """Of each of ``count`` atoms, in ascending order."""
+    result: list[list[int]] = [[] for _ in range(count)]
+    for i, j in pairs.tolist():
+        result[i].append(j)
+        result[j].append(i)
+    return [sorted(each) for each in result]
 
 
 def graph_of_topology(topology: app.Topology) -> MolecularGraph:
@@ -164,7 +183,23 @@ def with_contacts(graph: MolecularGraph, positions: Array, box: Array | None) ->
     alone[np.concatenate([bonds, contacts]).ravel()] = False
     if alone.any() and len(alone) > 1:
         contacts = np.concatenate([contacts, _nearest_of(alone, positions, box)])
-    return MolecularGraph(graph.elements, bonds, np.unique(contacts, axis=0).reshape(-1, 2))
+    contacts = np.unique(contacts, axis=0).reshape(-1, 2)
+    return MolecularGraph(graph.elements, bonds, contacts, _corners(contacts, positions, box))
+
+
+def _corners(contacts: Pairs, positions: Array, box: Array | None) -> Pairs:
+    """See MolecularGraph."""
+    atoms = [
+        (i, j, k)
+        for j, around in enumerate(neighbours_of(len(positions), contacts))
+        for i, k in itertools.combinations(around, 2)
+    ]
+    triples = np.array(atoms, dtype=int).reshape(-1, 3)
+    first, second = (differences(positions, triples[:, ends], box) for ends in ([1, 0], [1, 2]))
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    cosines = np.einsum("ij,ij->i", first, second) / lengths
+    kinds = np.digitize(np.arccos(np.clip(cosines, -1.0, 1.0)), BETWEEN_CORNERS)
+    return np.column_stack([triples, kinds])
 
 
 def _nearest_of(chosen: NDArray[np.bool_], positions: Array, box: Array | None) -> Pairs:

@@ -7,7 +7,11 @@ equivalent products share:
 
 A coordinate u is a bond length, an angle or a distance between atoms further apart, minus its
 reference value, in nm and rad; or the cosine of a torsion, or how far a centre is out of the plane
-of three neighbours. Far from the reference (``limits``) u is held constant in the slope, so that
+of three neighbours. That of a contact, a close pair in a metal or a salt, is
+
+    u = (1 - exp(-a (r - r0))) / a,   a = 10/nm,
+
+in which a Morse potential is a parabola. Far from the reference (``limits``) u is held constant in the slope, so that
 the forces of a bad fit stay bounded.
 
 This file is the readable reference; ``native/core/valence.h`` does the same, per step and per
@@ -24,8 +28,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Indices = NDArray[np.int32]
 
-DISTANCE, ANGLE, TORSION, OUT_OF_PLANE = 0, 1, 2, 3
-ATOMS_OF_KIND = np.array([2, 3, 4, 4])
+DISTANCE, ANGLE, TORSION, OUT_OF_PLANE, CONTACT = 0, 1, 2, 3, 4
+ATOMS_OF_KIND = np.array([2, 3, 4, 4, 2])
+CONTACT_DECAY = 10.0  # 1/nm
 MOST_FACTORS = 4
 
 
@@ -37,12 +42,13 @@ class ValenceTerms:
     ----------
     particles : int
         N.
-    kinds : (Q,) DISTANCE, ANGLE, TORSION or OUT_OF_PLANE
+    kinds : (Q,) DISTANCE, ANGLE, TORSION, OUT_OF_PLANE or CONTACT
     atoms : (Q, 4) int
         So many count as ATOMS_OF_KIND says. The second is where the angle is, and the centre of
         what is out of plane: it changes its sign if two of the other three are exchanged, so that
         terms that are to be blind to their order need even powers of it.
     references : (Q,) nm, rad or 1
+        r0 of contacts.
     limits : (Q,)
         Largest |u| at which slopes are taken.
     factors : (M, 4) int
@@ -69,10 +75,14 @@ class ValenceTerms:
         values = np.zeros(len(self.kinds))
         gradients = np.zeros((len(self.kinds), 4, 3))
         for q, (kind, (i, j, k, m)) in enumerate(zip(self.kinds, self.atoms, strict=True)):
-            if kind == DISTANCE:
+            if kind in (DISTANCE, CONTACT):
                 d = nearest_image(positions[j] - positions[i], box)
                 values[q] = np.linalg.norm(d)
                 gradients[q, 1] = d / values[q]
+                if kind == CONTACT:
+                    decay = np.exp(-CONTACT_DECAY * (values[q] - self.references[q]))
+                    values[q] = self.references[q] + (1.0 - decay) / CONTACT_DECAY
+                    gradients[q, 1] *= decay
                 gradients[q, 0] = -gradients[q, 1]
             elif kind == ANGLE:
                 a = nearest_image(positions[i] - positions[j], box)
