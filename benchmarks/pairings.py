@@ -1,8 +1,10 @@
 """Steps per round with the draft potentials that users have, beside draft='auto'. Counts, no times.
 
-    python benchmarks/pairings.py gfn       # alanine dipeptide, GFN1-xTB under GFN2-xTB
-    python benchmarks/pairings.py copper    # ASE's EMT under CHGNet
-    python benchmarks/pairings.py salt      # NaCl, CHGNet; 'auto' only
+    python benchmarks/pairings.py gfn        # alanine dipeptide, GFN1-xTB under GFN2-xTB
+    python benchmarks/pairings.py copper     # 32 atoms, ASE's EMT under CHGNet
+    python benchmarks/pairings.py salt       # NaCl, 64 atoms, CHGNet; 'auto' only
+    python benchmarks/pairings.py copper32   # and copper108: EMT under SevenNet's 7net-0
+    python benchmarks/pairings.py silicon64  # and salt64: 7net-0; 'auto' only
 
 Each pairing: the draft as it is, the same with learning, 'auto', and the published rule (one
 constant offset for the whole window) on the same draft.
@@ -10,6 +12,7 @@ constant offset for the whole window) on the same draft.
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import ase.build
@@ -56,6 +59,30 @@ def salt():
     return *crystal(atoms), CHGNetTarget("0.3.0", atoms.numbers), "auto", 0.002, 300.0
 
 
+def sevennet(atoms):
+    """7net-0, from the weights in its wheel; sevenn cannot be installed beside mace-torch."""
+    from sevenn.calculator import SevenNetCalculator
+
+    return ASETarget(SevenNetCalculator("7net-0", device="cpu"), atoms.numbers)
+
+
+def copper_by_sevennet(repeats):
+    from ase.calculators.emt import EMT
+
+    atoms = ase.build.bulk("Cu", cubic=True) * (repeats, repeats, repeats)
+    return *crystal(atoms), sevennet(atoms), ASETarget(EMT(), atoms.numbers), 0.005, 300.0
+
+
+def silicon():
+    atoms = ase.build.bulk("Si", cubic=True) * (2, 2, 2)
+    return *crystal(atoms), sevennet(atoms), "auto", 0.002, 300.0
+
+
+def salt_by_sevennet():
+    atoms = ase.build.bulk("NaCl", "rocksalt", a=5.69, cubic=True) * (2, 2, 2)
+    return *crystal(atoms), sevennet(atoms), "auto", 0.002, 300.0
+
+
 def crystal(atoms):
     """Topology and positions in nm."""
     topology = app.Topology()
@@ -67,7 +94,15 @@ def crystal(atoms):
     return topology, 0.1 * atoms.positions
 
 
-PAIRINGS = {"gfn": gfn, "copper": copper, "salt": salt}
+PAIRINGS = {
+    "gfn": gfn,
+    "copper": copper,
+    "salt": salt,
+    "copper32": partial(copper_by_sevennet, 2),
+    "copper108": partial(copper_by_sevennet, 3),
+    "silicon64": silicon,
+    "salt64": salt_by_sevennet,
+}
 WAYS = {
     "draft": ("given", False, LSDIntegrator),
     "draft, learning": ("given", True, LSDIntegrator),
@@ -77,8 +112,9 @@ WAYS = {
 }
 
 
-def steps_per_round(pairing, way, window, seed, warm_up, steps):
-    topology, positions, target, given, step_size, temperature = PAIRINGS[pairing]()
+def steps_per_round(pairing, way, window, seed, warm_up, steps, temperature):
+    topology, positions, target, given, step_size, usual = PAIRINGS[pairing]()
+    temperature = temperature or usual
     draft, learning, kind = WAYS[way]
     system = systems.with_target(topology, target)
     integrator = kind(
@@ -107,30 +143,30 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("pairing", choices=list(PAIRINGS))
     parser.add_argument("--window", type=int, default=16)
+    parser.add_argument("--temperature", type=float, help="K; by default the pairing's")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--warm-up", type=int, default=600, help="steps, in which drafts learn")
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
-    rows = {}
+    name = f"{args.pairing}, K = {args.window}"
+    name += "" if args.temperature is None else f", {args.temperature:g} K"
+    settings = (args.warm_up, args.steps, args.temperature)
+    known = {}
+    if args.outfile is not None and args.outfile.exists():
+        known = json.loads(args.outfile.read_text())
+    rows = known.setdefault(name, {"warm-up": args.warm_up, "steps": args.steps, "rows": {}})
+    rows["machine"] = machine()
     for way in args.ways:
-        found = [
-            steps_per_round(args.pairing, way, args.window, seed, args.warm_up, args.steps)
-            for seed in args.seeds
-        ]
-        error = np.std(found, ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
-        rows[way] = {"steps per round": found, "mean": float(np.mean(found)), "error": float(error)}
-        print(
-            f"{args.pairing}, K = {args.window}, {way}: {np.mean(found):.2f} +- {error:.2f}",
-            flush=True,
-        )
-    if args.outfile is not None:
-        known = json.loads(args.outfile.read_text()) if args.outfile.exists() else {}
-        rows = {**known.get(args.pairing, {}).get("rows", {}), **rows}
-        settings = {"window": args.window, "warm-up": args.warm_up, "steps": args.steps}
-        known[args.pairing] = {"machine": machine(), **settings, "rows": rows}
-        args.outfile.write_text(json.dumps(known, indent=1) + "\n")
+        found = rows["rows"].setdefault(way, {})  # by seed: they can be added one after another
+        for seed in args.seeds:
+            found[str(seed)] = steps_per_round(args.pairing, way, args.window, seed, *settings)
+            if args.outfile is not None:
+                args.outfile.write_text(json.dumps(known, indent=1) + "\n")
+        counts = list(found.values())
+        error = np.std(counts, ddof=1) / np.sqrt(len(counts)) if len(counts) > 1 else np.nan
+        print(f"{name}, {way}: {np.mean(counts):.2f} +- {error:.2f}", flush=True)
 
 
 if __name__ == "__main__":

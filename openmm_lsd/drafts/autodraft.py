@@ -185,9 +185,9 @@ def curvature_terms(graph: MolecularGraph, number: Number) -> list[Product]:
 
 
 def contact_terms(graph: MolecularGraph, number: Number) -> list[Product]:
-    """Of metals and salts: contacts up to the fourth power, pairs of those of an atom, which is what
-    an embedding energy is in second order, and the square corners between them, whose ends are the
-    second neighbours in fcc metals and rock salt."""
+    """Of metals and salts: contacts up to the fourth power; pairs of those of an atom, which is
+    what an embedding energy is in second order; and the square corners between them, whose ends are
+    the second neighbours in fcc metals and rock salt."""
     products: list[Product] = []
     for i, j in graph.contacts.tolist():
         products += [(number(CONTACT, i, j),) * power for power in (1, 2, 3, 4)]

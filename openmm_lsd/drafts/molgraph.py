@@ -67,7 +67,7 @@ class MolecularGraph:
         return neighbours_of(len(self.elements), self.bonds)
 
     @cached_property
-    def kinds_of_corners(self) -> dict[tuple[int, int, int], int]:
+    def kinds_of_corners(self) -> dict[tuple[int, ...], int]:
         """By i, j, k."""
         return {(i, j, k): kind for i, j, k, kind in self.corners.tolist()}
 

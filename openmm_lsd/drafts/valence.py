@@ -11,8 +11,8 @@ of three neighbours. That of a contact, a close pair in a metal or a salt, is
 
     u = (1 - exp(-a (r - r0))) / a,   a = 10/nm,
 
-in which a Morse potential is a parabola. Far from the reference (``limits``) u is held constant in the slope, so that
-the forces of a bad fit stay bounded.
+in which a Morse potential is a parabola. Far from the reference (``limits``) u is held constant in
+the slope, so that the forces of a bad fit stay bounded.
 
 This file is the readable reference; ``native/core/valence.h`` does the same, per step and per
 window.
