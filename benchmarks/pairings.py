@@ -4,7 +4,9 @@
     python benchmarks/pairings.py copper     # 32 atoms, ASE's EMT under CHGNet
     python benchmarks/pairings.py salt       # NaCl, 64 atoms, CHGNet; 'auto' only
     python benchmarks/pairings.py copper32   # and copper108: EMT under SevenNet's 7net-0
-    python benchmarks/pairings.py silicon64  # and salt64: 7net-0; 'auto' only
+    python benchmarks/pairings.py silicon64  # salt64 and urea32: 7net-0; 'auto' only
+    python benchmarks/pairings.py metal32    # and metal108: EMT as the target; 'auto' only
+    python benchmarks/pairings.py metal32 --pressure 1  # with a barostat
 
 Each pairing: the draft as it is, the same with learning, 'auto', and the published rule (one
 constant offset for the whole window) on the same draft.
@@ -83,6 +85,30 @@ def salt_by_sevennet():
     return *crystal(atoms), sevennet(atoms), "auto", 0.002, 300.0
 
 
+def urea():
+    """A molecular crystal, 32 atoms: Swaminathan et al., Acta Cryst. B40, 300 (1984)."""
+    from ase.spacegroup import crystal as by_symmetry
+
+    sites = {
+        "C": (0.0, 0.5, 0.3280),
+        "O": (0.0, 0.5, 0.5962),
+        "N": (0.1447, 0.6447, 0.1785),
+        "H": (0.2552, 0.7552, 0.2872),
+        "H2": (0.1428, 0.6428, -0.0348),
+    }
+    symbols = [name[0] for name in sites]
+    cell = [5.565, 5.565, 4.684, 90, 90, 90]
+    atoms = by_symmetry(symbols, list(sites.values()), spacegroup=113, cellpar=cell) * (1, 1, 2)
+    return *crystal(atoms), sevennet(atoms), "auto", 0.001, 300.0
+
+
+def metal(repeats):
+    from ase.calculators.emt import EMT
+
+    atoms = ase.build.bulk("Cu", cubic=True) * (repeats, repeats, repeats)
+    return *crystal(atoms), ASETarget(EMT(), atoms.numbers), "auto", 0.005, 300.0
+
+
 def crystal(atoms):
     """Topology and positions in nm."""
     topology = app.Topology()
@@ -102,6 +128,9 @@ PAIRINGS = {
     "copper108": partial(copper_by_sevennet, 3),
     "silicon64": silicon,
     "salt64": salt_by_sevennet,
+    "urea32": urea,
+    "metal32": partial(metal, 2),
+    "metal108": partial(metal, 3),
 }
 WAYS = {
     "draft": ("given", False, LSDIntegrator),
@@ -112,11 +141,13 @@ WAYS = {
 }
 
 
-def steps_per_round(pairing, way, window, seed, warm_up, steps, temperature):
+def steps_per_round(pairing, way, window, seed, warm_up, steps, temperature, pressure):
     topology, positions, target, given, step_size, usual = PAIRINGS[pairing]()
     temperature = temperature or usual
     draft, learning, kind = WAYS[way]
     system = systems.with_target(topology, target)
+    if pressure is not None:
+        system.addForce(openmm.MonteCarloBarostat(pressure, temperature, 25))
     integrator = kind(
         temperature,
         1.0,
@@ -144,6 +175,7 @@ def main():
     parser.add_argument("pairing", choices=list(PAIRINGS))
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--temperature", type=float, help="K; by default the pairing's")
+    parser.add_argument("--pressure", type=float, help="bar; by default the volume is constant")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--warm-up", type=int, default=600, help="steps, in which drafts learn")
     parser.add_argument("--steps", type=int, default=600)
@@ -152,7 +184,8 @@ def main():
     args = parser.parse_args()
     name = f"{args.pairing}, K = {args.window}"
     name += "" if args.temperature is None else f", {args.temperature:g} K"
-    settings = (args.warm_up, args.steps, args.temperature)
+    name += "" if args.pressure is None else f", {args.pressure:g} bar"
+    settings = (args.warm_up, args.steps, args.temperature, args.pressure)
     known = {}
     if args.outfile is not None and args.outfile.exists():
         known = json.loads(args.outfile.read_text())
