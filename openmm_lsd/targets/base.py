@@ -8,13 +8,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from time import perf_counter
-from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import openmm
 from numpy.typing import ArrayLike, NDArray
 from openmm import unit
 
+from ..contexts.autotune import recall, remember
+from ..contexts.digests import digest_of
 from ..core.clock import Times
 from ..core.errors import checked_forces
 
@@ -219,14 +221,26 @@ class Parts:
         energies, forces = zip(*results, strict=True)
         return np.concatenate(energies), np.concatenate(forces)
 
-    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+    def prepare(self, positions: Array, batch: int, box: Array | None, model: str) -> None:
         """Find out whether ``batch`` states near ``positions`` (N, 3) nm are faster in parts.
 
         A batch is halved as long as that makes it a third faster: what is chosen must not depend on
-        what else the machine does.
+        what else the machine does. It is chosen once in a process for as many states of a
+        ``model``, so that two runs with one seed agree to the last bit; restarts bring it.
         """
         if batch == 1:
             return
+        key = f"parts {digest_of(model, positions.shape, batch)}"
+        size = recall(key, range(1, batch + 1))
+        if size is None:
+            size = self._find_fastest(positions, batch, box)
+            if size is None:
+                return
+            remember(key, size)
+        self._fast[batch] = size
+
+    def _find_fastest(self, positions: Array, batch: int, box: Array | None) -> int | None:
+        """The size of the parts; None if they cannot be compared."""
         states, size = perturb(positions, batch, 0.002), batch
         self._fast.pop(batch, None)
         try:
@@ -239,10 +253,10 @@ class Parts:
                 size, seconds = half, in_halves
         except Exception as error:  # whatever an implementation may raise; it will raise it again
             logger.info("parts of a batch could not be compared (%s)", error)
-            return
+            return None
         if size < batch:
-            self._fast[batch] = size
             logger.info("%d states: %d at a time are faster", batch, size)
+        return size
 
     def _seconds_per_state(self, states: Array, box: Array | None) -> float:
         """In one call; the first does not count, unless it takes long."""
@@ -252,6 +266,13 @@ class Parts:
             self(states, box)
             found.append(perf_counter() - begin)
         return min(found[1:] or found) / len(states)
+
+
+def describe_model(model: Any, *more: object) -> str:
+    """Which model it is, and what ``more`` its speed depends on."""
+    parameters: Any = getattr(model, "parameters", tuple)()  # of TorchSim's models some have none
+    numbers = sum(parameter.numel() for parameter in parameters)
+    return repr((type(model).__qualname__, numbers, *map(str, more)))
 
 
 # What torch says: of the machine's memory (a plain RuntimeError; one wording for each of its

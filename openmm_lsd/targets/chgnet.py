@@ -16,6 +16,7 @@ from .base import (
     Evaluation,
     Parts,
     checked,
+    describe_model,
     finite_rows,
     is_out_of_memory,
 )
@@ -85,7 +86,7 @@ class CHGNetTarget(BatchedTarget):
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """See BatchedTarget."""
-        self._in_parts.prepare(positions, batch, box)
+        self._in_parts.prepare(positions, batch, box, describe_model(self._model))
 
     def _evaluate(self, positions: Array, box: Array) -> Evaluation:
         lattice = self._lattice_of(box * ANGSTROM_PER_NM)

@@ -19,6 +19,7 @@ from .base import (
     Evaluation,
     Parts,
     checked,
+    describe_model,
     finite_rows,
     is_out_of_memory,
     on_host,
@@ -115,7 +116,8 @@ class ModelTarget(BatchedTarget):
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """See BatchedTarget."""
-        self._in_parts.prepare(positions, batch, box if self.periodic else None)
+        model = describe_model(self._model, self._dtype, self._device)
+        self._in_parts.prepare(positions, batch, box if self.periodic else None, model)
 
     def _check(self, positions: Array) -> None:
         count = len(self._numbers)

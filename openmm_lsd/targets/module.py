@@ -14,6 +14,7 @@ from .base import (
     Evaluation,
     Parts,
     checked,
+    describe_model,
     is_out_of_memory,
     on_host,
 )
@@ -83,7 +84,8 @@ class ModuleTarget(BatchedTarget):
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """See BatchedTarget."""
-        self._in_parts.prepare(positions, batch, box)
+        model = describe_model(self._module, self._dtype, self._device)
+        self._in_parts.prepare(positions, batch, box, model)
 
     def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
         if self._periodic and box is None:

@@ -272,6 +272,9 @@ class TorchForceTarget(BatchedTarget):
             ways = [("loop", tuple(self._executors))]
             energies, forces = reference
             self.plans[1] = self._chosen(ways, states[:1], box, (energies[:1], forces[:1]))
+        if self.plans[batch].batching != "loop":
+            model = digest_of(self._graph(), self._dtype, self._device, self._most_threads())
+            self._in_parts.prepare(positions, batch, box, model)
 
     def _first_right(self, states: Array, box: Array | None, reference: Evaluation) -> Plan:
         """The first batching whose results are right; states are too slow to try what is faster."""
@@ -289,8 +292,8 @@ class TorchForceTarget(BatchedTarget):
         reference: Evaluation,
     ) -> Plan:
         """The fastest plan of the first of ``ways`` (batching, executors) that is right."""
-        graph, threads = str(self._executors["scripted"].inlined_graph), self._most_threads()
-        key = f"plan {digest_of(graph, states.shape, self._dtype, self._device, threads)}"
+        threads = self._most_threads()
+        key = f"plan {digest_of(self._graph(), states.shape, self._dtype, self._device, threads)}"
         ranks = [self._plans(batching, executors, len(states)) for batching, executors in ways]
         known = recall(key, itertools.chain(*ranks))
         wrong = set()
@@ -316,6 +319,10 @@ class TorchForceTarget(BatchedTarget):
                 return chosen
         remember(key, self._one_by_one)
         return self._one_by_one
+
+    def _graph(self) -> str:
+        """What the module computes, as text."""
+        return str(self._executors["scripted"].inlined_graph)
 
     def _plans(self, batching: str, executors: Sequence[str], states: int) -> list[Plan]:
         """Ways to run so many states with this batching."""

@@ -19,6 +19,7 @@ from .base import (
     Evaluation,
     Parts,
     checked,
+    describe_model,
     finite_rows,
     is_out_of_memory,
     on_host,
@@ -129,7 +130,7 @@ class TorchSimTarget(BatchedTarget):
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """See BatchedTarget."""
-        self._in_parts.prepare(positions, batch, box)
+        self._in_parts.prepare(positions, batch, box, describe_model(self._model))
 
     def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
         results = self._model(self._state(positions, box))
