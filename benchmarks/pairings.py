@@ -24,7 +24,7 @@ from openmm import app, unit
 
 from openmm_lsd import LSDIntegrator, systems
 from openmm_lsd.commands.benchmark import machine
-from openmm_lsd.targets import ASETarget, CHGNetTarget
+from openmm_lsd.targets import ASETarget, BatchedTarget, CHGNetTarget
 
 DIPEPTIDE = Path(__file__).resolve().parent.parent / "systems" / "alanine_dipeptide"
 
@@ -61,11 +61,34 @@ def salt():
     return *crystal(atoms), CHGNetTarget("0.3.0", atoms.numbers), "auto", 0.002, 300.0
 
 
-def sevennet(atoms):
-    """7net-0, from the weights in its wheel; sevenn cannot be installed beside mace-torch."""
+def sevennet(atoms, name="7net-0"):
+    """From the weights in its wheel; sevenn cannot be installed beside mace-torch."""
     from sevenn.calculator import SevenNetCalculator
 
-    return ASETarget(SevenNetCalculator("7net-0", device="cpu"), atoms.numbers)
+    return ASETarget(SevenNetCalculator(name, device="cpu"), atoms.numbers)
+
+
+def small_and_large():
+    atoms = ase.build.bulk("Si", cubic=True)
+    return *crystal(atoms), sevennet(atoms, "7net-l3i5"), sevennet(atoms), 0.002, 300.0
+
+
+class Ensemble(BatchedTarget):
+    """The mean of several targets."""
+
+    def __init__(self, members):
+        self.members = members
+
+    def evaluate(self, positions, box=None):
+        found = [member.evaluate(positions, box) for member in self.members]
+        energies, forces = zip(*found, strict=True)
+        return np.mean(energies, axis=0), np.mean(forces, axis=0)
+
+
+def member_and_ensemble():
+    atoms = ase.build.bulk("Si", cubic=True)
+    members = [CHGNetTarget(name, atoms.numbers) for name in ("0.2.0", "0.3.0")]
+    return *crystal(atoms), Ensemble(members), members[1], 0.002, 300.0
 
 
 def copper_by_sevennet(repeats):
@@ -128,6 +151,8 @@ PAIRINGS = {
     "copper108": partial(copper_by_sevennet, 3),
     "silicon64": silicon,
     "salt64": salt_by_sevennet,
+    "silicon8": small_and_large,
+    "ensemble": member_and_ensemble,
     "urea32": urea,
     "metal32": partial(metal, 2),
     "metal108": partial(metal, 3),

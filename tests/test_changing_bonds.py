@@ -115,7 +115,8 @@ def test_molecules_in_a_plane_have_bonds():
 
 
 def test_metals_commit_long_windows():
-    """Copper by the effective medium theory, at 5 fs: without a draft it is 2.9 steps per round."""
+    """Copper by the effective medium theory, at 5 fs: without a draft it is 4.4 steps per round,
+    with cubic pairs alone 9.6."""
     emt = pytest.importorskip("ase.calculators.emt")
     numbers, positions, box = crystal("Cu")
     system = system_without_forces(numbers)
@@ -125,10 +126,11 @@ def test_metals_commit_long_windows():
     for _ in numbers:
         topology.addAtom("CU", app.element.copper, residue)
     topology.setPeriodicBoxVectors(box)
-    integrator = auto(0.005, target=ASETarget(emt.EMT(), numbers), topology=topology)
+    target = ASETarget(emt.EMT(), numbers)
+    integrator = auto(0.005, target=target, topology=topology)
     context = context_of(system, integrator, positions)
     integrator.step(300)
-    assert steps_per_round(integrator, 300) > 6
+    assert steps_per_round(integrator, 300) > 11.5
     assert context.getState().getStepCount() == 600
 
 

@@ -57,6 +57,18 @@ def test_gfn2(run):
     assert len(frames("gfn2.dcd")) == 16 and lines("gfn2.csv") == 17
 
 
+def test_crystal(run):
+    pytest.importorskip("chgnet")
+    ase_io = pytest.importorskip("ase.io")
+    told = run("crystal.py", "--steps", 16, "--repeat", 1, "--pressure", 1)
+    assert "steps per round" in told
+    assert lines("crystal.csv") == 17
+    start, end = ase_io.read(EXAMPLES / "NaCl.cif"), ase_io.read("crystal.cif")
+    assert end.get_chemical_symbols() == start.get_chemical_symbols()
+    moved = (end.get_scaled_positions() - start.get_scaled_positions() + 0.5) % 1.0 - 0.5
+    assert 0 < np.abs(moved).max() < 0.1  # it is still the crystal
+
+
 def test_torch_module(run):
     assert "cos(phi - phi0)" in run("torch_module.py", "--steps", 20)
     bonds = mdtraj.compute_distances(frames("biased.dcd"), [[4, 6]])
