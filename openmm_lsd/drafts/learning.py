@@ -21,8 +21,8 @@ Array = NDArray[np.float64]
 logger = logging.getLogger(__name__)
 
 # Of the diagonal; the former over the number of steps. In full from so many parameters for each
-# equation of a step on, with fewer in proportion: a crystal has a dozen in all.
-RIDGE_OF_ONE_STEP, LEAST_RIDGE, MANY_PARAMETERS = 0.3, 0.001, 6
+# equation of a step on, with fewer as their square: a crystal has a dozen, well known at once.
+RIDGE_OF_ONE_STEP, LEAST_RIDGE, MANY_PARAMETERS = 0.3, 0.001, 2
 WEIGHT_OF_DIFFERENCES = 300.0  # of forces: 1
 EQUATIONS_PER_PARAMETER = 6
 FIRST_FIT = 16  # steps
@@ -388,7 +388,7 @@ class Learner:
         equations = self._learned * len(self._weights) / EQUATIONS_PER_PARAMETER
         count = max([self._stages[0], *(each for each in self._stages if each <= equations)])
         ridge = max(LEAST_RIDGE, RIDGE_OF_ONE_STEP / max(1, self._learned))
-        ridge *= min(1.0, count / (MANY_PARAMETERS * len(self._weights)))
+        ridge *= min(1.0, count / (MANY_PARAMETERS * len(self._weights))) ** 2
         parameters = self._regression.solve(ridge, count)
         if not np.isfinite(parameters).all():
             logger.warning("the draft's fit is not finite; it stays as it was")
