@@ -180,7 +180,8 @@ def curvature_terms(graph: MolecularGraph, number: Number) -> list[Product]:
     for i, j, k, m in torsions_of(graph):
         first, second = number(ANGLE, i, j, k), number(ANGLE, j, k, m)
         products += [(number(TORSION, i, j, k, m), first, second), (first, second)]
-        products += [(number(DISTANCE, i, j), second), (number(DISTANCE, k, m), first)]
+        bonds = number(DISTANCE, i, j), number(DISTANCE, k, m)
+        products += [(bonds[0], second), (bonds[1], first), bonds]
     return products
 
 
