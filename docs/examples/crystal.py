@@ -1,4 +1,4 @@
-"""A crystal by a pretrained network: from a CIF file to a trajectory, drafted without a force field.
+"""A crystal by a pretrained network: from a CIF file to a trajectory, without a force field.
 
     pip install "openmm-lsd[ase,chgnet]"
     python docs/examples/crystal.py --steps 2000
