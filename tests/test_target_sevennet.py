@@ -1,0 +1,61 @@
+"""SevenNet with the weights of its package, as an ASE calculator.
+
+sevenn needs e3nn 0.5 or later and mace-torch 0.4.4, so this runs in an environment of its own:
+
+    pip install "openmm-lsd[sevennet]" pytest && pytest tests/test_target_sevennet.py
+"""
+
+import numpy as np
+import openmm
+import pytest
+from openmm import app, unit
+
+from openmm_lsd import LSDIntegrator, systems
+from openmm_lsd.targets import ASETarget, validate_target
+
+try:
+    calculators = pytest.importorskip("sevenn.calculator")
+except ValueError as error:  # sevenn's, if another e3nn is installed
+    pytest.skip(str(error), allow_module_level=True)
+build = pytest.importorskip("ase.build")
+
+
+@pytest.fixture(scope="module")
+def silicon():
+    """ase.Atoms, 8 of them, with 7net-0."""
+    atoms = build.bulk("Si", cubic=True)
+    atoms.calc = calculators.SevenNetCalculator("7net-0", device="cpu")
+    return atoms
+
+
+def test_it_is_a_sound_target(silicon):
+    target = ASETarget(silicon.calc, silicon)
+    rng = np.random.default_rng(1)
+    positions = 0.1 * silicon.positions + 0.005 * rng.standard_normal((8, 3))
+    box = 0.1 * np.array(silicon.cell)
+    validate_target(target, positions, silicon.get_masses(), box=box)
+
+
+def test_a_run(silicon):
+    """Without a draft it would be 4 steps per round."""
+    crystal = systems.from_ase(silicon)
+    integrator = LSDIntegrator(
+        300,
+        1,
+        0.002,
+        "auto",
+        topology=crystal.topology,
+        windowLength=8,
+        randomNumberSeed=1,
+    )
+    platform = openmm.Platform.getPlatform("Reference")
+    simulation = app.Simulation(crystal.topology, crystal.target, integrator, platform)
+    simulation.context.setPositions(crystal.positions)
+    simulation.context.setVelocitiesToTemperature(600, 1)
+    simulation.step(180)
+    before = integrator.statistics
+    simulation.step(80)
+    assert integrator.statistics.since(before).steps_per_round > 5.5
+    positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)
+    moved = positions.value_in_unit(unit.nanometer) - 0.1 * silicon.positions
+    assert 0 < np.abs(moved).max() < 0.05
