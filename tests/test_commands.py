@@ -296,7 +296,7 @@ def test_warm_up_of_an_estimate(monkeypatch, words, warm_up):
 
 def test_version_and_help(capsys):
     assert command("--version") == 0
-    assert capsys.readouterr().out == "openmm-lsd 0.1.0\n"
+    assert capsys.readouterr().out == "openmm-lsd 0.2.0\n"
     for name in ABBREVIATED:
         assert command(name, "--help") == 0
         text = capsys.readouterr().out

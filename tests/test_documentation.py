@@ -28,7 +28,7 @@ def test_the_readme_runs_as_printed():
     assert result.returncode == 0, result.stderr
     assert WITH_CODE[0].name == "README.md" and "steps per round" in result.stdout
     files = ast.literal_eval(result.stdout.splitlines()[-1])
-    assert files["out.dcd"] > 2 * 22 * 12
+    assert files["trajectory.dcd"] > 2 * 22 * 12
 
 
 @pytest.mark.parametrize("page", WITH_CODE[1:], ids=attrgetter("name"))

@@ -6,7 +6,6 @@ import dataclasses
 import itertools
 from functools import cached_property
 
-import mdtraj
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from openmm import app, unit
@@ -250,6 +249,8 @@ def close_pairs(positions: Array, cutoff: float, box: Array | None = None) -> Pa
 
         pairs = KDTree(positions).query_pairs(cutoff, output_type="ndarray")
         return pairs[np.lexsort(pairs.T[::-1])].astype(int).reshape(-1, 2)
+    import mdtraj  # takes a while to import
+
     frame = mdtraj.Trajectory(positions[None], None)
     frame.unitcell_vectors = box[None]
     lists = mdtraj.compute_neighborlist(frame, cutoff, periodic=True)

@@ -51,7 +51,7 @@ BATCH_PERTURBATION = 0.01  # nm
 SLOW = 0.5  # s per state, above which a batch that is right is good enough
 BATCHINGS = ("batch", "vmap", "loop")  # the first that works is the fastest
 
-INSTALL = 'pip install "torch>=2.9,<2.10" openmmtorch==1.5'
+INSTALL = 'pip install "openmm-lsd[torchforce]"'
 
 
 def import_openmmtorch() -> Any:
