@@ -51,7 +51,7 @@ from openmm_lsd.commands.timing import seconds_per_step
 from openmm_lsd.contexts.checks import default_box
 from openmm_lsd.targets import ContextTarget, ModuleTarget, TorchForceTarget
 from openmm_lsd.targets.base import perturb
-from openmm_lsd.targets.torchforce import import_openmmtorch
+from openmm_lsd.targets.torchplugin import import_openmmtorch
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCHES = (1, 2, 4, 8, 16, 32, 64)

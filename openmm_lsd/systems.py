@@ -32,7 +32,7 @@ from .targets import ASETarget, BatchedTarget, as_target
 from .targets.base import Array, Evaluation
 from .targets.ofsubset import module_of_atoms
 from .targets.pythonforce import Batched
-from .targets.torchforce import import_openmmtorch
+from .targets.torchplugin import import_openmmtorch
 
 if TYPE_CHECKING:
     import ase
@@ -397,7 +397,7 @@ def with_target(
     atoms = None if atoms is None else list(atoms)
     system, box = _particles_of(particles, atoms)
     function = evaluate_at if target.uses_times else evaluate
-    force = openmm.PythonForce(Batched(function, target.keeps_cores_busy))
+    force = openmm.PythonForce(Batched(function, target))
     if atoms is not None:
         force.setParticles(list(map(int, atoms)))
     elif box is not None and not target.takes_box:

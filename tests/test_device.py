@@ -32,7 +32,7 @@ from openmm_lsd.commands.case import choose_platform
 from openmm_lsd.contexts.checks import default_box
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import ContextTarget
-from openmm_lsd.targets.torchforce import check_torch_forces
+from openmm_lsd.targets.torchplugin import check_torch_forces
 
 PRECISIONS = ["single", "mixed", "double"] if ON_DEVICE else [None]
 

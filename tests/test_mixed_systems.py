@@ -21,8 +21,8 @@ from test_rigid_molecules import create, molecules
 
 from openmm_lsd import LSDIntegrator, TargetError, TargetMismatchError, batched, systems
 from openmm_lsd.targets import BatchedTarget
-from openmm_lsd.targets.torchforce import import_openmmtorch
 from openmm_lsd.targets.torchgraph import particles_in_program
+from openmm_lsd.targets.torchplugin import import_openmmtorch
 
 TOLERANCE = 1e-4 if ON_DEVICE else 1e-7  # of positions in nm
 STIFFNESS, LENGTH = 3_000.0, 0.25

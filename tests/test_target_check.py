@@ -20,10 +20,10 @@ from particles import (
 from test_validate import FAULTS, MASSES, NotFinite, OrderDependent, Springs
 from test_validate import POSITIONS as SPRING_POSITIONS
 
-from openmm_lsd import TargetMismatchError, batched
+from openmm_lsd import TargetMismatchError, batched, systems
 from openmm_lsd.contexts.checks import default_box, masses_of
 from openmm_lsd.integrator import targetcheck
-from openmm_lsd.targets import BatchedTarget, ContextTarget, validate_target
+from openmm_lsd.targets import ASETarget, BatchedTarget, ContextTarget, validate_target
 
 
 def twisted(state):
@@ -273,3 +273,53 @@ def test_forces_of_another_potential_are_refused(simulate, refused):
     system = system_of(harmonic_bonds(2000.0), external_force("x^2", 4))
     simulation = simulate(system, lsd(target=target), POSITIONS, VELOCITIES)
     refused(simulation, TargetMismatchError, "forces of the target and of the Context")
+
+
+# Evaluated one after another
+
+
+def loop_in_python(state):
+    positions = state.getPositions(asNumpy=True)._value
+    return 0.0, -500.0 * positions
+
+
+@batched
+def springs_of_all(positions, box, parameters):
+    return 250.0 * (positions**2).sum(axis=(1, 2)), -500.0 * positions
+
+
+class Calculator:
+    """As much of an ASE calculator as ASETarget asks for."""
+
+    implemented_properties = ("energy", "forces")
+
+    def get_property(self, name, atoms, allow_calculation=True):
+        return 0.0 if name == "energy" else -0.1 * atoms.positions
+
+
+def of_ase():
+    pytest.importorskip("ase")
+    return ASETarget(Calculator(), np.ones(len(POSITIONS), dtype=int))
+
+
+def force_of(kind):
+    if kind == "a target of ASE":
+        return systems.with_target(system_of(), of_ase())
+    function = loop_in_python if kind == "PythonForce" else springs_of_all
+    return system_of(openmm.PythonForce(function))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("PythonForce", "decorator openmm_lsd.batched"),
+        ("a target of ASE", "ASE calculator"),
+        ("batched", None),
+    ],
+)
+def test_what_gains_nothing_is_said_once(simulate, caplog, kind, says):
+    targetcheck._warn_of_no_gain.cache_clear()
+    for _ in range(2):
+        simulate(force_of(kind), lsd(windowLength=4), POSITIONS, VELOCITIES).step(4)
+    assert caplog.text.count("evaluated one after another") == (says is not None)
+    assert says is None or says in caplog.text

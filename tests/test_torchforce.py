@@ -147,6 +147,7 @@ def test_torch_force_in_one_batch(kind):
     assert np.abs(expected[1]).max() > 10.0
     assert_same(batch.evaluate(states, BOX), expected)
     assert batch.plan(16).batching == batching
+    assert (batch.one_by_one is not None) == (batching == "loop")
     for row in range(3):  # a state alone has a plan of its own
         alone = slice(row, row + 1)
         assert_same(batch.evaluate(states[alone], BOX), [part[alone] for part in expected])

@@ -26,7 +26,7 @@ from ..integrator.integrator import LSDIntegrator
 from ..structures import formula
 from ..systems import MolecularSystem
 from ..targets import BatchedTarget
-from ..targets.torchforce import check_torch_forces
+from ..targets.torchplugin import check_torch_forces
 from .rigidity import constraints_in_words
 
 Array = NDArray[np.float64]

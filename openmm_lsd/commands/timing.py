@@ -9,7 +9,7 @@ import openmm
 
 from ..contexts.autotune import time_candidates
 from ..contexts.cores import allowed_cores
-from ..targets.torchforce import as_torch_force
+from ..targets.torchplugin import as_torch_force
 from .case import Array, Case, Log, Run
 
 TRIALS = 5

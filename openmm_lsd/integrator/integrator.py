@@ -26,7 +26,7 @@ from ..core.statistics import Round, Statistics, Stopwatch
 from ..drafts.contextengine import ContextEngine
 from ..drafts.nativeengine import NativeEngine, NativeSubsetEngine
 from ..targets import BatchedTarget, as_target
-from ..targets.torchforce import check_torch_forces, load_plugin
+from ..targets.torchplugin import check_torch_forces, load_plugin
 from .arguments import (
     check_scheme_name,
     draft_of,

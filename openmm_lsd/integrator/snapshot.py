@@ -19,7 +19,7 @@ from .._native import existing_system, note_movement
 from ..contexts.digests import digest_of
 from ..contexts.forcecontext import copy_constraints, copy_particles, groups_of
 from ..targets.pythonforce import as_python_force
-from ..targets.torchforce import as_torch_force
+from ..targets.torchplugin import as_torch_force
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from time import perf_counter
 from typing import NamedTuple
 
@@ -80,6 +81,8 @@ def set_up_target(
     if is_slow:
         logger.info("a state takes %.3g s: as few as possible are evaluated", seconds)
     prepare_target(target, around, window, is_slow)
+    if target.one_by_one is not None:
+        _warn_of_no_gain(target.one_by_one)
     if not np.isfinite(forces).all():
         return None
     check_new_target(target, around, is_slow)
@@ -89,6 +92,16 @@ def set_up_target(
         check_gradient_of_system(target, around)
     _tell_time(perf_counter() - begin, seconds)
     return seconds
+
+
+@cache
+def _warn_of_no_gain(reason: str) -> None:
+    """Once in a process, however many Contexts there are."""
+    logger.warning(
+        "the states of a window are evaluated one after another, so LSD cannot be much faster than "
+        "plain dynamics: %s",
+        reason,
+    )
 
 
 def prepare_target(target: BatchedTarget, around: Surroundings, window: int, is_slow: bool) -> None:

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 INSTALL = 'pip install "openmm-lsd[ase]"'
+ONE_BY_ONE = (
+    "an ASE calculator takes one state; spread the states over workers with a RayTarget, or take "
+    "one of openmm_lsd.targets if there is one for this potential"
+)
 PARTLY_PERIODIC = (
     "the Atoms are periodic in some directions only, pbc = {}; OpenMM knows three or none: set all "
     "three, with enough vacuum in the cell, or none"
@@ -102,6 +106,11 @@ class ASETarget(BatchedTarget):
         self._angstrom_per_nm = ase.units.nm / ase.units.Angstrom
         self._kj_per_mol = ase.units.kJ / ase.units.mol
         self._kj_per_mol_nm = self._kj_per_mol / ase.units.nm
+
+    @property
+    def one_by_one(self) -> str | None:
+        """See BatchedTarget."""
+        return ONE_BY_ONE
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; the rows after the first failing state are NaN."""

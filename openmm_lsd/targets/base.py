@@ -76,6 +76,12 @@ class BatchedTarget(ABC):
     takes_box = True  # else a periodic box makes no difference to it
     keeps_cores_busy = False  # in this process: nothing else had better run beside it
 
+    @property
+    def one_by_one(self) -> str | None:
+        """Why a batch takes as long as its states one after another, and what to do about that;
+        None if it does not."""
+        return None
+
     @abstractmethod
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """Energies (B,) in kJ/mol and forces (B, N, 3) in kJ/mol/nm.

@@ -40,6 +40,11 @@ class EmbeddedTarget(BatchedTarget):
         result[..., self._rows, :] = positions
         return result
 
+    @property
+    def one_by_one(self) -> str | None:
+        """See BatchedTarget."""
+        return self._target.one_by_one
+
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
         return self.evaluate_at(positions, box)
@@ -91,6 +96,11 @@ class CompletedTarget(BatchedTarget):
         self._target, self._shared, self._subset = target, shared, subset
         self.gives_energies, self.conservative = target.gives_energies, target.conservative
         self.uses_times = target.uses_times or shared.uses_times
+
+    @property
+    def one_by_one(self) -> str | None:
+        """See BatchedTarget."""
+        return self._target.one_by_one
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""

@@ -27,18 +27,30 @@ from .base import (
 
 BatchFunction = Callable[..., tuple[ArrayLike, ArrayLike]]
 
+ONE_BY_ONE = (
+    "the function of a PythonForce takes one state; write it for positions (B, n, 3) under the "
+    "decorator openmm_lsd.batched, take one of openmm_lsd.targets if there is one for this "
+    "potential, or spread the states over workers with a RayTarget"
+)
+
 _called = threading.local()
 
 
 class Batched:
     """A computation for openmm.PythonForce that takes any number of states; see ``batched``."""
 
-    def __init__(self, function: BatchFunction, keeps_cores_busy: bool = False) -> None:
-        self.function, self.keeps_cores_busy = function, keeps_cores_busy
+    def __init__(self, function: BatchFunction, target: BatchedTarget | None = None) -> None:
+        self.function, self._target = function, target
+        self.keeps_cores_busy = target is not None and target.keeps_cores_busy
         self.__module__, self.__doc__ = function.__module__, function.__doc__
         self.__name__, self.__qualname__ = function.__name__, function.__qualname__
         names = inspect.signature(function).parameters
         self._times_taken = [name for name in Times._fields if name in names]
+
+    @property
+    def one_by_one(self) -> str | None:
+        """See BatchedTarget: of the target that it hands on."""
+        return None if self._target is None else self._target.one_by_one
 
     @property
     def uses_times(self) -> bool:
@@ -150,6 +162,11 @@ class PythonForceTarget(BatchedTarget):
             step_count=settings.step_count,
             rows=settings.rows(particles) if len(particles) else None,
         )
+
+    @property
+    def one_by_one(self) -> str | None:
+        """See BatchedTarget."""
+        return ONE_BY_ONE if self.batched is None else self.batched.one_by_one
 
     def _find_batched(self, positions: Array, box: Array | None, times: Times) -> Batched | None:
         """The function behind the force, if it is one of ours: it says so when it is called."""

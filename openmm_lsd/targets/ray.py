@@ -24,6 +24,7 @@ from .rayworker import Actor, Answer, Share, as_message
 
 logger = logging.getLogger(__name__)
 
+ONE_WORKER = "there is one worker; with more of them the states are spread over these"
 DYING_TIME = 60.0  # seconds in which a worker that is ended is gone, also on a busy machine
 
 
@@ -142,6 +143,11 @@ class RayTarget(BatchedTarget):
     def close(self) -> None:
         """End the workers, and Ray if it was started here for RayTargets and this is the last."""
         self._finalizer()
+
+    @property
+    def one_by_one(self) -> str | None:
+        """See BatchedTarget."""
+        return ONE_WORKER if len(self._workers) == 1 else None
 
     @property
     def pids(self) -> list[int]:

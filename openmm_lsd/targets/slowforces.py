@@ -20,8 +20,9 @@ from ..contexts.sharedforces import reach_of_sum
 from .base import Array, Evaluation, ForceSettings
 from .openmmml import pickled_function
 from .pythonforce import Batched, PythonForceTarget, as_python_force
-from .torchforce import TorchForceTarget, as_torch_force
+from .torchforce import TorchForceTarget
 from .torchgraph import particles_in_program
+from .torchplugin import as_torch_force
 
 Indices = NDArray[np.int64]
 

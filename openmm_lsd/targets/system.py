@@ -200,6 +200,12 @@ class SystemTarget(BatchedTarget):
             for indices in self._indices_in_contexts
         ]
 
+    @property
+    def one_by_one(self) -> str | None:
+        """See BatchedTarget; of those parts of which it is so."""
+        reasons = dict.fromkeys(part.one_by_one for part in self.parts)
+        return "; and ".join(filter(None, reasons)) or None
+
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; without a box that of the System counts."""
         return self.evaluate_at(positions, box)

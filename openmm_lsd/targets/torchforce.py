@@ -6,7 +6,6 @@ once, by trying: ``Plan`` names the ways, ``TorchForceTarget.prepare`` measures 
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import itertools
 import logging
@@ -14,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -37,6 +35,7 @@ from .base import (
     perturb,
 )
 from .cudagraph import CUDAGraphed
+from .torchplugin import as_torch_force
 
 if TYPE_CHECKING:
     import torch
@@ -51,87 +50,11 @@ BATCH_PERTURBATION = 0.01  # nm
 SLOW = 0.5  # s per state, above which a batch that is right is good enough
 BATCHINGS = ("batch", "vmap", "loop")  # the first that works is the fastest
 
-INSTALL = 'pip install "openmm-lsd[torchforce]"'
-
-
-def import_openmmtorch() -> Any:
-    """The module openmmtorch; it needs torch's libraries, so torch is imported first.
-
-    Raises
-    ------
-    ImportError
-        If either cannot be imported, with what to install.
-    """
-    try:
-        import torch  # noqa: F401
-
-        disabled = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # that a name which openmmtorch itself uses is out of date
-        try:
-            import openmmtorch
-        finally:
-            logging.disable(disabled)
-        load_plugin()
-    except ImportError as error:
-        raise ImportError(
-            f"a TorchForce needs torch 2.9 and openmmtorch, which cannot be imported here "
-            f"({error}); install them with: {INSTALL}"
-        ) from error
-    return openmmtorch
-
-
-def load_plugin() -> None:
-    """Load the TorchForce plugin if OpenMM failed to, which it does if it is imported before torch.
-
-    Loading all plugins again would register platforms twice.
-    """
-    for failure in openmm.Platform.getPluginLoadFailures():
-        library = failure.removeprefix("Error loading library ").split(":")[0]
-        if "OpenMMTorch" in Path(library).name and library not in _retried:
-            _retried.add(library)
-            try:
-                openmm.Platform.loadPluginLibrary(library)
-            except openmm.OpenMMException as error:
-                logger.info("plugin %s: %s", library, error)
-
-
-_retried: set[str] = set()
-
-
-# A function of OpenMM before 8.5, C++ name of ContextImpl::getPositions(std::vector<Vec3>&).
-GONE = "_ZN6OpenMM11ContextImpl12getPositionsERSt6vectorINS_4Vec3ESaIS2_EE"
-
-
-def check_torch_forces(system: openmm.System, platform: str) -> None:
-    """Raise ValueError if a TorchForce would end the process on this platform.
-
-    The OpenCL part of openmmtorch 1.5 calls a function that OpenMM 8.5 and later do not have.
-    """
-    if platform != "OpenCL" or not any(map(as_torch_force, system.getForces())):
-        return
-    libraries = Path(openmm.version.openmm_library_path)
-    plugins = (libraries / "plugins").glob("libOpenMMTorchOpenCL.so")
-    needs_it = any(GONE.encode() + b"\0" in plugin.read_bytes() for plugin in plugins)
-    if needs_it and not hasattr(ctypes.CDLL(str(libraries / "libOpenMM.so")), GONE):
-        raise ValueError(
-            "a TorchForce on OpenMM's OpenCL platform ends the process: this openmmtorch was built "
-            "for an older OpenMM. Pass another platform to the Simulation, such as "
-            'openmm.Platform.getPlatform("CPU"), or "CUDA" where there is a card'
-        )
-
-
-def as_torch_force(force: openmm.Force) -> Any | None:
-    """``force`` as openmmtorch.TorchForce, or None if it is something else."""
-    if type(force).__name__ == "TorchForce":
-        return force
-    # Without the plugin's Python layer OpenMM hands out a bare Force; its name gives it away.
-    if type(force).__name__ == "Force" and force.getName() == "TorchForce":
-        import_openmmtorch()
-    try:
-        from openmmtorch import TorchForce
-    except ImportError:
-        return None
-    return TorchForce.cast(force) if TorchForce.isinstance(force) else None
+ONE_BY_ONE = (
+    "the module of a TorchForce takes one state, and torch.vmap cannot run it (set the log level "
+    "of openmm_lsd to INFO to see why); write its forward for positions of shape (B, N, 3) that "
+    "gives B energies"
+)
 
 
 class Plan(NamedTuple):
@@ -221,6 +144,12 @@ class TorchForceTarget(BatchedTarget):
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
         return self._in_parts(positions, box)
+
+    @property
+    def one_by_one(self) -> str | None:
+        """See BatchedTarget."""
+        plans = (plan for size, plan in self.plans.items() if size > 1)
+        return ONE_BY_ONE if any(plan.batching == "loop" for plan in plans) else None
 
     @property
     def _one_by_one(self) -> Plan:

@@ -34,6 +34,11 @@ class VirtualSiteTarget(BatchedTarget):
         self.uses_times = target.uses_times
         self.takes_box = target.takes_box
 
+    @property
+    def one_by_one(self) -> str | None:
+        """See BatchedTarget."""
+        return self._target.one_by_one
+
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
         return self.evaluate_at(positions, box)
