@@ -1,4 +1,4 @@
-"""``openmm-lsd``: run, estimate, benchmark, validate from the command line.
+"""``openmm-lsd``: run, estimate, benchmark, validate, info from the command line.
 
 Exit status: 0; 1 if ``validate`` finds the distribution wrong; 2 for a bad file or option or a
 failure, with one line that says what; 130 after Ctrl-C.
@@ -26,7 +26,9 @@ COMMANDS = {
     "estimate": ("estimate", "does LSD pay here, and with which K?"),
     "benchmark": ("benchmark", "time LSD against plain dynamics"),
     "validate": ("validation.validate", "does LSD sample the right distribution here?"),
+    "info": ("info", "what is installed here, for bug reports"),
 }
+WITHOUT_CASE = ("info",)  # these simulate nothing
 
 
 class OneLine(argparse.ArgumentParser):
@@ -81,7 +83,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     for name, (_, text) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         options[name] = Options(command)
-        add_case_options(options[name])
+        if name not in WITHOUT_CASE:
+            add_case_options(options[name])
         _module_of(name).add_options(options[name])
     parsed = parser.parse_args(words)
     return options[parsed.name].complete(parsed)

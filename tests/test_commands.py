@@ -25,6 +25,7 @@ from openmm_lsd.commands import case as case_module
 from openmm_lsd.commands import output as output_module
 from openmm_lsd.commands import simulate as simulate_module
 from openmm_lsd.commands.estimate import smooth
+from openmm_lsd.commands.forms import FORMS
 from openmm_lsd.commands.progress import progress_line
 from openmm_lsd.commands.validation import geometry, longruns
 from openmm_lsd.commands.validation.geometry import dihedral_quadruples
@@ -292,6 +293,18 @@ def test_warm_up_of_an_estimate(monkeypatch, words, warm_up):
     with pytest.raises(FoundError) as caught:
         command("estimate", *FILES, "--target", f"{STEM}.pt", "--debug", *words)
     assert caught.value.args == (warm_up,)
+
+
+def test_info(capsys, monkeypatch):
+    assert command("info", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert "Reference" in found["platforms"] and found["packages"]["numpy"]
+    assert set(found["targets"]) >= {f"{prefix}:" for prefix in FORMS}
+    monkeypatch.setattr("openmm_lsd.commands.info.find_spec", lambda module: None)
+    assert command("info") == 0
+    told = capsys.readouterr().out
+    assert 'missing: pip install "openmm-lsd[torchforce]"' in told
+    assert "openmm-lsd 0.2.0" in told and "python:" in told
 
 
 def test_version_and_help(capsys):
