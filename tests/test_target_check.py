@@ -323,3 +323,24 @@ def test_what_gains_nothing_is_said_once(simulate, caplog, kind, says):
         simulate(force_of(kind), lsd(windowLength=4), POSITIONS, VELOCITIES).step(4)
     assert caplog.text.count("evaluated one after another") == (says is not None)
     assert says is None or says in caplog.text
+
+
+class Prepared(BatchedTarget):
+    """Notes for how many states it is prepared."""
+
+    def __init__(self):
+        self.sizes = []
+
+    def evaluate(self, positions, box=None):
+        return 250.0 * (positions**2).sum(axis=(1, 2)), -500.0 * positions
+
+    def prepare(self, positions, batch, box=None):
+        assert positions.shape == (2, 3)
+        self.sizes.append(batch)
+
+
+def test_a_target_in_a_system_is_prepared(simulate):
+    target = Prepared()
+    system = systems.with_target(system_of(), target, atoms=[1, 0])
+    simulate(system, lsd(windowLength=4), POSITIONS, VELOCITIES).step(4)
+    assert target.sizes == [4]

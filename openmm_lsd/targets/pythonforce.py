@@ -6,6 +6,7 @@ import inspect
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,15 @@ class Batched:
     def one_by_one(self) -> str | None:
         """See BatchedTarget: of the target that it hands on."""
         return None if self._target is None else self._target.one_by_one
+
+    def prepare(self, positions: Array, batch: int, box: Array | None) -> None:
+        """See BatchedTarget: of the target that it hands on."""
+        if self._target is not None:
+            self._target.prepare(positions, batch, box)
+
+    def single_states(self) -> AbstractContextManager:
+        """See BatchedTarget: of the target that it hands on."""
+        return nullcontext() if self._target is None else self._target.single_states()
 
     @property
     def uses_times(self) -> bool:
@@ -182,6 +192,16 @@ class PythonForceTarget(BatchedTarget):
         """See BatchedTarget."""
         for name in self._parameters:
             self._parameters[name] = parameters.get(name, self._parameters[name])
+
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """See BatchedTarget."""
+        if self.batched is not None:
+            own = self._own(positions[None])[0]
+            self.batched.prepare(own, batch, box if self._periodic else None)
+
+    def single_states(self) -> AbstractContextManager:
+        """See BatchedTarget."""
+        return nullcontext() if self.batched is None else self.batched.single_states()
 
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget."""
