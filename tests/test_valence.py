@@ -305,9 +305,9 @@ def test_atoms_that_symmetry_exchanges_share():
     # CCH CCH', CCH HCH, CCH HCH', HCH HCH'; torsion, torsion times angle
     first = 6 + 4 + 2 + 6 + 4 + 2
     # CC^4, CH^4, CCH^3, HCH^3; CC CCH^2, CH CCH^2, CH HCH^2; CCH^3, CCH^2 HCH (two: HCH between
-    # them or not), CCH HCH^2 (two), HCH^3 of different angles; torsion angle angle, angle angle
-    # and bond angle along it
-    assert stages == (first, first + 4 + 3 + 6 + 3)
+    # them or not), CCH HCH^2 (two), HCH^3 of different angles; torsion angle angle, angle angle,
+    # bond angle and bond bond along it
+    assert stages == (first, first + 4 + 3 + 6 + 4)
 
 
 @pytest.mark.parametrize("name", MOLECULES)
