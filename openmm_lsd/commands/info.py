@@ -51,6 +51,9 @@ def describe_installation() -> dict[str, Any]:
     ]
     targets = {"PythonForce, AMOEBA and any other System": None, "torch module": _missing("torch")}
     targets |= {name: _missing(module, extra) for name, (module, extra) in NEEDS.items()}
+    if targets["torch module"] is not None:  # these need torch, too
+        for name in ("TorchForce", "torchsim:", "chgnet:"):
+            targets[name] = f'pip install "openmm-lsd[{NEEDS[name][1]}]"'
     targets |= {f"{prefix}:": None for prefix in FORMS if f"{prefix}:" not in targets}
     return {
         "machine": machine(),
@@ -73,8 +76,11 @@ def _failures() -> list[str]:
 
 def _missing(module: str, extra: str | None = None) -> str | None:
     """The command that installs it, or None if it is there."""
-    if find_spec(module) is not None:
-        return None
+    try:
+        if find_spec(module) is not None:
+            return None
+    except ImportError:  # it is there, and broken
+        pass
     return f"pip install {module}" if extra is None else f'pip install "openmm-lsd[{extra}]"'
 
 

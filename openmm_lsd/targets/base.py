@@ -276,9 +276,10 @@ class Parts:
 
 def describe_model(model: Any, *more: object) -> str:
     """Which model it is, and what ``more`` its speed depends on."""
-    parameters: Any = getattr(model, "parameters", tuple)()  # of TorchSim's models some have none
+    parameters = list(getattr(model, "parameters", tuple)())  # some of TorchSim's have none
     numbers = sum(parameter.numel() for parameter in parameters)
-    return repr((type(model).__qualname__, numbers, *map(str, more)))
+    first = [(each.device, each.dtype) for each in parameters[:1]]
+    return repr((type(model).__qualname__, numbers, str(first), *map(str, more)))
 
 
 # What torch says: of the machine's memory (a plain RuntimeError; one wording for each of its

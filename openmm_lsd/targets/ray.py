@@ -24,7 +24,9 @@ from .rayworker import Actor, Answer, Share, as_message
 
 logger = logging.getLogger(__name__)
 
-ONE_WORKER = "there is one worker; with more of them the states are spread over these"
+ONE_WORKER = (
+    "there is one worker, whose target takes one state; with more of them states are shared"
+)
 DYING_TIME = 60.0  # seconds in which a worker that is ended is gone, also on a busy machine
 
 
@@ -112,6 +114,7 @@ class RayTarget(BatchedTarget):
         self._parameters: dict[str, float] | None = None
         self._preparations: dict[int, tuple] = {}  # by the share of a worker
         self.replaced = 0  # workers, since the start
+        self._one_by_one: str | None = None  # of a worker's target
         self._resources = _Resources()
         self._workers = self._resources.workers
         sessions.enter(self._ray, address)
@@ -147,7 +150,7 @@ class RayTarget(BatchedTarget):
     @property
     def one_by_one(self) -> str | None:
         """See BatchedTarget."""
-        return ONE_WORKER if len(self._workers) == 1 else None
+        return ONE_WORKER if len(self._workers) == 1 and self._one_by_one else None
 
     @property
     def pids(self) -> list[int]:
@@ -269,7 +272,7 @@ class RayTarget(BatchedTarget):
         ready, _ = self._ray.wait(calls, num_returns=count, timeout=self._start_timeout)
         for worker in workers:
             if worker.started in ready:
-                pid, self.uses_times = self._start_result(worker)
+                pid, self.uses_times, self._one_by_one = self._start_result(worker)
                 worker.note_start(pid)
         if len(ready) < count:
             free = self._ray.available_resources()
@@ -279,7 +282,7 @@ class RayTarget(BatchedTarget):
                 "Is it busy with something else? Else give a longer start_timeout"
             )
 
-    def _start_result(self, worker: _Worker) -> tuple[int, bool]:
+    def _start_result(self, worker: _Worker) -> tuple[int, bool, str | None]:
         """What ``Actor.start`` gave; the exception of its factory; or a WorkerError."""
         try:
             return self._get(worker.started, perf_counter() + self._start_timeout)

@@ -70,10 +70,11 @@ class Actor:
         factory: Callable[[], BatchedTarget],
         parameters: Mapping[str, float] | None,
         preparations: Sequence[tuple],
-    ) -> tuple[int, bool]:
+    ) -> tuple[int, bool, str | None]:
         """Make the target; not in the constructor, whose exceptions Ray turns into text.
 
-        Returns the process id, and whether the target's forces may depend on the time.
+        Returns the process id, whether the target's forces may depend on the time, and its
+        ``one_by_one``.
         """
         with portable_errors():
             self._target = factory()
@@ -89,7 +90,7 @@ class Actor:
                 self._target.set_parameters(parameters)
             for preparation in preparations:
                 self._target.prepare(*preparation)
-        return os.getpid(), self._target.uses_times
+        return os.getpid(), self._target.uses_times, self._target.one_by_one
 
     def set_parameters(self, parameters: Mapping[str, float]) -> None:
         with portable_errors():
