@@ -21,7 +21,8 @@ class Form(NamedTuple):
     """Of a target.
 
     ``usage`` is what a user writes and ``about`` what it means; ``extra`` names what to install,
-    ``pip install "openmm-lsd[extra]"``, if that is needed; ``build`` makes the target, or its
+    ``pip install "openmm-lsd[extra]"``, if that is needed, and ``modules`` what must be there then;
+    ``build`` makes the target, or its
     System, from what follows the prefix and a Topology.
     """
 
@@ -29,6 +30,7 @@ class Form(NamedTuple):
     about: str
     extra: str | None
     build: Callable[[str, app.Topology], BatchedTarget | openmm.System]
+    modules: tuple[str, ...] = ()
 
     @property
     def prefix(self) -> str:
@@ -67,11 +69,19 @@ def _openmmml(name: str, topology: app.Topology) -> openmm.System:
 FORMS = {
     form.prefix: form
     for form in (
-        Form("ase:MODULE:CALL", "ASE calculator", "ase", _ase),
-        Form("torchsim:MODULE:CALL", "TorchSim model", "torchsim", _torchsim),
-        Form("chgnet:NAME", "CHGNet with the weights of its package", "chgnet", _chgnet),
+        Form("ase:MODULE:CALL", "ASE calculator", "ase", _ase, ("ase",)),
+        Form(
+            "torchsim:MODULE:CALL", "TorchSim model", "torchsim", _torchsim, ("torch", "torch_sim")
+        ),
+        Form(
+            "chgnet:NAME",
+            "CHGNet with the weights of its package",
+            "chgnet",
+            _chgnet,
+            ("torch", "chgnet"),
+        ),
         Form("python:MODULE:CALL", "what as_target takes", None, _python),
-        Form("openmmml:NAME", "potential of OpenMM-ML", "mace", _openmmml),
+        Form("openmmml:NAME", "potential of OpenMM-ML", "mace", _openmmml, ("openmmml",)),
     )
 }
 

@@ -19,15 +19,6 @@ PACKAGES = (
     *("numpy", "scipy", "mdtraj", "openmmtorch", "openmmml", "mace-torch", "torchani", "ase"),
     *("torch-sim-atomistic", "chgnet", "sevenn", "ray", "matplotlib"),
 )
-# What can be a target, the module that it needs, and the extra that installs it; besides FORMS.
-NEEDS = {
-    "TorchForce": ("openmmtorch", "torchforce"),
-    "ase:": ("ase", "ase"),
-    "torchsim:": ("torch_sim", "torchsim"),
-    "chgnet:": ("chgnet", "chgnet"),
-    "openmmml:": ("openmmml", "mace"),
-    "RayTarget": ("ray", "ray"),
-}
 
 
 def add_options(options: Options) -> None:
@@ -49,12 +40,13 @@ def describe_installation() -> dict[str, Any]:
     platforms = [
         openmm.Platform.getPlatform(k).getName() for k in range(openmm.Platform.getNumPlatforms())
     ]
-    targets = {"PythonForce, AMOEBA and any other System": None, "torch module": _missing("torch")}
-    targets |= {name: _missing(module, extra) for name, (module, extra) in NEEDS.items()}
-    if targets["torch module"] is not None:  # these need torch, too
-        for name in ("TorchForce", "torchsim:", "chgnet:"):
-            targets[name] = f'pip install "openmm-lsd[{NEEDS[name][1]}]"'
-    targets |= {f"{prefix}:": None for prefix in FORMS if f"{prefix}:" not in targets}
+    targets = {
+        "PythonForce, AMOEBA and any other System": None,
+        "torch module": None if _is_there("torch") else "pip install torch",
+        "TorchForce": _install("torchforce", ("torch", "openmmtorch")),
+        "RayTarget": _install("ray", ("ray",)),
+    }
+    targets |= {f"{each.prefix}:": _install(each.extra, each.modules) for each in FORMS.values()}
     return {
         "machine": machine(),
         "packages": versions,
@@ -74,14 +66,16 @@ def _failures() -> list[str]:
     return [failure for failure in failures if "OpenMMTorch" not in failure]
 
 
-def _missing(module: str, extra: str | None = None) -> str | None:
-    """The command that installs it, or None if it is there."""
+def _install(extra: str | None, modules: tuple[str, ...]) -> str | None:
+    """The command that installs these modules, or None if all are there."""
+    return None if all(map(_is_there, modules)) else f'pip install "openmm-lsd[{extra}]"'
+
+
+def _is_there(module: str) -> bool:
     try:
-        if find_spec(module) is not None:
-            return None
-    except ImportError:  # it is there, and broken
-        pass
-    return f"pip install {module}" if extra is None else f'pip install "openmm-lsd[{extra}]"'
+        return find_spec(module) is not None
+    except ImportError:  # it is, and broken
+        return False
 
 
 def main(args: argparse.Namespace) -> int:
