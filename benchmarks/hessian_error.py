@@ -111,7 +111,32 @@ def torsion_terms(graph, number):
     return products
 
 
+def bond_pair_terms(graph, number):
+    """Outer bonds of a torsion, times it and its square."""
+    products = []
+    for i, j, k, m in torsions_of(graph):
+        t, first, last = (
+            number(TORSION, i, j, k, m),
+            number(DISTANCE, i, j),
+            number(DISTANCE, k, m),
+        )
+        products += [(t, first, last), (t, t, first, last)]
+    return products
+
+
+def bond_square_terms(graph, number):
+    """Squares of two bonds of an atom, and the square of one times the other."""
+    products = []
+    for j, around in enumerate(graph.neighbours):
+        bonds = [number(DISTANCE, i, j) for i in around]
+        products += [(p, p, q, q) for p, q in itertools.combinations(bonds, 2)]
+        products += [(p, p, q) for p, q in itertools.permutations(bonds, 2)]
+    return products
+
+
 MORE = {
+    "bond-pair": bond_pair_terms,
+    "bond-square": bond_square_terms,
     "torsion-bond": torsion_terms,
     "local-cubic": local_cubic_terms,
 }

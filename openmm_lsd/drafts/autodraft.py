@@ -16,11 +16,17 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .molgraph import BOND_TOLERANCE, SQUARE_CORNER, MolecularGraph, Pairs, covalent_radii
+from .molgraph import (
+    BOND_TOLERANCE,
+    SQUARE_CORNER,
+    MolecularGraph,
+    Pairs,
+    covalent_radii,
+    differences,
+)
 from .valence import (
     ANGLE,
     ATOMS_OF_KIND,
-    CONTACT,
     DISTANCE,
     MOST_FACTORS,
     TORSION,
@@ -36,6 +42,7 @@ Number = Callable[..., int]  # of the coordinate of a kind and atoms
 # they may with no more parameters than this.
 MOST_PARAMETERS = 800
 WIDEST_SURROUNDINGS = 8  # bonds
+MANY_ALIKE = 8  # atoms of each kind, from which on a step tells enough for more terms
 
 BOND_LIMIT = 0.04  # nm
 CONTACT_LIMIT = 0.08
@@ -46,8 +53,6 @@ ANGLE_LIMIT = 0.7  # rad
 BOND_CONSTANT = 2.6e5
 BOND_CONSTANTS_OF_HYDROGEN = {6: 2.9e5, 7: 3.6e5, 8: 4.6e5, 16: 2.3e5}  # to C, N, O, S
 ANGLE_CONSTANT, ANGLE_CONSTANT_WITH_HYDROGEN = 580.0, 420.0  # kJ/mol/rad^2
-# A bond is a Morse potential whose exponent, times its length, is this.
-MORSE_EXPONENT = 2.3
 ANGLE_CUBIC = -0.5  # 1/rad, times the coefficient of the square
 GUESSED = (DISTANCE, ANGLE)  # kinds of coordinates whose powers have guesses
 
@@ -79,7 +84,8 @@ def auto_draft(
     """A valence force field for a molecule.
 
     ``constraints`` (C, 2) are pairs of atoms at a fixed distance: what is rigid has no terms.
-    ``stages`` make the terms, as STAGES does by default; the parameters of the first come first.
+    ``stages`` make the terms, by default those of STAGES, or of STAGES_OF_MANY_ALIKE where there
+    are many atoms of each kind; the parameters of the first come first.
     Reference values of bonds and angles are means over equivalent ones at ``positions`` (N, 3) in
     nm, where a bond that is broken counts with the sum of the covalent radii; those of torsions are
     zero.
@@ -94,12 +100,16 @@ def auto_draft(
 
     # In small rings torsions share angles and bonds: each product once.
     products: list[Product] = []
-    ends: list[int] = []
-    for stage in STAGES if stages is None else stages:
+    counts: list[int] = []
+    if stages is None:
+        kinds_of_atoms = len(set(graph.colours(WIDEST_SURROUNDINGS)))
+        many = len(graph.elements) >= MANY_ALIKE * kinds_of_atoms
+        stages = STAGES_OF_MANY_ALIKE if many else STAGES
+    for stage in stages:
         made = (tuple(sorted(each)) for each in stage(graph, number))
         products += (each for each in made if RIGID not in each)
         products = list(dict.fromkeys(products))
-        ends.append(len(products))
+        counts.append(len(products))
     coordinates = list(numbers)
     for depth in range(WIDEST_SURROUNDINGS, -1, -1):
         colours = graph.colours(depth)
@@ -108,22 +118,28 @@ def auto_draft(
             break
     kinds = np.array([kind for kind, _ in coordinates], dtype=np.int32)
     atoms = np.array([_padded(each, 4, 0) for _, each in coordinates], dtype=np.int32)
+    atoms = atoms.reshape(-1, 4)
+    ends = atoms[:, :2].astype(int)
+    lengths = np.linalg.norm(differences(positions, ends, box), axis=1)
     terms = ValenceTerms(
         particles=len(graph.elements),
         kinds=kinds,
-        atoms=atoms.reshape(-1, 4),
-        references=np.zeros(len(coordinates)),
+        atoms=atoms,
+        references=np.where(kinds == DISTANCE, lengths, 0.0),
         limits=np.full(len(coordinates), np.inf),
         factors=np.array(
             [_padded(product, MOST_FACTORS, -1) for product in products], dtype=np.int32
         ).reshape(-1, MOST_FACTORS),
         classes=np.array(classes, dtype=np.int32),
     )
-    plain = np.where(kinds == CONTACT, DISTANCE, kinds)
-    references, _ = dataclasses.replace(terms, kinds=plain).coordinates(positions, box)
+    references = terms.references + terms.coordinates(positions, box)[0]
+    contacts = set(map(tuple, graph.contacts.tolist()))
+    is_contact = np.array([tuple(pair) in contacts for pair in ends.tolist()], dtype=bool)
+    is_contact &= kinds == DISTANCE
     radii = covalent_radii(graph.elements)
-    sums_of_radii = radii[terms.atoms[:, :2]].sum(axis=1)
-    is_broken = (kinds == DISTANCE) & (references > BOND_TOLERANCE * sums_of_radii)
+    sums_of_radii = radii[ends].sum(axis=1)
+    is_broken = (kinds == DISTANCE) & ~is_contact
+    is_broken &= references > BOND_TOLERANCE * sums_of_radii
     references = np.where(is_broken & (sums_of_radii > 0), sums_of_radii, references)
     each = [(q,) for q in range(len(coordinates))]
     alike, _ = _classes(each, coordinates, colours, graph.kinds_of_corners)
@@ -131,13 +147,13 @@ def auto_draft(
     means = (sums / np.bincount(alike))[alike] if len(alike) else references
     references = np.where(kinds == TORSION, 0.0, means)
     limits = np.select(
-        [kinds == CONTACT, kinds == DISTANCE, kinds == ANGLE],
+        [is_contact, kinds == DISTANCE, kinds == ANGLE],
         [CONTACT_LIMIT, BOND_LIMIT, ANGLE_LIMIT],
         np.inf,
     )
     terms = dataclasses.replace(terms, references=references, limits=limits)
     guesses = _guesses(graph, terms, products)
-    return AutoDraft(terms, guesses, tuple(1 + max(classes[:end], default=-1) for end in ends))
+    return AutoDraft(terms, guesses, tuple(1 + max(classes[:end], default=-1) for end in counts))
 
 
 def _pairs_of(atoms: Sequence[int]) -> Iterator[frozenset[int]]:
@@ -186,18 +202,20 @@ def curvature_terms(graph: MolecularGraph, number: Number) -> list[Product]:
 
 
 def contact_terms(graph: MolecularGraph, number: Number) -> list[Product]:
-    """Of metals and salts: contacts up to the fourth power; pairs of those of an atom, which is
-    what an embedding energy is in second order; and the square corners between them, whose ends are
-    the second neighbours in fcc metals and rock salt."""
+    """Of metals and salts: contacts up to the fourth power; pairs of those of an atom up to the
+    third, as in the series of an embedding energy; and the square corners between them, whose ends
+    are the second neighbours in fcc metals and rock salt."""
     products: list[Product] = []
     for i, j in graph.contacts.tolist():
-        products += [(number(CONTACT, i, j),) * power for power in (1, 2, 3, 4)]
+        products += [(number(DISTANCE, i, j),) * power for power in (1, 2, 3, 4)]
     for i, j, k, kind in graph.corners.tolist():
-        ends = number(CONTACT, i, j), number(CONTACT, j, k)
-        products.append(ends)
+        first, second = number(DISTANCE, i, j), number(DISTANCE, j, k)
+        pairs = [(first, first), (first, second), (second, second)]
+        products += [(first, second), (first, first, second), (first, second, second)]
         if kind == SQUARE_CORNER:
             corner = number(ANGLE, i, j, k)
-            products += [(corner,), (corner, corner), *((end, corner) for end in ends)]
+            products += [(corner,), (corner, corner), (first, corner), (second, corner)]
+            products += [(*pair, corner) for pair in pairs]
     return products
 
 
@@ -206,7 +224,26 @@ def terms_of_first_fit(graph: MolecularGraph, number: Number) -> list[Product]:
     return class_two_terms(graph, number) + contact_terms(graph, number)
 
 
+def bond_pair_terms(graph: MolecularGraph, number: Number) -> list[Product]:
+    """How two bonds of an atom, or at the ends of a torsion, and what lies between them change how
+    one stiffens the other. Covalent crystals need them; molecules have too many kinds of them."""
+    products: list[Product] = []
+    for j, around in enumerate(graph.neighbours):
+        for i, k in itertools.permutations(around, 2):
+            first, second = number(DISTANCE, i, j), number(DISTANCE, j, k)
+            products.append((first, first, second, second))
+            others = (number(ANGLE, i, j, end) for end in around if end not in (i, k))
+            products += [(first, second, angle) for angle in others]
+    for i, j, k, m in torsions_of(graph):
+        torsion = number(TORSION, i, j, k, m)
+        first, last = number(DISTANCE, i, j), number(DISTANCE, k, m)
+        products += [(torsion, first, last), (torsion, torsion, first, last)]
+        products.append((first, first, last, last))
+    return products
+
+
 STAGES = (terms_of_first_fit, curvature_terms)
+STAGES_OF_MANY_ALIKE = (*STAGES, bond_pair_terms)
 
 
 def torsions_of(graph: MolecularGraph) -> Iterator[tuple[int, int, int, int]]:
@@ -239,11 +276,11 @@ def _corner_of(coordinates: Sequence[Coordinate]) -> tuple[int, ...]:
     for kind, atoms in coordinates:
         if kind == ANGLE:
             return min(atoms, atoms[::-1])
-    contacts = {frozenset(atoms) for kind, atoms in coordinates if kind == CONTACT}
-    if len(contacts) != 2:
+    pairs = {frozenset(atoms) for kind, atoms in coordinates if kind == DISTANCE}
+    if len(pairs) != 2 or len(frozenset.union(*pairs)) != 3:
         return ()
-    (centre,) = frozenset.intersection(*contacts)
-    first, last = sorted(frozenset.symmetric_difference(*contacts))
+    (centre,) = frozenset.intersection(*pairs)
+    first, last = sorted(frozenset.symmetric_difference(*pairs))
     return first, centre, last
 
 
@@ -285,18 +322,18 @@ def _smallest_name(pattern: tuple[tuple[int, ...], ...]) -> tuple[tuple, set[tup
 def _guesses(graph: MolecularGraph, terms: ValenceTerms, products: Sequence[Product]) -> Array:
     """Powers of bonds and of angles have some; nothing is known about contacts."""
     guesses = np.zeros(terms.parameters)
+    unknown = {*map(tuple, graph.contacts.tolist()), *graph.kinds_of_corners}
     for product, parameter in zip(products, terms.classes, strict=True):
         q, power = product[0], len(product)
         if power < 2 or set(product) != {q} or terms.kinds[q] not in GUESSED:
             continue
         kind, length = terms.kinds[q], terms.references[q]
         atoms = terms.atoms[q, : ATOMS_OF_KIND[kind]].tolist()
-        if tuple(atoms) in graph.kinds_of_corners:
+        if tuple(atoms) in unknown:
             continue
         elements = graph.elements[atoms].tolist()
         if kind == DISTANCE:
-            exponent = MORSE_EXPONENT / length
-            series = {2: 1.0, 3: -exponent, 4: 7.0 / 12.0 * exponent**2}
+            series = {2: 1.0}
             constant = _bond_constant(elements, length)
         else:
             series = {2: 1.0, 3: ANGLE_CUBIC}

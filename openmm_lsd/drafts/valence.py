@@ -5,14 +5,14 @@ equivalent products share:
 
     E(x) = sum_m theta[class(m)] prod_f u_f(x)
 
-A coordinate u is a bond length, an angle or a distance between atoms further apart, minus its
-reference value, in nm and rad; or the cosine of a torsion, or how far a centre is out of the plane
-of three neighbours. That of a contact, a close pair in a metal or a salt, is
+A coordinate u is an angle minus its reference value, in rad; the cosine of a torsion; how far a
+centre is out of the plane of three neighbours; or, of a distance r of two atoms, in nm,
 
-    u = (1 - exp(-a (r - r0))) / a,   a = 10/nm,
+    u = (1 - exp(-a (r - r0))) / a,   a = 2.3 / r0,
 
-in which a Morse potential is a parabola. Far from the reference (``limits``) u is held constant in
-the slope, so that the forces of a bad fit stay bounded.
+in which a Morse potential is a parabola: bonds as different as C-H and Si-Si have about this a.
+Far from the reference (``limits``) u is held constant in the slope, so that the forces of a bad fit
+stay bounded.
 
 This file is the readable reference; ``native/core/valence.h`` does the same, per step and per
 window.
@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 Array = NDArray[np.float64]
 Indices = NDArray[np.int32]
 
-DISTANCE, ANGLE, TORSION, OUT_OF_PLANE, CONTACT = 0, 1, 2, 3, 4
-ATOMS_OF_KIND = np.array([2, 3, 4, 4, 2])
-CONTACT_DECAY = 10.0  # 1/nm
+DISTANCE, ANGLE, TORSION, OUT_OF_PLANE = 0, 1, 2, 3
+ATOMS_OF_KIND = np.array([2, 3, 4, 4])
+MORSE_EXPONENT = 2.3  # a times r0
 MOST_FACTORS = 4
 
 
@@ -42,13 +42,13 @@ class ValenceTerms:
     ----------
     particles : int
         N.
-    kinds : (Q,) DISTANCE, ANGLE, TORSION, OUT_OF_PLANE or CONTACT
+    kinds : (Q,) DISTANCE, ANGLE, TORSION or OUT_OF_PLANE
     atoms : (Q, 4) int
         So many count as ATOMS_OF_KIND says. The second is where the angle is, and the centre of
         what is out of plane: it changes its sign if two of the other three are exchanged, so that
         terms that are to be blind to their order need even powers of it.
     references : (Q,) nm, rad or 1
-        r0 of contacts.
+        r0 of distances, more than zero.
     limits : (Q,)
         Largest |u| at which slopes are taken.
     factors : (M, 4) int
@@ -75,14 +75,12 @@ class ValenceTerms:
         values = np.zeros(len(self.kinds))
         gradients = np.zeros((len(self.kinds), 4, 3))
         for q, (kind, (i, j, k, m)) in enumerate(zip(self.kinds, self.atoms, strict=True)):
-            if kind in (DISTANCE, CONTACT):
+            if kind == DISTANCE:
                 d = nearest_image(positions[j] - positions[i], box)
-                values[q] = np.linalg.norm(d)
-                gradients[q, 1] = d / values[q]
-                if kind == CONTACT:
-                    decay = np.exp(-CONTACT_DECAY * (values[q] - self.references[q]))
-                    values[q] = self.references[q] + (1.0 - decay) / CONTACT_DECAY
-                    gradients[q, 1] *= decay
+                length, r0 = np.linalg.norm(d), self.references[q]
+                decay = np.exp(-MORSE_EXPONENT * (length / r0 - 1.0))
+                values[q] = r0 + (1.0 - decay) * r0 / MORSE_EXPONENT
+                gradients[q, 1] = decay * d / length
                 gradients[q, 0] = -gradients[q, 1]
             elif kind == ANGLE:
                 a = nearest_image(positions[i] - positions[j], box)

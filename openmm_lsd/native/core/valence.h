@@ -17,10 +17,10 @@
 
 class ValenceTerms {
 public:
-    enum Kind : int8_t { Distance = 0, Angle = 1, Torsion = 2, OutOfPlane = 3, Contact = 4 };
-    static constexpr int numberOfKinds = 5;
-    static constexpr int atomsOfKind[numberOfKinds] = {2, 3, 4, 4, 2};
-    static constexpr double contactDecay = 10.0; // 1/nm
+    enum Kind : int8_t { Distance = 0, Angle = 1, Torsion = 2, OutOfPlane = 3 };
+    static constexpr int numberOfKinds = 4;
+    static constexpr int atomsOfKind[numberOfKinds] = {2, 3, 4, 4};
+    static constexpr double morseExponent = 2.3;
     static constexpr int mostFactors = 4;
 
     struct Coordinate {
@@ -149,7 +149,7 @@ private:
 
     std::vector<double> values, slopes; // of the variables
     // Of an angle: its cosine, and 1 / sine. Of a torsion: cosines between its first and second
-    // vector, and its second and third. Of a contact: nothing, and its slope by the length.
+    // vector, and its second and third. Of a distance: nothing, and its slope by the length.
     std::vector<double> firsts, seconds;
 
     // Derivatives of the energy by the direction, as if its parts were free, and by the length.
@@ -367,11 +367,9 @@ private:
             const Coordinate& c = coordinates[q];
             const Direction& v1 = vectors[c.vectors[0]];
             double value;
-            if (c.kind == Distance)
-                value = v1.length;
-            else if (c.kind == Contact) {
-                seconds[q] = std::exp(-contactDecay * (v1.length - c.reference));
-                value = c.reference + (1.0 - seconds[q]) / contactDecay;
+            if (c.kind == Distance) {
+                seconds[q] = std::exp(-morseExponent * (v1.length / c.reference - 1.0));
+                value = c.reference + (1.0 - seconds[q]) * c.reference / morseExponent;
             }
             else if (c.kind == OutOfPlane)
                 value = c.signs[0] * c.signs[1] * c.signs[2] *
@@ -434,10 +432,6 @@ private:
     void addPulls(size_t q, double slope, Pull& first, Pull& second, Pull& third) const {
         const Coordinate& c = coordinates[q];
         if (c.kind == Distance) {
-            first.byLength += slope;
-            return;
-        }
-        if (c.kind == Contact) {
             first.byLength += slope * seconds[q];
             return;
         }
