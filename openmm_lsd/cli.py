@@ -20,13 +20,13 @@ from .contexts.interrupts import counted_interrupts
 from .version import __version__
 
 PROGRAM = "openmm-lsd"
-# Of each the module in commands/, which has ``add_options`` and ``main``, and what it is for.
+# Of each its module in commands/, which has EXAMPLES, ``add_options`` and ``main``, and its help.
 COMMANDS = {
-    "run": ("simulate", "simulate, from files to files"),
-    "estimate": ("estimate", "does LSD pay here, and with which K?"),
+    "run": ("simulate", "run a simulation"),
+    "estimate": ("estimate", "predict whether LSD pays here, and with which K"),
     "benchmark": ("benchmark", "time LSD against plain dynamics"),
-    "validate": ("validation.validate", "does LSD sample the right distribution here?"),
-    "info": ("info", "what is installed here, for bug reports"),
+    "validate": ("validation.validate", "check that LSD samples the right distribution here"),
+    "info": ("info", "show what is installed here, for bug reports"),
 }
 WITHOUT_CASE = ("info",)  # these simulate nothing
 
@@ -81,11 +81,19 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="name", required=True, metavar="COMMAND")
     options = {}
     for name, (_, text) in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        module = _module_of(name)
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + "." * (text[-1] != "?"),
+            epilog=module.EXAMPLES,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
         options[name] = Options(command)
         if name not in WITHOUT_CASE:
             add_case_options(options[name])
-        _module_of(name).add_options(options[name])
+        module.add_options(options[name])
     parsed = parser.parse_args(words)
     return options[parsed.name].complete(parsed)
 

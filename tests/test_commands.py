@@ -357,24 +357,35 @@ def test_a_missing_picture_library_is_said_before_the_run(monkeypatch, capsys):
     assert 'pip install "openmm-lsd[plots]"' in capsys.readouterr().err
 
 
-def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capsys):
-    json_file, picture = tmp_path / "e.json", tmp_path / "e.png"
+def test_results_without_a_picture_library(tmp_path, monkeypatch, potential, capsys):
+    monkeypatch.setattr(output_module, "find_spec", lambda name: None)
     options = (*FILES, *potential, "--draft", f"{STEM}.prmtop", "--platform", "Reference")
-    results = ("--outfile", json_file, "--figure", picture)
+    small = ("--windows", 4, "--steps", 20, "--warm-up", 20, "--output-dir", tmp_path / "new")
+    assert command("estimate", *options, *small) == 0
+    assert "no pictures without matplotlib" in capsys.readouterr().err
+    assert [file.name for file in (tmp_path / "new").iterdir()] == ["estimate.json"]
+
+
+def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capsys):
+    options = (*FILES, *potential, "--draft", f"{STEM}.prmtop", "--platform", "Reference")
     small = ("--windows", 4, 8, 12, "--steps", 60, "--warm-up", 40)
-    assert command("estimate", *options, *small, *results) == 0
-    printed = capsys.readouterr().out
-    assert "t_target(1)" in printed and "t_target(K)" in printed and "LSD " in printed
-    found = json.loads(json_file.read_text())["estimate"]
+    assert command("estimate", *options, *small, "--json", "--output-dir", tmp_path) == 0
+    streams = capsys.readouterr()
+    assert "t_target(1)" in streams.err and "t_target(K)" in streams.err and "LSD " in streams.err
+    files = [tmp_path / name for name in ("estimate.json", "speed_up.png")]
+    assert streams.err.endswith(f"wrote {files[0]}, {files[1]}\n")
+    assert json.loads(streams.out) == json.loads((tmp_path / "estimate.json").read_text())
+    found = json.loads(streams.out)["estimate"]
     assert [each["window"] for each in found["windows"]] == [4, 8, 12]
     assert found["best window"] in (4, 8, 12) and found["steps"] >= 60
-    assert picture.stat().st_size > 5000
-    picture.unlink()
-    assert (
-        command("benchmark", *options, *("--seconds", 1, "--warm-up", 40, "--block", 16), *results)
-        == 0
-    )
-    printed = capsys.readouterr().out
+    assert (tmp_path / "speed_up.png").stat().st_size > 5000
+
+    json_file, picture = tmp_path / "b.json", tmp_path / "b.png"
+    results = ("--outfile", json_file, "--figure", picture)  # before 0.2
+    small = ("--seconds", 1, "--warm-up", 40, "--block", 16)
+    assert command("benchmark", *options, *small, *results) == 0
+    printed, notes = capsys.readouterr()
+    assert "note: --outfile will go away" in notes and "note: --figure will go away" in notes
     rows = json.loads(json_file.read_text())["benchmark"]["rows"]
     names = ["plain", "LSD", "constant offset", "MTS, 2 steps", "MTS, 4 steps"]
     assert [row["run"] for row in rows] == names
@@ -413,8 +424,11 @@ def test_curve_of_fixed_windows(tmp_path, potential, capsys):
     small = ("--seconds", 0.5, "--warm-up", 30, "--block", 16, "--windows", 4, 8, 12)
     assert command("benchmark", *options, *small, "--curve", picture) == 2
     assert "--curve needs --windows and --estimate" in capsys.readouterr().err
-    assert command("benchmark", *options, *small, "--curve", picture, "--estimate") == 0
+    results = ("--curve", picture, "--output-dir", tmp_path / "results")
+    assert command("benchmark", *options, *small, *results, "--estimate") == 0
     printed = capsys.readouterr().out
+    names = {file.name for file in (tmp_path / "results").iterdir()}
+    assert names == {"benchmark.json", "speed_up.png", "time_breakdown.png"}
     assert all(f"LSD, K = {window}" in printed for window in (4, 8, 12))
     assert printed.count(": predicted from") == 1 and picture.stat().st_size > 5000
 
@@ -657,10 +671,10 @@ def test_signs_have_the_chance_they_promise():
 
 
 def test_validate_from_the_command_line(tmp_path, potential, plant, capsys):
-    report, json_file = tmp_path / "report.html", tmp_path / "v.json"
+    report, json_file = tmp_path / "report.html", tmp_path / "validate.json"
     options = ("--draft", f"{STEM}.prmtop", "--platform", "Reference", "--seed", 2)
     small = ("--runs", 100, "--path-steps", 100, "--long-steps", 1600, "--equilibration", 2000)
-    results = ("--report", report, "--outfile", json_file)
+    results = ("--output-dir", tmp_path)
     assert command("validate", *FILES, *potential, *options, *small, *results) == 0
     assert "The distribution is right" in capsys.readouterr().out
     page = report.read_text()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +21,7 @@ from .estimate import Estimate, estimate
 from .machine import machine
 from .multipletimesteps import MultipleTimeSteps
 from .options import Options, positive_integer, positive_number, window_length
-from .output import add_output_options, check_output, say, say_what, write_json
+from .output import Output, add_output_options
 from .rows import Benchmark, Kind, Row, Spent
 from .timing import fastest_plain, seconds_per_step, settings_of
 
@@ -219,28 +220,47 @@ class _Timing:
         )
 
 
+EXAMPLES = """examples:
+  openmm-lsd benchmark --topology X.prmtop --coordinates X.inpcrd --target X.pt --seconds 60
+  openmm-lsd benchmark --system systems/alanine_dipeptide --also-auto --estimate
+  openmm-lsd benchmark --system systems/alanine_dipeptide --windows 4 8 16 --estimate \\
+      --output-dir results"""
+
+
 def add_options(options: Options) -> None:
     """Of ``openmm-lsd benchmark``."""
     add = options.group("benchmark")
-    add("--seconds", type=positive_number, default=60.0, help="of measurement; default 60")
-    add("--block", type=positive_integer, help="steps per block; default: those of half a second")
-    add("--warm-up", type=positive_integer, default=1000, help="steps; default 1000")
+    add(
+        "--seconds",
+        type=positive_number,
+        default=60.0,
+        metavar="SECONDS",
+        help="of measurement; default 60",
+    )
+    add(
+        "--block",
+        type=positive_integer,
+        metavar="STEPS",
+        help="before another run has its turn; default: those of half a second",
+    )
+    add(
+        "--warm-up",
+        type=positive_integer,
+        default=1000,
+        metavar="STEPS",
+        help="before measuring, in which drafts learn; default 1000",
+    )
     add(
         "--windows",
         type=window_length,
         nargs="+",
         default=["auto"],
-        help="fixed K, a row each; default auto",
+        metavar="K",
+        help="lengths of windows in steps, a row each; default auto",
     )
     add("--also-auto", action="store_true", help="and a row with draft auto")
     add("--estimate", action="store_true", help="predict first, and compare with what is measured")
-    add(
-        "--curve",
-        type=Path,
-        metavar="FILE",
-        help="picture of speed-up against --windows; needs --estimate",
-    )
-    add_output_options(add)
+    add_output_options(add, "pictures of where the time goes and, with --windows, of the speed-up")
 
 
 def main(args: argparse.Namespace) -> int:
@@ -251,10 +271,10 @@ def main(args: argparse.Namespace) -> int:
     windows = sorted(set(windows))
     if args.curve is not None and not (windows and args.estimate):
         raise ValueError("--curve needs --windows and --estimate")
-    check_output(args)
+    output = Output(args)
     case = case_of(args)
-    say(", ".join(f"{key} {value}" for key, value in machine().items()))
-    say_what(case)
+    output.say(", ".join(f"{key} {value}" for key, value in machine().items()))
+    output.say_what(case)
     result = benchmark(
         case,
         seconds=args.seconds,
@@ -263,18 +283,22 @@ def main(args: argparse.Namespace) -> int:
         windows=windows,
         also_auto=args.also_auto,
         predict=args.estimate,
-        log=say,
+        log=output.say,
     )
-    say(f"\n{result}")
-    write_json(args.outfile, case, benchmark=result.as_dict())
-    if args.figure is not None:
-        time_breakdown(result.time_breakdown()).savefig(args.figure, dpi=150)
-    if args.curve is not None:
-        _draw_curve(args.curve, result)
+    output.say(f"\n{result}")
+    output.write_results("benchmark", case, benchmark=result.as_dict())
+    output.draw("time_breakdown.png", "figure", partial(_draw_breakdown, result))
+    if windows and args.estimate:
+        output.draw("speed_up.png", "curve", partial(_draw_curve, result))
+    output.close()
     return 0
 
 
-def _draw_curve(file: Path, result: Benchmark) -> None:
+def _draw_breakdown(result: Benchmark, file: Path) -> None:
+    time_breakdown(result.time_breakdown()).savefig(file, dpi=150)
+
+
+def _draw_curve(result: Benchmark, file: Path) -> None:
     measured, ratios, ranges, steps = result.curve()
     predicted = {each.window: each for each in result.estimates[Kind.LSD].windows}
     figure = speed_up(

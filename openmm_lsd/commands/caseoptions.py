@@ -58,7 +58,13 @@ def add_case_options(options: Options) -> None:
         "default that of --draft",
     )
     add("--no-box", action="store_true", help="ignore the box in the files: an isolated molecule")
-    add("--cutoff", type=positive_number, default=0.9, help="nm, of PME in a box; default 0.9")
+    add(
+        "--cutoff",
+        type=positive_number,
+        default=0.9,
+        metavar="NM",
+        help="of PME in a box; default 0.9 nm",
+    )
     add(
         "--constraints",
         choices=list(CONSTRAINTS),
@@ -72,26 +78,50 @@ def add_case_options(options: Options) -> None:
     add(
         "--hydrogen-mass",
         type=positive_number,
-        help="amu, taken from the atoms that hydrogens are bound to; default: theirs",
+        metavar="AMU",
+        help="of hydrogens, taken from the atoms that they are bound to; default: theirs",
     )
     add = options.group("conditions")
-    add("--temperature", type=positive_number, default=300.0, help="kelvin; default 300")
-    add("--friction", type=positive_number, default=1.0, help="1/ps; default 1")
-    add("--timestep", type=positive_number, default=1.0, help="fs; default 1")
-    add("--scheme", choices=["middle", "aboba"], default="middle", help="default middle")
+    add(
+        "--temperature",
+        type=positive_number,
+        default=300.0,
+        metavar="KELVIN",
+        help="default 300 K",
+    )
+    add(
+        "--friction",
+        type=positive_number,
+        default=1.0,
+        metavar="PER_PS",
+        help="collision rate; default 1/ps",
+    )
+    add("--timestep", type=positive_number, default=1.0, metavar="FS", help="default 1 fs")
+    add(
+        "--scheme",
+        choices=["middle", "aboba"],
+        default="middle",
+        help="of Langevin dynamics; middle is that of LangevinMiddleIntegrator; default middle",
+    )
     add(
         "--engine",
         choices=["auto", "host", "context"],
         default="auto",
         help="where windows are drafted if draft and target share forces; default auto",
     )
-    add("--platform", help="of the target's Context; default OpenMM's choice")
+    add("--platform", metavar="NAME", help="of the target's Context; default OpenMM's choice")
     add(
         "--minimize",
         action=argparse.BooleanOptionalAction,
-        help="the energy first; default: unless the coordinates come with velocities",
+        help="minimize the energy first; default: unless the coordinates come with velocities",
     )
-    add("--seed", type=seed_number, default=0, help="default 0: a fresh one")
+    add(
+        "--seed",
+        type=seed_number,
+        default=0,
+        metavar="NUMBER",
+        help="of the random numbers; default 0: a fresh one",
+    )
     add = options.group()
     add("--verbose", action="store_true", help="log what is chosen and why")
     add("--debug", action="store_true", help="show tracebacks")

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -20,7 +21,7 @@ from ..targets import BatchedTarget
 from .case import Array, Case, Log, Run
 from .caseoptions import case_of
 from .options import Options, positive_integer
-from .output import add_output_options, check_output, say, say_what, write_json
+from .output import Output, add_output_options
 from .timing import fastest_plain, seconds_per_step, settings_of
 
 WINDOWS = (4, 8, 16, 24, 48)
@@ -287,43 +288,67 @@ def _constant_offset_steps(case: Case, run: Run, window: int) -> float:
     return theory.constant_offset_steps(structure, scheme, window)
 
 
+EXAMPLES = """examples:
+  openmm-lsd estimate --topology X.prmtop --coordinates X.inpcrd --target X.pt
+  openmm-lsd estimate --topology X.pdb --target 'ase:tblite.ase:TBLite(method="GFN2-xTB")'
+  openmm-lsd estimate --system systems/ibuprofen --timestep 0.5 --json > estimate.json"""
+
+
 def add_options(options: Options) -> None:
     """Of ``openmm-lsd estimate``."""
     add = options.group("estimate")
-    add("--steps", type=positive_integer, default=200, help="to measure on, at least; default 200")
+    add(
+        "--steps",
+        type=positive_integer,
+        default=200,
+        metavar="STEPS",
+        help="to measure on, at least; default 200",
+    )
     windows = [4, 8, 12, 16, 24]
     words = " ".join(map(str, windows))
-    add("--windows", type=positive_integer, nargs="+", default=windows, help=f"default {words}")
-    add("--warm-up", type=positive_integer, help="steps; default 100, or 1000 for draft auto")
-    add_output_options(add)
+    add(
+        "--windows",
+        type=positive_integer,
+        nargs="+",
+        default=windows,
+        metavar="K",
+        help=f"lengths of windows in steps; default {words}",
+    )
+    add(
+        "--warm-up",
+        type=positive_integer,
+        metavar="STEPS",
+        help="before measuring, in which drafts learn; default 100, or 1000 for draft auto",
+    )
+    add_output_options(add, "a picture of the speed-up")
 
 
 def main(args: argparse.Namespace) -> int:
     """``openmm-lsd estimate``; returns the exit status."""
-    check_output(args)
+    output = Output(args)
     case = case_of(args)
-    say_what(case)
+    output.say_what(case)
     warm_up = args.warm_up
     if warm_up is None:
         warm_up = WARM_UP_OF_AUTO if isinstance(case.draft, str) else 100
     windows = sorted(set(args.windows))
-    result = estimate(case, steps=args.steps, warm_up=warm_up, windows=windows, log=say)
-    say(f"\n{result}\n\n{result.steps} steps of LSD, {result.seconds:.0f} s")
+    result = estimate(case, steps=args.steps, warm_up=warm_up, windows=windows, log=output.say)
+    output.say(f"\n{result}\n\n{result.steps} steps of LSD, {result.seconds:.0f} s")
     found = {"estimate": result.as_dict()}
     if isinstance(case.draft, BatchedTarget):
-        say("\nthe same with draft='auto'")
+        output.say("\nthe same with draft='auto'")
         automatic = estimate(
             dataclasses.replace(case, draft="auto"),
             steps=args.steps,
             warm_up=args.warm_up or WARM_UP_OF_AUTO,
             windows=windows,
-            log=say,
+            log=output.say,
         )
-        say(f"\n{automatic}\n\n{compare_drafts(result, automatic)}")
+        output.say(f"\n{automatic}\n\n{compare_drafts(result, automatic)}")
         found["estimate, draft auto"] = automatic.as_dict()
-    write_json(args.outfile, case, **found)
-    if args.figure is not None:
-        _draw(args.figure, result)
+    output.write_results("estimate", case, **found)
+    output.draw("speed_up.png", "figure", partial(_draw, result))
+    output.close()
     return 0
 
 
@@ -337,7 +362,7 @@ def compare_drafts(given: Estimate, automatic: Estimate) -> str:
     )
 
 
-def _draw(file: Path, result: Estimate) -> None:
+def _draw(result: Estimate, file: Path) -> None:
     windows = [each.window for each in result.windows]
     predicted = [each.speed_up for each in result.windows]
     steps = [each.steps_per_round for each in result.windows]

@@ -21,6 +21,11 @@ PACKAGES = (
 )
 
 
+EXAMPLES = """examples:
+  openmm-lsd info
+  openmm-lsd info --json"""
+
+
 def add_options(options: Options) -> None:
     """Those of ``main``."""
     add = options.group()

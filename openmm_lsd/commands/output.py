@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,8 @@ from ..plots import INSTALL
 from .case import Case
 from .machine import machine
 
-PICTURES = ("figure", "report", "curve")  # options
+# Options of versions before 0.2, each for one file.
+OLD_OPTIONS = ("outfile", "figure", "curve", "report")
 
 
 def say(line: str) -> None:
@@ -21,38 +23,87 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def say_what(case: Case) -> None:
-    """What is simulated, and how."""
-    say(case.description())
-    say(f"{case.name}: {case.conditions()}")
+def add_output_options(add: Callable[..., None], pictures: str) -> None:
+    """To a group of options; ``pictures`` says which files there are besides the JSON."""
+    add(
+        "--output-dir",
+        type=Path,
+        metavar="DIRECTORY",
+        help=f"write the results there: a JSON file and {pictures}",
+    )
+    add("--json", action="store_true", help="print the results as JSON, all else to stderr")
+    for name in OLD_OPTIONS:
+        add(f"--{name}", type=Path, metavar="FILE", help=argparse.SUPPRESS)
 
 
-def add_output_options(add: Callable[..., None]) -> None:
-    """To a group of options."""
-    add("--outfile", type=Path, metavar="FILE", help="results as JSON")
-    add("--figure", type=Path, metavar="FILE", help="a picture, .png or .svg")
+class Output:
+    """Where the results of a command go.
 
-
-def check_output(args: argparse.Namespace) -> None:
-    """Before hours are spent: can the results be written?
+    Parameters
+    ----------
+    args : Namespace
+        Options of ``add_output_options``.
 
     Raises
     ------
     FileNotFoundError, ImportError
-        If not.
+        If files could not be written: before hours are spent.
     """
-    for name in ("outfile", *PICTURES):
-        file = getattr(args, name, None)
-        if file is not None and not file.resolve().parent.is_dir():
-            raise FileNotFoundError(f"--{name}: there is no directory {file.resolve().parent}")
-    wanted = any(getattr(args, name, None) for name in PICTURES)
-    if wanted and find_spec("matplotlib") is None:
-        raise ImportError(f"pictures need matplotlib; install it with: {INSTALL}")
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._as_json = args.json
+        self._directory: Path | None = args.output_dir
+        self._old = {name: file for name in OLD_OPTIONS if (file := getattr(args, name))}
+        for name, file in self._old.items():
+            if not file.resolve().parent.is_dir():
+                raise FileNotFoundError(f"--{name}: there is no directory {file.resolve().parent}")
+        self._written: list[Path] = []
+        self._can_draw = find_spec("matplotlib") is not None
+        if not self._can_draw and set(self._old) - {"outfile"}:
+            raise ImportError(f"pictures need matplotlib; install it with: {INSTALL}")
+        if self._directory is not None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+        for name in self._old:
+            _note(f"--{name} will go away; --output-dir and --json are in its place")
+        if self._directory is not None and not self._can_draw:
+            _note(f"there will be no pictures without matplotlib; install it with: {INSTALL}")
+
+    def say(self, line: str) -> None:
+        """Print it, at once."""
+        print(line, file=sys.stderr if self._as_json else sys.stdout, flush=True)
+
+    def say_what(self, case: Case) -> None:
+        """What is simulated, and how."""
+        self.say(case.description())
+        self.say(f"{case.name}: {case.conditions()}")
+
+    def write_results(self, name: str, case: Case, **results: Any) -> None:
+        """Results beside what they were measured on, as JSON: printed, or NAME.json."""
+        document = {"machine": machine(), "system": case.name, "conditions": case.conditions()}
+        text = json.dumps({**document, **results}, indent=2)
+        if self._as_json:
+            print(text, flush=True)
+        for file in self._files(f"{name}.json", "outfile"):
+            file.write_text(text + "\n")
+
+    def draw(self, name: str, old: str, write: Callable[[Path], None]) -> None:
+        """Call ``write`` with each file that the picture ``name`` is wanted in."""
+        if self._can_draw:
+            for file in self._files(name, old):
+                write(file)
+
+    def _files(self, name: str, old: str) -> list[Path]:
+        files = [self._old[old]] if old in self._old else []
+        if self._directory is not None:
+            files.append(self._directory / name)
+        self._written += files
+        return files
+
+    def close(self) -> None:
+        """Say where the files are."""
+        if self._written:
+            self.say("wrote " + ", ".join(map(str, self._written)))
 
 
-def write_json(file: Path | None, case: Case, **results: Any) -> None:
-    """Results beside what they were measured on, if there is a file for them."""
-    if file is None:
-        return
-    document = {"machine": machine(), "system": case.name, "conditions": case.conditions()}
-    file.write_text(json.dumps({**document, **results}, indent=2) + "\n")
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)

@@ -82,7 +82,7 @@ def _phi_and_psi(names: list[str]) -> dict[str, int] | None:
     return {angle: column for angle, column in found.items() if column is not None}
 
 
-def write_report(file: Path, result: Validation) -> None:
+def write_report(result: Validation, file: Path) -> None:
     """The report as HTML."""
     about = ", ".join(f"{key} {value}" for key, value in machine().items())
     rows = "".join(

@@ -194,6 +194,14 @@ class Files:
         return True
 
 
+EXAMPLES = """examples:
+  openmm-lsd run --topology X.prmtop --coordinates X.inpcrd --target X.pt --steps 100000
+  openmm-lsd run --topology X.pdb --target openmmml:mace-off23-small --timestep 0.5
+  openmm-lsd run --topology box.prmtop --coordinates box.rst7 --ml-atoms 'resname LIG' \\
+      --environment box.prmtop --target X.pt
+  openmm-lsd run --resume --output-dir lsd_output --steps 200000"""
+
+
 def add_options(options: Options) -> None:
     """Of ``openmm-lsd run``."""
     add = options.group("run")
@@ -201,17 +209,44 @@ def add_options(options: Options) -> None:
         "--steps",
         type=positive_integer,
         default=10_000,
+        metavar="STEPS",
         help="all together, if resumed; default 10000",
     )
-    add("--window", type=window_length, default="auto", metavar="K", help="default auto")
+    add(
+        "--window",
+        type=window_length,
+        default="auto",
+        metavar="K",
+        help="length of windows in steps, or auto, which finds the fastest; default auto",
+    )
     add(
         "--equilibration",
         type=whole_number,
-        help="steps; default 1000, or 0 if the coordinates come with velocities",
+        metavar="STEPS",
+        help="before the first that is written; default 1000, or 0 if the coordinates come with "
+        "velocities",
     )
-    add("--report-interval", type=positive_integer, default=100, help="steps; default 100")
-    add("--checkpoint-interval", type=positive_integer, default=1000, help="steps; default 1000")
-    add("--output-dir", type=Path, default=Path("lsd_output"), help="default lsd_output")
+    add(
+        "--report-interval",
+        type=positive_integer,
+        default=100,
+        metavar="STEPS",
+        help="between frames of the trajectory and rows of the logs; default 100",
+    )
+    add(
+        "--checkpoint-interval",
+        type=positive_integer,
+        default=1000,
+        metavar="STEPS",
+        help="between checkpoints; default 1000",
+    )
+    add(
+        "--output-dir",
+        type=Path,
+        default=Path("lsd_output"),
+        metavar="DIRECTORY",
+        help="trajectory, logs and checkpoint are written there; default lsd_output",
+    )
     add(
         "--resume",
         action="store_true",

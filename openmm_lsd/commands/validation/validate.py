@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from ...core.statistics import Round
 from ..case import Case, Log
 from ..caseoptions import case_of
 from ..options import Options, positive_integer, whole_number
-from ..output import check_output, say, say_what, write_json
+from ..output import Output, add_output_options
 from ..report import write_report
 from .geometry import dihedral_quadruples
 from .longruns import (
@@ -90,33 +90,58 @@ def validate(
     return Validation(case, checks, rounds, names, lsd, plain, times)
 
 
+EXAMPLES = """examples:
+  openmm-lsd validate --topology X.prmtop --coordinates X.inpcrd --target X.pt \\
+      --output-dir results
+  openmm-lsd validate --system systems/alanine_dipeptide --seed 1"""
+
+
 def add_options(options: Options) -> None:
     """Of ``openmm-lsd validate``."""
     add = options.group("validate")
-    add("--window", type=positive_integer, default=8, metavar="K", help="default 8")
-    add("--runs", type=positive_integer, default=1000, help="short LSD runs; default 1000")
+    add(
+        "--window",
+        type=positive_integer,
+        default=8,
+        metavar="K",
+        help="length of windows in steps; default 8",
+    )
+    add(
+        "--runs",
+        type=positive_integer,
+        default=1000,
+        metavar="RUNS",
+        help="short LSD runs; default 1000",
+    )
     add(
         "--path-steps",
         type=positive_integer,
         default=1000,
+        metavar="STEPS",
         help="whose noise is checked; default 1000",
     )
     add(
         "--long-steps",
         type=positive_integer,
         default=20_000,
+        metavar="STEPS",
         help="of either long run; default 20000",
     )
-    add("--equilibration", type=whole_number, default=5000, help="steps before; default 5000")
-    add("--report", type=Path, metavar="FILE", help=".html, with pictures")
-    add("--outfile", type=Path, metavar="FILE", help="results as JSON")
+    add(
+        "--equilibration",
+        type=whole_number,
+        default=5000,
+        metavar="STEPS",
+        help="before all tests; default 5000",
+    )
+    add_output_options(add, "report.html, with pictures")
 
 
 def main(args: argparse.Namespace) -> int:
     """``openmm-lsd validate``; returns the exit status."""
-    check_output(args)
+    output = Output(args)
     case = case_of(args)
-    say_what(case)
+    output.say_what(case)
     result = validate(
         case,
         window=args.window,
@@ -124,11 +149,10 @@ def main(args: argparse.Namespace) -> int:
         path_steps=args.path_steps,
         long_steps=args.long_steps,
         equilibration=args.equilibration,
-        log=say,
+        log=output.say,
     )
-    say(f"\n{result}")
-    write_json(args.outfile, case, validation=result.as_dict())
-    if args.report is not None:
-        write_report(args.report, result)
-        say(f"wrote {args.report}")
+    output.say(f"\n{result}")
+    output.write_results("validate", case, validation=result.as_dict())
+    output.draw("report.html", "report", partial(write_report, result))
+    output.close()
     return 0 if result.passed else 1
