@@ -1,7 +1,7 @@
 """The results table of the README, from the benchmarks in docs/benchmarks.
 
     openmm-lsd benchmark --system systems/alanine_dipeptide --also-auto --estimate \
-        --warm-up 2000 --outfile docs/benchmarks/benchmark_alanine_dipeptide_1fs.json
+        --warm-up 2000 --json > docs/benchmarks/benchmark_alanine_dipeptide_1fs.json
     python benchmarks/readme_table.py
 """
 
