@@ -9,6 +9,7 @@ import runpy
 import subprocess
 import sys
 from operator import attrgetter
+from pathlib import Path
 
 import pytest
 from pages import PAGES, ROOT, blocks, commands, run_page
@@ -17,6 +18,7 @@ import openmm_lsd
 from openmm_lsd import targets
 from openmm_lsd.cli import main
 
+PACKAGE = Path(openmm_lsd.__file__).parent  # need not be beside the tests
 WITH_COMMANDS = [page for page in PAGES if [*commands(page)]]
 WITH_CODE = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 
@@ -112,8 +114,9 @@ def test_the_reference_is_complete(module):
 
 
 def modules():
-    for file in sorted((ROOT / "openmm_lsd").rglob("*.py")):
-        yield importlib.import_module(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+        yield importlib.import_module(".".join(parts))
 
 
 def is_there(name):
@@ -140,9 +143,8 @@ def names_of_architecture():
 @pytest.mark.parametrize("name", names_of_architecture())
 def test_names_of_the_architecture_page_exist(name):
     """Modules and files, tests, and objects."""
-    package, tests = ROOT / "openmm_lsd", ROOT / "tests"
-    files = [ROOT / name, package / name, package / f"{name}.py"]
-    files += [*package.glob(f"*/{name}.py"), *tests.glob(f"{name}.py")]
+    files = [ROOT / name, PACKAGE.parent / name, PACKAGE / name, PACKAGE / f"{name}.py"]
+    files += [*PACKAGE.glob(f"*/{name}.py"), *(ROOT / "tests").glob(f"{name}.py")]
     assert any(file.exists() for file in files) or is_there(name)
 
 

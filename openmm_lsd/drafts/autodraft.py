@@ -234,11 +234,17 @@ def bond_pair_terms(graph: MolecularGraph, number: Number) -> list[Product]:
             products.append((first, first, second, second))
             others = (number(ANGLE, i, j, end) for end in around if end not in (i, k))
             products += [(first, second, angle) for angle in others]
+        bonds = [number(DISTANCE, i, j) for i in around]
+        products += itertools.combinations(bonds, 3)
     for i, j, k, m in torsions_of(graph):
         torsion = number(TORSION, i, j, k, m)
-        first, last = number(DISTANCE, i, j), number(DISTANCE, k, m)
+        bonds = [number(DISTANCE, i, j), number(DISTANCE, j, k), number(DISTANCE, k, m)]
+        first, middle, last = bonds
         products += [(torsion, first, last), (torsion, torsion, first, last)]
-        products.append((first, first, last, last))
+        products += [(first, first, last, last), (torsion, first, middle, last)]
+        products += [(torsion, torsion, bond) for bond in bonds]
+        angles = number(ANGLE, i, j, k), number(ANGLE, j, k, m)
+        products += [(torsion, torsion, angle) for angle in angles]
     return products
 
 
