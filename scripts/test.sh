@@ -2,11 +2,12 @@
 # Sets up .venv and runs the tests; arguments go to pytest.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 python -m pip install --quiet --disable-pip-version-check \
-    ruff mypy sphinx myst-parser furo
+    ruff mypy sphinx myst-parser furo proselint
 ruff check .
 ruff format --check .
 mypy
 sphinx-build -W -q docs build/docs
+python scripts/check_prose.py
 # OpenMM prefers OpenCL as soon as there is one; here it is hidden.
 vendors=${OCL_ICD_VENDORS:-/etc/OpenCL/vendors}
 export OCL_ICD_VENDORS=/nonexistent
