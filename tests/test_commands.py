@@ -390,6 +390,7 @@ def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capsy
     names = ["plain", "LSD", "constant offset", "MTS, 2 steps", "MTS, 4 steps"]
     assert [row["run"] for row in rows] == names
     assert all(name in printed for name in names)
+    assert "constant offset: the published rule" in printed and "MTS: MTSLangevin" in printed
     assert rows[0]["ratio"] == 1.0 and rows[1]["steps per round"] >= 1.0
     assert picture.stat().st_size > 5000
 
@@ -679,6 +680,7 @@ def test_validate_from_the_command_line(tmp_path, potential, plant, capsys):
     assert "The distribution is right" in capsys.readouterr().out
     page = report.read_text()
     assert page.count("data:image/png;base64") == 6 and "Ramachandran" in page
+    assert "name='viewport'" in page and "prefers-color-scheme:dark" in page
     assert json.loads(json_file.read_text())["validation"]["passed"] is True
     plant(AcceptsAll)
     assert command("validate", *FILES, *potential, *options, *small, *results) == 1

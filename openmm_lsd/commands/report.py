@@ -16,12 +16,18 @@ from .machine import machine
 from .validation.longruns import BLOCKS, LongRun
 from .validation.result import Validation
 
-STYLE = (
-    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}"
-    "table{border-collapse:collapse}td,th{padding:.3em .8em;text-align:left;"
-    "border-bottom:1px solid #ccc;vertical-align:top}img{max-width:100%}"
-    ".failed{color:#a00;font-weight:bold}.verdict{font-size:1.2em}"
-)
+STYLE = """
+:root{color-scheme:light dark;--line:#ccc;--bad:#a00}
+body{font:16px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em}
+.wide{overflow-x:auto}
+table{border-collapse:collapse;min-width:40em}
+td,th{padding:.3em .8em;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
+img{max-width:100%;height:auto;background:#fff;border-radius:4px}
+.failed{color:var(--bad);font-weight:bold}
+.verdict{font-size:1.2em}
+@media (prefers-color-scheme:dark){:root{--line:#555;--bad:#f77}}
+@media (max-width:40em){body{margin:1em auto}h1{font-size:1.4em}h2{font-size:1.1em}}
+"""
 WORDS = {True: "passed", False: "FAILED", None: "not judged"}
 
 
@@ -99,12 +105,14 @@ def write_report(result: Validation, file: Path) -> None:
     )
     name = html.escape(result.case.name or "system")
     file.write_text(
-        f"<!doctype html><html lang='en'><meta charset='utf-8'><title>LSD on {name}</title>"
+        f"<!doctype html><html lang='en'><meta charset='utf-8'>"
+        "<meta name='viewport' content='width=device-width,initial-scale=1'>"
+        f"<title>LSD on {name}</title>"
         f"<style>{STYLE}</style><h1>Is the right distribution sampled? {name}</h1>"
         f"<p class='verdict'>{html.escape(result.verdict())}</p>"
         f"<p>{html.escape(result.case.conditions())}</p>"
-        "<table><tr><th></th><th>family of tests</th><th>tests</th><th>smallest p</th>"
-        f"<th>must exceed</th><th>where</th></tr>{rows}</table>{pictures}"
+        "<div class='wide'><table><tr><th></th><th>family of tests</th><th>tests</th>"
+        f"<th>smallest p</th><th>must exceed</th><th>where</th></tr>{rows}</table></div>{pictures}"
         f"<p><small>{html.escape(about)}</small></p></html>\n"
     )
 
