@@ -88,8 +88,8 @@ class Structure:
         ]
         if sites:
             raise ValueError(
-                f"{_in_words(sites)}: of no element and zero mass, as virtual sites are, whose "
-                "places only a System knows; give a System as the target"
+                f"{_in_words(sites)}: no element and zero mass, as virtual sites have; only a "
+                "System knows where these are, so give a System as the target"
             )
         return self.masses
 
@@ -287,7 +287,7 @@ def _with_unique_names(file: Path) -> tuple[str, int]:
     """The first model of a PDB file, and its number of atoms; alternate locations count once.
 
     OpenMM drops all atoms but one that have the same name in a residue, as ASE and Open Babel write
-    them. They are named anew, by element and number.
+    them. They are renamed, by element and number.
     """
     lines = file.read_text(errors="replace").splitlines()
     models = [number for number, line in enumerate(lines) if line.startswith("ENDMDL")]

@@ -209,7 +209,7 @@ def with_torch_force(
     takes_box, needs_box = _arguments_of(str(module_file))
     if needs_box and box is None:
         raise ValueError(
-            f"{module_file} takes a box beside the positions, and there is none; give the Topology "
+            f"{module_file} takes a box after the positions, and there is none; give the Topology "
             "or the System a periodic box"
         )
     if box is not None and not takes_box and atoms is None:

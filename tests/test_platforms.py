@@ -74,7 +74,7 @@ def test_a_platform_that_ends_the_process_is_left_alone(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "steps 20" in done.stdout
-    assert done.stderr.count("OpenCL is left alone") == 1 and "signal 6" in done.stderr
+    assert done.stderr.count("OpenCL is not used") == 1 and "signal 6" in done.stderr
 
 
 def plant(monkeypatch, program):

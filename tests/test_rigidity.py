@@ -90,7 +90,7 @@ def test_heavy_hydrogens():
         ),
         (
             ("run", "--topology", WATER, "--target", "tip3p.xml", "--scheme", "aboba"),
-            "192 constraints, which scheme='aboba' does not know",
+            "192 constraints, which scheme='aboba' does not support",
         ),
         (
             ("run", "--topology", WATER, "--target", "tip3p.xml", "--hydrogen-mass", "2"),

@@ -78,7 +78,7 @@ def go_back_to_checkpoint(simulation: app.Simulation, output: Path) -> None:
         lengths = lengths[str(simulation.currentStep)]
     except KeyError:
         raise ValueError(
-            f"{output / FILES} does not belong to the checkpoint beside it (step "
+            f"{output / FILES} does not belong to the checkpoint next to it (step "
             f"{simulation.currentStep})"
         ) from None
     for name, length in lengths.items():

@@ -44,7 +44,7 @@ def target_system(
     draft: Sequence[str] = AUTO,
     ml_atoms: MLAtoms | None = None,
 ) -> openmm.System:
-    """The System of the slow potential, with the masses and the box of the structure.
+    """The System of the expensive potential, with the masses and the box of the structure.
 
     A serialized System brings masses and a box of its own, a force field file masses; they count
     where the structure says none. The structure's Topology has the box of the run afterwards, and

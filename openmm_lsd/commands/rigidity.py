@@ -86,7 +86,7 @@ def repartition_masses(system: openmm.System, topology: app.Topology, hydrogen_m
         system.setParticleMass(heavy.index, rest)
     if not found:
         raise ValueError(
-            "--hydrogen-mass: the topology has no bonds to hydrogen, but perhaps those of rigid "
+            "--hydrogen-mass: the topology has no bonds to hydrogen, except perhaps those of rigid "
             "water"
         )
 

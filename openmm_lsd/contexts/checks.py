@@ -74,7 +74,7 @@ def trust_force(name: str) -> None:
     Parameters
     ----------
     name : str
-        Of the class, without namespaces: 'DeepmdForce', say.
+        Of the class, without namespaces, for example 'DeepmdForce'.
     """
     _trusted.add(name)
 
@@ -138,7 +138,7 @@ def check_scheme(system: openmm.System, scheme: str) -> None:
     count = system.getNumConstraints()
     if count and scheme != Middle.name:
         raise ValueError(
-            f"the target System has {count} constraints, which scheme={scheme!r} does not know; "
+            f"the target System has {count} constraints, which scheme={scheme!r} does not support; "
             f"use scheme={Middle.name!r}"
         )
 

@@ -65,7 +65,7 @@ def torch_threads(threads: int) -> int:
 
 
 class ThreadPool:
-    """Threads for a map over shares; made at the first use, and made anew in a forked child.
+    """Threads for a map over shares; made at the first use, and again in a forked child.
 
     A fork copies none of the threads, so that a child would wait for them for ever.
 

@@ -160,7 +160,7 @@ def without_forces(system: openmm.System) -> openmm.System:
 
 
 def copy_constraints(system: openmm.System, to: openmm.System) -> None:
-    """Give a System the constraints of another, in the place of its own."""
+    """Give a System the constraints of another, instead of its own."""
     for index in reversed(range(to.getNumConstraints())):
         to.removeConstraint(index)
     for index in range(system.getNumConstraints()):

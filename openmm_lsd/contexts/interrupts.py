@@ -15,7 +15,7 @@ from typing import Any
 
 @contextmanager
 def counted_interrupts() -> Iterator[list[int]]:
-    """While this lasts: the interrupts that raised an exception; each is handled as ever."""
+    """While this lasts: the interrupts that raised an exception; each is handled as always."""
     interrupts: list[int] = []
     before = signal.getsignal(signal.SIGINT)
     in_main_thread = threading.current_thread() is threading.main_thread()  # it alone gets signals

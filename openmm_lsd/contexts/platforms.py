@@ -110,11 +110,11 @@ def _works_elsewhere(name: str) -> bool:
             timeout=LONGEST_PROBE,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        logger.warning("OpenMM's platform %s is left alone: %s", name, error)
+        logger.warning("OpenMM's platform %s is not used: %s", name, error)
         return False
     if result.returncode < 0:
         logger.warning(
-            "OpenMM's platform %s is left alone: a process that uses it ends with signal %d",
+            "OpenMM's platform %s is not used: a process that uses it ends with signal %d",
             name,
             -result.returncode,
         )

@@ -104,7 +104,7 @@ def find_shared_forces(
     ------
     NothingSharedError
         If there is nothing slow, or nothing cheap, or the draft has forces of another kind, or has
-        cheap ones of its own beside slow ones.
+        cheap ones of its own as well as slow ones.
     """
     forces = target.getForces()
     counting = [
@@ -127,7 +127,7 @@ def find_shared_forces(
         stand_in = _beyond([forces[index] for index in cheap], others)
         if stand_in and slow_of_draft:
             words = ", ".join(each.words for each in stand_in)
-            raise NothingSharedError(f"beside slow forces the draft System has {words} of its own")
+            raise NothingSharedError(f"besides slow forces the draft System has {words} of its own")
         reach = {index for each in stand_in for index in each.particles}
     everything = np.arange(target.getNumParticles())
     for own in (*(slow[index] for index in dear), *slow_of_draft.values()):

@@ -63,7 +63,7 @@ class Corrector(ABC):
         return {}
 
     def restore(self, record: dict[str, Any]) -> None:  # noqa: B027
-        """Go on as the corrector that the snapshot was taken of."""
+        """Continue as the corrector that the snapshot was taken of."""
 
 
 class NoCorrection(Corrector):
@@ -144,7 +144,7 @@ class Following(PerStep):
     masses : (N, 1) amu
     jacobian : JacobianEstimate, optional
     prediction : Prediction, optional
-        They go on learning, whatever run they are given to.
+        They continue to learn, whatever run they are given to.
     """
 
     name = "secant"

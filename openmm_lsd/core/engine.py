@@ -94,14 +94,14 @@ class Engine(Protocol):
         """Draft forces (B, N, 3) as they are now, at sites (B, N, 3)."""
 
     def project_forces(self, sites: Array, forces: Array) -> Array:
-        """Forces (B, N, 3) at sites without what acts along constraints, of which nothing comes."""
+        """Forces (B, N, 3) at sites without the part along constraints, which has no effect."""
 
     def snapshot(self, states: Sequence[AnyState]) -> dict[str, Any]:
-        """These committed states, and what else the engine needs to go on, for ``restore``."""
+        """These committed states, and what else the engine needs to continue, for ``restore``."""
 
     def restore(self, record: dict[str, Any]) -> list[AnyState]:
-        """Go on as the engine that the snapshot was taken of; the states. Only one of the same name
-        can."""
+        """Continue as the engine that the snapshot was taken of; returns the states. Only an engine
+        of the same name can."""
 
 
 class HostEngine:

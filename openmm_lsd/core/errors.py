@@ -9,7 +9,7 @@ Array = NDArray[np.float64]
 
 
 class TargetError(RuntimeError):
-    """The target's forces at a committed state cannot be had: an exception, or not finite.
+    """The target failed at a committed state: an exception, or forces that are not finite.
 
     The sampler stands at the last committed state; ``step`` is its step count, and ``atom`` the
     index of the first atom whose force is not finite, or None.
@@ -22,7 +22,7 @@ class TargetError(RuntimeError):
 
 
 class SharedForceError(ValueError):
-    """Forces that the target shares with the draft cannot be had where a window starts."""
+    """The forces that the target shares with the draft failed where a window starts."""
 
 
 def checked_forces(forces: ArrayLike, shape: tuple[int, ...], name: str = "the target") -> Array:

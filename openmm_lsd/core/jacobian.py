@@ -1,4 +1,4 @@
-"""How a discrepancy changes with the positions, estimated from its differences as a run goes on.
+"""How a discrepancy changes with the positions, estimated from its differences during a run.
 
 A correction is right at the site where it was measured. When the step is drafted again after a
 rejection, its site has moved, and what the correction then misses is J times the displacement, with
@@ -232,7 +232,7 @@ class JacobianEstimate:
         }
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Go on as the estimate that the snapshot was taken of."""
+        """Continue as the estimate that the snapshot was taken of."""
         self._neighbours, self._counts = record["neighbours"], record["counts"]
         self._sums = Sums(record["gram"], record["moment"], record["agreement"])
         self._raw = record["raw"]

@@ -28,8 +28,8 @@ def hold_outliers(
     the row before, or the draft, as it was corrected, was wrong there by more than
     ``largest_error`` (N, 1), as ``errors`` (K, N, 3) say, that row takes its place and that of all
     later ones. A wrong correction leads the draft to wild sites, and what is measured there are the
-    next round's corrections: without this, one mishap would feed itself, and the run would go on
-    with one step per round for good.
+    next round's corrections: without this, one mishap would feed itself, and the run would
+    continue with one step per round for good.
 
     Row j of the result depends on rows up to j only, as the measurability rule demands.
     """
@@ -63,7 +63,7 @@ class JumpLimit:
         self.start()
 
     def start(self, seen: float = np.inf) -> None:
-        """Go on with what was ``seen``, in units of the largest allowed."""
+        """Continue with what was ``seen``, in units of the largest allowed."""
         self.seen = seen
 
     def update(self, committed: Array) -> Array:

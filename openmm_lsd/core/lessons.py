@@ -21,7 +21,7 @@ Array = NDArray[np.float64]
 # Several rounds are learned from together, which costs less: not before there are so many new steps
 # for each that has been learned from since the start.
 NEW_STEPS, MOST_NEW_STEPS = 1 / 8, 48
-# That may be done while the target is evaluated, in a thread beside it; but not before so many
+# That may be done while the target is evaluated, in another thread; but not before so many
 # steps have been learned from: the next window needs what there is to know.
 LEARNED_AT_ONCE = 384
 
@@ -136,7 +136,7 @@ class Lessons:
         }
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Go on as those that the snapshot was taken of."""
+        """Continue as those that the snapshot was taken of."""
         ahead, last = record["measured"], record["lesson"]
         self.ahead = None if ahead is None else Ahead(**ahead)
         if last is not None:

@@ -23,7 +23,7 @@ Array = NDArray[np.float64]
 
 NOISE_BLOCK = 8  # steps that are drawn at a time
 OF_REST = 1  # stream of random numbers
-LARGE = 4000  # particles, above which it pays to draw steps beside each other
+LARGE = 4000  # particles, above which it pays to draw steps in parallel
 
 
 class StepNoise:
@@ -160,5 +160,5 @@ def _generator_of_step(seed: int, step: int, *stream: int) -> np.random.Generato
 
 
 def _fill_beside_each_other(fill: Callable[[int], None], steps: Iterable[int]) -> None:
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy lets go of the GIL
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # NumPy releases the GIL
         list(pool.map(fill, steps))

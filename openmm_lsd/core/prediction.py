@@ -1,4 +1,4 @@
-"""How a discrepancy goes on after the last step that was measured, as far as that can be told.
+"""How a discrepancy continues after the last measured step, as far as that can be told.
 
 A step that has never been measured has no correction of its own. Holding the last discrepancy is
 poor: much of it oscillates with the bonds, several times in a window. What a few steps in a row
@@ -100,7 +100,7 @@ class Kernels(NamedTuple):
 
 
 class Prediction:
-    """The autoregression, fitted to committed steps as a run goes on.
+    """The autoregression, fitted to committed steps during a run.
 
     Parameters
     ----------
@@ -134,7 +134,7 @@ class Prediction:
         }
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Go on as the prediction that the snapshot was taken of."""
+        """Continue as the prediction that the snapshot was taken of."""
         self._gram, self._moment = record["gram"], record["moment"]
         self._coefficients = record["coefficients"]
         self._waiting = [tuple(each) for each in record["waiting"]]

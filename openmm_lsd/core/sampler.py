@@ -53,7 +53,7 @@ class Intervention(Protocol):
 
 
 class Tuner(Protocol):
-    """Chooses windows while a run goes on."""
+    """Chooses windows during a run."""
 
     window: int  #: of the next round; one is plain dynamics
 
@@ -235,7 +235,7 @@ class SpeculativeSampler:
         return record.get("engine", "host") == self.engine.name
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Go on as the sampler that the snapshot was taken of; the window may be another."""
+        """Continue as the sampler that the snapshot was taken of; the window may be another."""
         self._state, _, *queue = self.engine.restore(record)
         self._queue = deque(queue)
         self._step_count_offset = record["step count offset"]
@@ -410,7 +410,7 @@ class SpeculativeSampler:
         return lessons.learn if are_due else None
 
     def _learn_at_once(self) -> None:
-        """From all that is past; what is kept for the next steps is measured anew."""
+        """From all that is past; what is kept for the next steps is measured again."""
         with self._stopwatch.part("learning"):
             last = self._lessons.last
             self._lessons.close_round()

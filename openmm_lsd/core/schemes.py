@@ -232,7 +232,7 @@ class ABOBA(Scheme):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.projection is not None:
-            raise ValueError("this scheme knows no constraints; use 'middle'")
+            raise ValueError("this scheme does not support constraints; use 'middle'")
 
     def site(self, positions: Array, velocities: Array) -> Array:
         return positions + 0.5 * self.step_size * velocities

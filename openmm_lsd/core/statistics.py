@@ -28,7 +28,7 @@ class Round(NamedTuple):
     drafted: int  #: sites
     #: how often each of the leading ones, drafted with a discrepancy of its own, had been measured
     times_measured: Sequence[int] | NDArray[np.int_]
-    verified: int  #: sites whose target forces could be had
+    verified: int  #: sites that have target forces
     committed: int
     rejected: bool  #: the last committed step was transported elsewhere
     noise_shifts: list[float]
@@ -84,7 +84,7 @@ class Statistics:
     accepted and the rejected ones. ``learning_seconds`` are those that steps waited for, not what
     is learned while the target is evaluated.
 
-    ``examined`` (4, 3) tells these by how often a step's own discrepancy had been measured before,
+    ``examined`` (4, 3) splits these by how often a step's own discrepancy had been measured before,
     in earlier rounds: 0, 1, 2, 3 or more times. Its columns are how many there were, how many of
     them were rejected, and the sum of their |delta|.
 

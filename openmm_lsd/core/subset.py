@@ -145,7 +145,7 @@ class SubsetEngine(HostEngine, Engine):
     ValueError
         As NumpyEngine.
     SharedForceError
-        From ``draft``, if the shared forces cannot be had at the first site.
+        From ``draft``, if there are no shared forces at the first site.
     """
 
     reduced_engine: type[NumpyEngine] = NumpyEngine

@@ -1,4 +1,4 @@
-"""The window length that gives the most steps per second, found while the run goes on.
+"""The window length that gives the most steps per second, found during the run.
 
 Every trial is part of the run: its steps are committed like all others. The choice may depend on
 the clock and on what was committed, not on the noise of steps to come (of which the time of a batch
@@ -34,9 +34,9 @@ WARN_AFTER_ROUNDS = 600  # rounds
 class Acceptance:
     """How many steps a round commits, from rounds of all windows together.
 
-    Whether a round goes on beyond a step depends on how often the discrepancy of that very step has
-    been measured, a round ago, two rounds ago and so on; the last steps of a window are new, and go
-    on with the last correction there is. The chances of both kinds are counted. What a window would
+    Whether a round continues beyond a step depends on how often the discrepancy of that step has
+    been measured, a round ago, two rounds ago and so on; the last steps of a window are new, and
+    take the last correction there is. The chances of both kinds are counted. What a window would
     commit, round after round, follows from them: in a long one a step is measured more often
     before its turn comes.
     """
@@ -94,7 +94,7 @@ class Acceptance:
 
 
 def _chances(reached: np.ndarray, passed: np.ndarray, chance: float, weight: float) -> np.ndarray:
-    """Of going on, by a number; where little is known, as for the number before, at first
+    """Of continuing, by a number; where little is known, as for the number before, at first
     ``chance``, with a ``weight`` in rounds."""
     chances = np.zeros_like(reached)
     for number, (many, of_them) in enumerate(zip(reached.tolist(), passed.tolist(), strict=True)):
@@ -109,7 +109,7 @@ def _steady_steps(window: int, measured: np.ndarray, new: np.ndarray) -> float:
     Parameters
     ----------
     measured : (MAX_TIMES_MEASURED + 1,)
-        Chances of going on beyond a step, by how often it was measured.
+        Chances of continuing beyond a step, by how often it was measured.
     new : (K,)
         Of those that were not, by how many of these come before it.
     """
@@ -202,14 +202,14 @@ class WindowTuner:
 
     That with the most steps per second, as far as is known; where nothing is known of the cost of
     a window the best is assumed, so that it is tried. Now and then, ever more rarely, the windows
-    beside the best are tried again, and plain dynamics.
+    next to the best are tried again, and plain dynamics.
 
     Parameters
     ----------
     longest : int, optional
         No longer window has room, because something comes in between so often.
     learns : bool
-        Whether the draft knows nothing yet, and learns while the run goes on.
+        Whether the draft knows nothing yet, and learns during the run.
     """
 
     def __init__(self, longest: int | None = None, learns: bool = False) -> None:
@@ -228,7 +228,7 @@ class WindowTuner:
         self._said_plain = False
 
     def resume_at(self, window: int) -> None:
-        """Go on with this window, if it is one of those that are tried, and with what the draft
+        """Continue with this window, if it is one of those that are tried, and with what the draft
         has learned."""
         self._school = 0
         if window in self.windows:
@@ -236,8 +236,8 @@ class WindowTuner:
             self._since_change, self._on_trial, self._probes = 0, [], []
 
     def record(self, committed: int, seconds: float, rounds: int = 1) -> None:
-        """Rounds of ``window`` sites committed so many steps in so much time, all told but for
-        learning, which costs much at first and little later."""
+        """Rounds of ``window`` sites committed some steps in some seconds, which count everything
+        but learning: that costs much at first and little later."""
         if self._school > 0:
             self._school -= rounds
             return
@@ -320,5 +320,5 @@ class WindowTuner:
             self._said_plain = True
             logger.warning(
                 "no window is faster than plain dynamics here: a batch costs too much, or the "
-                "draft is too far off. Going on with plain steps; this is looked at again later"
+                "draft is too far off. Plain steps are done now; windows are tried again later"
             )

@@ -22,7 +22,7 @@ FAILED_BATCHES_BEFORE_WARNING = 3  # once is no more than the other node that di
 
 
 class Pair(Protocol):
-    """A target beside its draft."""
+    """A target and its draft."""
 
     def compare(self, sites: Array, draft_forces: Array, times: Times | None) -> Verified:
         """The target at sites (B, N, 3), against the draft's forces there."""

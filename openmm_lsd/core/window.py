@@ -110,7 +110,7 @@ class Verified(NamedTuple):
     """What the target says of the leading V sites of a window, each array (V, N, 3) in kJ/mol/nm.
 
     ``discrepancies`` are target force minus draft force, less what acts along constraints. The
-    target's force cannot be had back from them, so it comes with them.
+    target's force cannot be computed from them, so it comes with them.
     """
 
     target_forces: Array
@@ -161,7 +161,7 @@ class MeasuredRound(NamedTuple):
     """What a round leaves to be learned from.
 
     ``sites``, ``target_forces``, ``discrepancies`` and ``errors`` (V, N, 3) are of the sites whose
-    target forces could be had; ``errors`` are the discrepancies less the corrections that the steps
+    target forces are there; ``errors`` are the discrepancies less the corrections that the steps
     were drafted with.
     """
 

@@ -16,7 +16,7 @@ Array = NDArray[np.float64]
 class BarostatMoves:
     """An Intervention: OpenMM's own barostats, in the Context of the run.
 
-    A Monte Carlo barostat counts the steps of its Context, and begins every so many of them with a
+    A Monte Carlo barostat counts the steps of its Context, and begins every nth of them with a
     move, which it accepts or rejects by the Context's energies. Here it is told of the steps when
     it matters: before the next move, and before anybody else looks.
 
@@ -59,7 +59,7 @@ class BarostatMoves:
         self._expected = self.next_step
 
     def count_begun(self, steps: int) -> None:
-        """The Context has begun so many steps by itself."""
+        """The Context has begun this number of steps by itself."""
         self._begun += steps
 
     def _tell(self, step: int) -> None:

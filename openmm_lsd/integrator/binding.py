@@ -200,7 +200,7 @@ class Binding:
         return self._sampler
 
     def _prepare_sampler(self, settings: Settings) -> SpeculativeSampler:
-        """The sampler, standing where the Context stands; what has changed is made anew."""
+        """The sampler, standing where the Context stands; what has changed is rebuilt."""
         has_changed = self._follow_changes(settings)
         sampler = self._sampler if settings == self._settings else None
         is_as_it_was = not (has_changed or self._changes.unchecked)
@@ -262,7 +262,7 @@ class Binding:
         if record is None:
             return False
         if record.get("subset") != self.pair.describe_subset():
-            logger.warning("the checkpoint is of another division of forces: the draft learns anew")
+            logger.warning("the checkpoint splits the forces differently: the draft starts afresh")
             return False
         self._spec.restore(record)
         barostats = record["barostats"]

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 class BoundPair:
-    """A verifier.Pair: the target of a Context beside its draft.
+    """A verifier.Pair: the target of a Context and its draft.
 
     Parameters
     ----------

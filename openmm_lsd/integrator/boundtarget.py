@@ -135,7 +135,7 @@ class BoundTarget:
             self._built.refresh(self._system.getForces())
 
     def discard(self) -> None:
-        """It is built anew when it is set up next, unless it was given."""
+        """It is rebuilt when it is set up next, unless it was given."""
         if self._built is not None:
             self._built.close()
             self._target = self._built = None
@@ -153,7 +153,7 @@ class BoundTarget:
         ------
         TargetMismatchError
         TargetError
-            If the forces cannot be had.
+            If there are no forces.
         """
         positions, velocities, time, step_count = self._access.get_state()
         keep_freed_memory()
@@ -183,7 +183,7 @@ class BoundTarget:
             self._access.set_state(positions, velocities, time, step_count)
 
     def _discard_unchecked(self) -> None:
-        """What failed before it was checked is made anew: other forces may count then."""
+        """What failed before it was checked is rebuilt: other forces may count then."""
         if not self._is_checked:
             self.discard()
 

@@ -60,25 +60,25 @@ install_load_guards()
 
 @refuse_program
 class LSDIntegrator(openmm.CustomIntegrator):
-    """Langevin dynamics of a slow potential, drafted by a fast one; exact for the slow one.
+    """Langevin dynamics of an expensive potential, drafted by a cheap one, and exact.
 
-    A drop-in for ``openmm.LangevinMiddleIntegrator``: the System of the Simulation holds the slow
-    potential (the target), ``draft`` is a classical force field or another cheap potential for the
-    same particles, or 'auto': a valence force field that learns from the target. Windows of
-    steps are drafted with the draft's forces, the target is evaluated at all of them in one batch,
-    and as many steps as possible are committed, each an exact step of the scheme with the target's
-    force. A bad draft costs speed, never correctness.
+    A drop-in for ``openmm.LangevinMiddleIntegrator``: the System of the Simulation holds the
+    expensive potential (the target); ``draft`` is a classical force field or another cheap
+    potential for the same particles, or 'auto': a valence force field that learns from the target.
+    Windows of steps are drafted with the draft's forces, the target is evaluated at all of them in
+    one batch, and as many steps as possible are committed, each an exact step of the scheme with
+    the target's force. A bad draft costs speed, never correctness.
 
     The CustomIntegrator underneath is the plain dynamics of the target with the same scheme; that
     is what an XML round trip of the integrator gives. Nothing can be added to its program.
 
-    A checkpoint continues its own run to the last bit. A State is a place to start from: it holds
-    no random numbers, and the Context that loads it goes on with its own, at indices that it has
+    A checkpoint continues its own run to the last bit. A State is a starting point: it holds
+    no random numbers, and the Context that loads it continues with its own, at indices that it has
     never used.
 
-    So that this can be so, importing the package puts a function in front of
-    ``openmm.Context.loadCheckpoint``, and making a Context with an LSDIntegrator one in front of
-    ``updateParametersInContext`` of every Force; for other integrators they change nothing.
+    For this, importing the package wraps ``openmm.Context.loadCheckpoint``, and making a Context
+    with an LSDIntegrator wraps ``updateParametersInContext`` of every Force; for other integrators
+    the wrappers change nothing.
 
     Every callable in the list ``round_callbacks`` (``watchers`` is the same list) is called after
     every round with its ``openmm_lsd.Round``.
@@ -92,11 +92,11 @@ class LSDIntegrator(openmm.CustomIntegrator):
         A System of the same particles, masses and constraints as the target System; or a potential,
         as ``target``, of which one state at a time is evaluated. With 'auto' nothing is needed.
     windowLength : int or 'auto'
-        K, the number of steps drafted and evaluated per round. 'auto' finds the fastest while the
-        run goes on, plain steps among them. With a number, trajectories of one seed are the same
+        K, the number of steps drafted and evaluated per round. 'auto' finds the fastest during the
+        run, which may be plain steps. With a number, trajectories of one seed are the same
         to the last bit; with 'auto' they depend on the clock, and sample the same distribution.
     scheme : 'middle' or 'aboba'
-        'middle' is that of LangevinMiddleIntegrator; 'aboba' knows no constraints.
+        'middle' is that of LangevinMiddleIntegrator; 'aboba' does not support constraints.
     randomNumberSeed : int, optional
         None or 0: a fresh seed for every Context, and for every process that a fork makes.
     draftPlatform : openmm.Platform or str, optional
@@ -166,7 +166,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         self._snapshot: SystemSnapshot | None = None  # of the Context
         self._binding: Binding | None = None
         self._groups_of_plain_steps: int | None = None
-        self._record: Record | None = None  # to go on from, once there is a binding
+        self._record: Record | None = None  # to continue from, once there is a binding
         self._is_stepping = False
         self._connect()
         if "openmmtorch" in sys.modules:
@@ -257,7 +257,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         return _rebuild(cls, {**settings["arguments"], **given}, settings["setters"])
 
     def _take_system(self, system: openmm.System, platform: str) -> None:
-        """A Context was made, or made anew by ``reinitialize``: all is learned again."""
+        """A Context was made, or rebuilt by ``reinitialize``: all is learned again."""
         check_torch_forces(system, platform)
         self._forget_binding()
         self._snapshot = self._take_snapshot(system)
@@ -338,7 +338,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         )
 
     def _identity(self) -> Record:
-        """What a run must have in common with one that it goes on from."""
+        """What a run must have in common with one that it continues."""
         return {
             "scheme": self._scheme,
             "draft": self._draft.digest(),
@@ -362,7 +362,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
         return {**self._binding.record(self._binding.settings()), **record}
 
     def check_compatible(self, record: Record | None) -> None:
-        """RestartError if it cannot go on from a record; called before a checkpoint is loaded."""
+        """RestartError if it cannot continue a record; called before a checkpoint is loaded."""
         if record is None:
             return
         is_on_device = ContextAccess(int(self.this)).on_device

@@ -72,7 +72,7 @@ def _refusal_of(name: str) -> Callable:
     def refuse(self: openmm.CustomIntegrator, *arguments: Any) -> None:
         raise ValueError(
             f"{name}() would have no effect: an LSDIntegrator runs the steps of its own scheme. "
-            "Forces, restraints and barostats belong into the System; temperature, friction and "
+            "Forces, restraints and barostats belong in the System; temperature, friction and "
             "the Context's parameters can be changed between steps; a program of your own needs "
             "an openmm.CustomIntegrator"
         )

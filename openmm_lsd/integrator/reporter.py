@@ -1,4 +1,4 @@
-"""How the speculation goes, as a table beside the other reporters' files."""
+"""Statistics of the speculation, as a table next to the other reporters' files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class LSDReporter:
         In steps.
     separator : str
     append : bool
-        Go on at the end of the file, without a header.
+        Append to the file, without a header.
 
     Raises
     ------

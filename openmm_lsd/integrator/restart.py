@@ -154,7 +154,7 @@ def _check_checkpoint(context: openmm.Context, integrator: Any, checkpoint: byte
 
 
 def check_record(record: Record, own: Record, is_on_device: bool) -> None:
-    """Raise RestartError if a run cannot go on from a record, by what must be the same in both."""
+    """Raise RestartError if a run cannot continue a record, by what must be the same in both."""
     for name, meaning in (
         ("particles", "number of particles"),
         ("scheme", "scheme"),

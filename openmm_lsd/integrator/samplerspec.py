@@ -52,7 +52,7 @@ class Seed:
         self.fresh, self._process = secrets.randbits(63), os.getpid()
 
     def resume(self, seed: int) -> None:
-        """Go on with the seed of an earlier run."""
+        """Continue with the seed of an earlier run."""
         self.fresh = seed
 
     def of(self, settings: Settings) -> int:

@@ -245,7 +245,7 @@ def check_gradient_of_system(target: BatchedTarget, around: Surroundings) -> Non
                 str(error).split(";")[0],
             )
     except Exception as error:
-        logger.info("the gradient of the energy cannot be had (%s)", error)
+        logger.info("the gradient of the energy cannot be computed (%s)", error)
 
 
 def time_first_state(target: BatchedTarget, around: Surroundings) -> tuple[float, Array]:

@@ -1,4 +1,4 @@
-"""Energies and forces of a slow potential at a batch of states; all with one call, ``evaluate``."""
+"""Energies and forces of an expensive potential at a batch of states, by one call, ``evaluate``."""
 
 from __future__ import annotations
 

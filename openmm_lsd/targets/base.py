@@ -74,7 +74,7 @@ class BatchedTarget(ABC):
     conservative = True  # else forces need not be minus the gradient of the energy
     uses_times = False  # whether ``evaluate_at`` does more than ``evaluate``
     takes_box = True  # else a periodic box makes no difference to it
-    keeps_cores_busy = False  # in this process: nothing else had better run beside it
+    keeps_cores_busy = False  # in this process: nothing else should run at the same time
 
     @property
     def one_by_one(self) -> str | None:

@@ -40,8 +40,8 @@ class Layout(NamedTuple):
 class ContextTarget(BatchedTarget):
     """Energies and forces of a System, by Contexts that each take a share of the batch.
 
-    The Contexts run in threads; native code lets go of Python's lock. OpenMM's Reference platform
-    runs on one core, so that as many Contexts as there are cores are as many times faster; so is
+    The Contexts run in threads; native code releases Python's lock. OpenMM's Reference platform
+    runs on one core, so one Context per core is faster by the number of cores. The same holds for
     AMOEBA without a GPU, which has no other platform. A System that holds a PythonForce, be it in a
     CustomCVForce, runs in one Context: users' functions are called by one thread at a time.
 
@@ -131,7 +131,7 @@ class ContextTarget(BatchedTarget):
         return min(self._cores, batch)
 
     def layout(self, batch: int) -> Layout:
-        """How so many states are run."""
+        """How this number of states is run."""
         if not self._chosen:
             return self._first
         return nearest_prepared(self._chosen, self._sharing(batch))
@@ -190,7 +190,7 @@ class ContextTarget(BatchedTarget):
     def forces_at(
         self, positions: Array, box: Array | None = None, times: Times | None = None
     ) -> Array:
-        """See BatchedTarget; a device is asked once in the place of twice."""
+        """See BatchedTarget; a device is asked once instead of twice."""
         layout = self.layout(len(positions))
         return np.concatenate(self._map(layout, ForceContext.forces, positions, box, times))
 

@@ -364,7 +364,7 @@ class RayTarget(BatchedTarget):
         return answer
 
     def _replace(self, index: int, reason: Exception) -> None:
-        """A new worker in the place of one that was lost."""
+        """A new worker for one that was lost."""
         logger.warning("worker %d was lost (%s); starting another", index, reason)
         _kill(self._ray, self._workers[index])
         self._workers[index] = worker = self._new_worker()

@@ -28,7 +28,7 @@ Indices = NDArray[np.int64]
 
 logger = logging.getLogger(__name__)
 
-# Of OpenMM's own; all others are cheap beside a network or a quantum method.
+# Of OpenMM's own; all others are cheap compared with a network or a quantum method.
 SLOW_KINDS = (
     "AmoebaGeneralizedKirkwoodForce",
     "AmoebaMultipoleForce",

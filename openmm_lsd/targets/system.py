@@ -174,7 +174,7 @@ class SystemTarget(BatchedTarget):
     def refresh(self, forces: Sequence[openmm.Force]) -> None:
         """Take over new parameters, from Forces that are otherwise those of the System.
 
-        A part whose Force can have new ones is made anew.
+        A part whose Force can have new ones is rebuilt.
         """
         for row, (rank, index, part) in enumerate(self._own_parts):
             made = None

@@ -157,7 +157,7 @@ class TorchForceTarget(BatchedTarget):
         return Plan("loop", "scripted", 1, self._most_threads())
 
     def plan(self, batch: int) -> Plan:
-        """How so many states are run."""
+        """How this number of states is run."""
         return nearest_prepared(self.plans, batch) if self.plans else self._one_by_one
 
     def _evaluate(self, positions: Array, box: Array | None) -> Evaluation:
@@ -210,7 +210,7 @@ class TorchForceTarget(BatchedTarget):
         plans = [self._one_by_one._replace(batching=batching) for batching in BATCHINGS[:-1]]
         right = (plan for plan in plans if self._is_right(plan, states, box, reference))
         chosen = next(right, self._one_by_one)
-        logger.info("TorchForce: %s, without a look at others: states are slow", chosen)
+        logger.info("TorchForce: %s, without trying others: states are slow", chosen)
         return chosen
 
     def _chosen(
@@ -254,7 +254,7 @@ class TorchForceTarget(BatchedTarget):
         return str(self._executors["scripted"].inlined_graph)
 
     def _plans(self, batching: str, executors: Sequence[str], states: int) -> list[Plan]:
-        """Ways to run so many states with this batching."""
+        """Ways to run this number of states with this batching."""
         threads = self._most_threads()
         layouts = [(1, threads)]
         if self._device.type == "cpu" and threads > 1:

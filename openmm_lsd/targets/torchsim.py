@@ -56,8 +56,8 @@ class TorchSimTarget(BatchedTarget):
     Parameters
     ----------
     model : torch_sim.models.interface.ModelInterface
-        Its own device and dtype are used. One that computes stresses as well does so in vain: build
-        it with ``compute_stress=False`` if it can be.
+        Its own device and dtype are used. Stresses are not used: build a
+        model that can compute them with ``compute_stress=False``.
     atomic_numbers : (N,) int
     masses : (N,) amu, optional
         For the few models that read them; default those of the elements.

@@ -106,7 +106,7 @@ def validate_target(
         Which check failed, by how much, and what to do. Whatever the target raises is let through.
     """
     if batch < 2:
-        raise ValueError(f"batch is {batch}; it takes 2 states to see whether they disturb another")
+        raise ValueError(f"batch is {batch}; it takes 2 states to see whether they interact")
     scheme = Middle(300.0, 1.0, 0.001) if scheme is None else scheme
     when = time, step_count
     examination = _Examination(target, np.array(masses, dtype=np.float64), box, scheme, when)
