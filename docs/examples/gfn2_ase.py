@@ -27,7 +27,7 @@ def main():
     pdb = app.PDBFile(f"{STEM}.pdb")
     numbers = [atom.element.atomic_number for atom in pdb.topology.atoms()]
     target = ASETarget(TBLite(method="GFN2-xTB", charge=0, verbosity=0), numbers)
-    # A System with the same potential, so that minimisation and energies work as ever.
+    # A System with the same potential, so that minimisation and energies work as always.
     system = systems.with_target(pdb.topology, target)
     integrator = LSDIntegrator(
         300 * unit.kelvin, 1 / unit.picosecond, 1 * unit.femtosecond, "auto", topology=pdb.topology

@@ -1,4 +1,4 @@
-"""A run in parts: every call goes on where the last one stopped.
+"""A run in parts: every call continues where the last one stopped.
 
     python docs/examples/restart.py --steps 5000
     python docs/examples/restart.py --steps 5000
