@@ -143,6 +143,8 @@ def names_of_architecture():
 @pytest.mark.parametrize("name", names_of_architecture())
 def test_names_of_the_architecture_page_exist(name):
     """Modules and files, tests, and objects."""
+    if name.startswith("native/") and not (PACKAGE / "native").is_dir():
+        pytest.skip("openmm_lsd was installed from a wheel, which has no C++ sources")
     files = [ROOT / name, PACKAGE.parent / name, PACKAGE / name, PACKAGE / f"{name}.py"]
     files += [*PACKAGE.glob(f"*/{name}.py"), *(ROOT / "tests").glob(f"{name}.py")]
     assert any(file.exists() for file in files) or is_there(name)
