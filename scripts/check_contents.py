@@ -63,7 +63,8 @@ def problems(clone, sdist, wheel):
 
 def main():
     found = [*problems(*map(Path, sys.argv[1:]))]
-    print(*found, sep="\n")
+    for line in found:
+        print(line)
     sys.exit(bool(found))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds an sdist, and a wheel from it, from a clean clone of the last commit; looks at what they hold; and tests the
 # wheel in a fresh environment, from a folder without openmm_lsd/. Arguments go to pytest.
-# All of it is in a temporary folder, which needs 10 GB, and is removed at the end.
+# All of it is in a temporary folder, which needs 13 GB, and is removed at the end.
 set -euo pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 work=$(mktemp -d "${TMPDIR:-/tmp}/check_wheel.XXXXXX")

@@ -414,7 +414,7 @@ def test_every_size_of_a_batch_has_its_own_plan(monkeypatch):
     monkeypatch.setattr(autotune, "time_candidates", race)
     torch.set_num_threads(2)
     try:
-        batch = TorchForceTarget(torch_force(Bonds))
+        batch = TorchForceTarget(torch_force(Bonds), cores=2)
         batch.prepare(POSITIONS, 16)
         assert {plan[0] for plan in raced[0]} == {"batch"} and len(raced[0]) == 3
         batch.prepare(POSITIONS, 4)
