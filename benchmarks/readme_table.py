@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+RUNS = ROOT / "docs/benchmarks/run_all.json"  # when they were run
 BEGIN, END = "<!-- results: benchmarks/readme_table.py -->", "<!-- end of results -->"
 
 
@@ -60,7 +61,7 @@ def best(estimate):
 
 
 def machines(documents):
-    """Where it was measured, once for each machine."""
+    """Where it was measured, once for each machine, and when."""
     found = []
     for document in documents:
         about = dict(document["machine"])
@@ -69,7 +70,8 @@ def machines(documents):
         words = ", ".join(f"{key} {value}" for key, value in about.items())
         if f"{processor}, {words}" not in found:
             found.append(f"{processor}, {words}")
-    return "; ".join(found)
+    days = {each["date"][:10] for each in json.loads(RUNS.read_text()).values()}
+    return "; ".join(found) + f"; {max(days)}"
 
 
 def main():
