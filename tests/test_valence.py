@@ -354,3 +354,11 @@ def test_guesses_are_as_stiff_as_a_force_field(name):
         theirs = along @ np.subtract(*context.forces(states)[:, j])
         ours = along @ (draft(states[0])[j] - draft(states[1])[j])
         assert 0.6 < ours / theirs < 1.6, (i, j, ours / theirs)
+
+
+def test_atoms_that_overlap_have_the_length_of_their_radii():
+    graph = graph_of_positions(np.array([6, 1]), np.array([[0, 0, 0], [0.11, 0, 0]]))
+    terms, guesses, _ = auto_draft(graph, np.zeros((2, 3)))
+    assert terms.references[0] == pytest.approx(0.107)
+    forces = terms.forces(np.array([[0, 0, 0], [0.12, 0, 0]]), guesses)
+    assert np.isfinite(forces).all() and forces[0, 0] > 100

@@ -44,6 +44,7 @@ MOST_PARAMETERS = 800
 WIDEST_SURROUNDINGS = 8  # bonds
 MANY_ALIKE = 8  # atoms of each kind, from which on a step tells enough for more terms
 
+SHORTEST_BOND = 0.3  # times the sum of the radii
 BOND_LIMIT = 0.04  # nm
 CONTACT_LIMIT = 0.08
 ANGLE_LIMIT = 0.7  # rad
@@ -87,8 +88,8 @@ def auto_draft(
     ``stages`` make the terms, by default those of STAGES, or of STAGES_OF_MANY_ALIKE where there
     are many atoms of each kind; the parameters of the first come first.
     Reference values of bonds and angles are means over equivalent ones at ``positions`` (N, 3) in
-    nm, where a bond that is broken counts with the sum of the covalent radii; those of torsions are
-    zero.
+    nm, where a bond that is broken, or whose atoms overlap, counts with the sum of the covalent
+    radii; those of torsions are zero.
     """
     numbers: dict[Coordinate, int] = {}
     is_fixed = set(map(frozenset, constraints.tolist()))
@@ -125,22 +126,24 @@ def auto_draft(
         particles=len(graph.elements),
         kinds=kinds,
         atoms=atoms,
-        references=np.where(kinds == DISTANCE, lengths, 0.0),
+        references=np.zeros(len(coordinates)),
         limits=np.full(len(coordinates), np.inf),
         factors=np.array(
             [_padded(product, MOST_FACTORS, -1) for product in products], dtype=np.int32
         ).reshape(-1, MOST_FACTORS),
         classes=np.array(classes, dtype=np.int32),
     )
-    references = terms.references + terms.coordinates(positions, box)[0]
+    with np.errstate(divide="ignore", invalid="ignore"):  # by r0 = 0
+        references = np.where(kinds == DISTANCE, lengths, terms.coordinates(positions, box)[0])
     contacts = set(map(tuple, graph.contacts.tolist()))
     is_contact = np.array([tuple(pair) in contacts for pair in ends.tolist()], dtype=bool)
     is_contact &= kinds == DISTANCE
     radii = covalent_radii(graph.elements)
     sums_of_radii = radii[ends].sum(axis=1)
-    is_broken = (kinds == DISTANCE) & ~is_contact
-    is_broken &= references > BOND_TOLERANCE * sums_of_radii
-    references = np.where(is_broken & (sums_of_radii > 0), sums_of_radii, references)
+    is_broken = (references > BOND_TOLERANCE * sums_of_radii) & ~is_contact
+    is_broken |= references < SHORTEST_BOND * sums_of_radii
+    is_broken &= (kinds == DISTANCE) & (sums_of_radii > 0)
+    references = np.where(is_broken, sums_of_radii, references)
     each = [(q,) for q in range(len(coordinates))]
     alike, _ = _classes(each, coordinates, colours, graph.kinds_of_corners)
     sums = np.bincount(alike, references)
