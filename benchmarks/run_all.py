@@ -7,8 +7,8 @@
 The pages are the list: every line of them that begins with ``python benchmarks/``, ``python
 systems/make/`` or ``openmm-lsd benchmark`` and names no file of the user's is run. What each prints
 goes to build/run_all/, and docs/benchmarks/run_all.json says when, where, from which commit, and
-how long each took. A run that was stopped continues where it was (``--again`` starts over). Figures
-and the README's table are made at the end; other tables are copied by hand.
+how long each took. A run that was stopped continues where it was (``--again`` runs all of them
+again). Figures and the README's table are made at the end; other tables are copied by hand.
 """
 
 import argparse
@@ -34,7 +34,8 @@ AT_LAST = ("python benchmarks/readme_table.py", "python benchmarks/make_figures.
 # The commands whose results the README's table is made of.
 README_TABLE = [
     f"openmm-lsd benchmark --system systems/{system} --timestep {timestep} --also-auto --estimate "
-    f"--warm-up 2000 --json > docs/benchmarks/benchmark_{system}_{name}.json"
+    f"--warm-up 2000 --json > build/benchmark.json && "
+    f"mv build/benchmark.json docs/benchmarks/benchmark_{system}_{name}.json"
     for system in ("alanine_dipeptide", "ibuprofen")
     for timestep, name in ((1, "1fs"), (0.5, "05fs"))
 ]
@@ -86,10 +87,10 @@ def main():
         print("\n".join(commands))
         return
     LOGS.mkdir(parents=True, exist_ok=True)
-    known = json.loads(RECORD.read_text()) if RECORD.exists() and not args.again else {}
+    known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     failed = 0
     for number, command in enumerate(commands):
-        if known.get(command, {}).get("status") == 0:
+        if known.get(command, {}).get("status") == 0 and not args.again:
             continue
         words = re.sub(r"[^\w.]+", "_", command.split(" ", 1)[1])[:100]
         print(f"{number + 1} of {len(commands)}: {command}", flush=True)

@@ -357,6 +357,40 @@ def test_a_missing_picture_library_is_said_before_the_run(monkeypatch, capsys):
     assert 'pip install "openmm-lsd[plots]"' in capsys.readouterr().err
 
 
+def test_json_is_all_that_comes_to_standard_output(tmp_path):
+    """Although the target prints what it does, in Python and in C."""
+    (tmp_path / "loud.py").write_text(
+        "import os\nfrom tblite.ase import TBLite\n\n\n"
+        "def make():\n    print('hello')\n    os.write(1, b'hello from C\\n')\n"
+        "    return TBLite(method='GFN2-xTB', verbosity=1)\n"
+    )
+    options = ("--windows", "4", "--steps", "8", "--warm-up", "8", "--no-minimize")
+    target = f"ase:{tmp_path / 'loud.py'}:make()"
+    words = ("estimate", *FILES, "--target", target, "--draft", f"{STEM}.prmtop", "--json")
+    command_line = [sys.executable, "-m", "openmm_lsd.cli", *words, *options]
+    result = subprocess.run(
+        [*map(str, command_line), "--platform", "Reference"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["estimate"]["steps"] >= 8
+    assert result.stderr.startswith("hello\nhello from C\n")
+
+
+@pytest.mark.parametrize("command_and_option", [("estimate", "--curve"), ("validate", "--figure")])
+def test_old_options_are_those_that_the_command_had(command_and_option, capsys):
+    name, option = command_and_option
+    assert command(name, "--system", STEM.parent, option, "x.png") == 2
+    assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+
+
+def test_a_directory_that_cannot_be_written_is_said_before_the_run(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert command("estimate", "--system", STEM.parent, "--output-dir", tmp_path / "file") == 2
+    assert "is a file" in capsys.readouterr().err
+    assert command("estimate", "--system", STEM.parent, "--outfile", tmp_path) == 2
+    assert "is a directory" in capsys.readouterr().err
+
+
 def test_results_without_a_picture_library(tmp_path, monkeypatch, potential, capsys):
     monkeypatch.setattr(output_module, "find_spec", lambda name: None)
     options = (*FILES, *potential, "--draft", f"{STEM}.prmtop", "--platform", "Reference")
@@ -366,11 +400,11 @@ def test_results_without_a_picture_library(tmp_path, monkeypatch, potential, cap
     assert [file.name for file in (tmp_path / "new").iterdir()] == ["estimate.json"]
 
 
-def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capsys):
+def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capfd):
     options = (*FILES, *potential, "--draft", f"{STEM}.prmtop", "--platform", "Reference")
     small = ("--windows", 4, 8, 12, "--steps", 60, "--warm-up", 40)
     assert command("estimate", *options, *small, "--json", "--output-dir", tmp_path) == 0
-    streams = capsys.readouterr()
+    streams = capfd.readouterr()
     assert "t_target(1)" in streams.err and "t_target(K)" in streams.err and "LSD " in streams.err
     files = [tmp_path / name for name in ("estimate.json", "speed_up.png")]
     assert streams.err.endswith(f"wrote {files[0]}, {files[1]}\n")
@@ -384,7 +418,7 @@ def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capsy
     results = ("--outfile", json_file, "--figure", picture)  # before 0.2
     small = ("--seconds", 1, "--warm-up", 40, "--block", 16)
     assert command("benchmark", *options, *small, *results) == 0
-    printed, notes = capsys.readouterr()
+    printed, notes = capfd.readouterr()
     assert "note: --outfile will go away" in notes and "note: --figure will go away" in notes
     rows = json.loads(json_file.read_text())["benchmark"]["rows"]
     names = ["plain", "LSD", "constant offset", "MTS, 2 steps", "MTS, 4 steps"]

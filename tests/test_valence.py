@@ -362,3 +362,27 @@ def test_atoms_that_overlap_have_the_length_of_their_radii():
     assert terms.references[0] == pytest.approx(0.107)
     forces = terms.forces(np.array([[0, 0, 0], [0.12, 0, 0]]), guesses)
     assert np.isfinite(forces).all() and forces[0, 0] > 100
+    water = MolecularGraph(np.array([8, 1, 1]), np.array([[0, 1], [0, 2]]))
+    terms, guesses, _ = auto_draft(water, np.array([[0, 0, 0], [0, 0, 0], [0.1, 0, 0]]))
+    assert np.isfinite(terms.references).all()
+    strange = dataclasses.replace(water, elements=np.array([0, 0, 0]))
+    terms, guesses, _ = auto_draft(strange, np.zeros((3, 3)))
+    positions = np.array([[0, 0, 0], [0.1, 0, 0], [0, 0.1, 0]])
+    assert np.isfinite(terms.forces(positions, guesses)).all()
+
+
+@pytest.mark.parametrize(("molecules", "waters"), [(1, 64), (8, 0)])
+def test_terms_for_many_alike_cost_no_depth(molecules, waters):
+    """A solute among many waters, and many molecules that already have almost all parameters."""
+    graph = graph_of_topology(molecule("ibuprofen")[0])
+    alone = auto_draft(graph, molecule("ibuprofen")[1]).terms.parameters
+    water = MolecularGraph(np.array([8, 1, 1]), np.array([[0, 1], [0, 2]]))
+    elements, bonds = [], []
+    for part in [graph] * molecules + [water] * waters:
+        bonds.append(part.bonds + sum(map(len, elements)))
+        elements.append(part.elements)
+    together = MolecularGraph(np.concatenate(elements), np.concatenate(bonds))
+    positions = np.random.default_rng(1).uniform(0, 2, (len(together.elements), 3))
+    draft = auto_draft(together, positions)
+    assert len(draft.stages) == 2
+    assert draft.terms.parameters == alone + 10 * bool(waters)

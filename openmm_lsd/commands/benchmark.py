@@ -260,7 +260,8 @@ def add_options(options: Options) -> None:
     )
     add("--also-auto", action="store_true", help="and a row with draft auto")
     add("--estimate", action="store_true", help="predict first, and compare with what is measured")
-    add_output_options(add, "pictures of where the time goes and, with --windows, of the speed-up")
+    pictures = "pictures of where the time goes and, with --windows, of the speed-up"
+    add_output_options(add, pictures, old=("figure", "curve"))
 
 
 def main(args: argparse.Namespace) -> int:
@@ -271,7 +272,11 @@ def main(args: argparse.Namespace) -> int:
     windows = sorted(set(windows))
     if args.curve is not None and not (windows and args.estimate):
         raise ValueError("--curve needs --windows and --estimate")
-    output = Output(args)
+    with Output(args) as output:
+        return _run(args, windows, output)
+
+
+def _run(args: argparse.Namespace, windows: list[int], output: Output) -> int:
     case = case_of(args)
     output.say(", ".join(f"{key} {value}" for key, value in machine().items()))
     output.say_what(case)

@@ -320,12 +320,16 @@ def add_options(options: Options) -> None:
         metavar="STEPS",
         help="before measuring, in which drafts learn; default 100, or 1000 for draft auto",
     )
-    add_output_options(add, "a picture of the speed-up")
+    add_output_options(add, "a picture of the speed-up", old=("figure",))
 
 
 def main(args: argparse.Namespace) -> int:
     """``openmm-lsd estimate``; returns the exit status."""
-    output = Output(args)
+    with Output(args) as output:
+        return _run(args, output)
+
+
+def _run(args: argparse.Namespace, output: Output) -> int:
     case = case_of(args)
     output.say_what(case)
     warm_up = args.warm_up

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ def say(line: str) -> None:
     print(line, flush=True)
 
 
-def add_output_options(add: Callable[..., None], pictures: str) -> None:
-    """To a group of options; ``pictures`` says which files there are besides the JSON."""
+def add_output_options(add: Callable[..., None], pictures: str, old: Sequence[str] = ()) -> None:
+    """To a group of options; ``pictures`` says which files there are besides the JSON, and ``old``
+    which of OLD_OPTIONS the command had."""
     add(
         "--output-dir",
         type=Path,
@@ -32,12 +34,13 @@ def add_output_options(add: Callable[..., None], pictures: str) -> None:
         help=f"write the results there: a JSON file and {pictures}",
     )
     add("--json", action="store_true", help="print the results as JSON, all else to stderr")
-    for name in OLD_OPTIONS:
+    for name in ("outfile", *old):
         add(f"--{name}", type=Path, metavar="FILE", help=argparse.SUPPRESS)
 
 
 class Output:
-    """Where the results of a command go.
+    """Where the results of a command go; a context, in which with --json nothing else, not even
+    from a library, comes to standard output.
 
     Parameters
     ----------
@@ -46,27 +49,46 @@ class Output:
 
     Raises
     ------
-    FileNotFoundError, ImportError
+    OSError, ImportError
         If files could not be written: before hours are spent.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self._as_json = args.json
         self._directory: Path | None = args.output_dir
-        self._old = {name: file for name in OLD_OPTIONS if (file := getattr(args, name))}
+        self._old = {name: file for name in OLD_OPTIONS if (file := getattr(args, name, None))}
+        if self._directory is not None:
+            _make_directory(self._directory)
         for name, file in self._old.items():
             if not file.resolve().parent.is_dir():
                 raise FileNotFoundError(f"--{name}: there is no directory {file.resolve().parent}")
+            if file.is_dir():
+                raise IsADirectoryError(f"--{name}: {file} is a directory")
         self._written: list[Path] = []
         self._can_draw = find_spec("matplotlib") is not None
         if not self._can_draw and set(self._old) - {"outfile"}:
             raise ImportError(f"pictures need matplotlib; install it with: {INSTALL}")
-        if self._directory is not None:
-            self._directory.mkdir(parents=True, exist_ok=True)
+        self._text = ""
+        self._stdout = -1  # a copy of its descriptor
         for name in self._old:
             _note(f"--{name} will go away; --output-dir and --json are in its place")
         if self._directory is not None and not self._can_draw:
             _note(f"there will be no pictures without matplotlib; install it with: {INSTALL}")
+
+    def __enter__(self) -> Output:
+        if self._as_json:
+            sys.stdout.flush()
+            self._stdout = os.dup(1)
+            os.dup2(2, 1)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._as_json:
+            sys.stdout.flush()
+            os.dup2(self._stdout, 1)
+            os.close(self._stdout)
+            if self._text:
+                print(self._text, flush=True)
 
     def say(self, line: str) -> None:
         """Print it, at once."""
@@ -80,17 +102,27 @@ class Output:
     def write_results(self, name: str, case: Case, **results: Any) -> None:
         """Results beside what they were measured on, as JSON: printed, or NAME.json."""
         document = {"machine": machine(), "system": case.name, "conditions": case.conditions()}
-        text = json.dumps({**document, **results}, indent=2)
-        if self._as_json:
-            print(text, flush=True)
+        text = json.dumps({**document, **results})
+        valid = json.loads(text, parse_constant=lambda _: None)  # NaN is none
+        self._text = json.dumps(valid, indent=2)
         for file in self._files(f"{name}.json", "outfile"):
-            file.write_text(text + "\n")
+            file.write_text(self._text + "\n")
 
     def draw(self, name: str, old: str, write: Callable[[Path], None]) -> None:
-        """Call ``write`` with each file that the picture ``name`` is wanted in."""
+        """Call ``write`` with each file that the picture ``name`` is wanted in, if there can be
+        pictures."""
         if self._can_draw:
-            for file in self._files(name, old):
+            self.write(name, old, write)
+
+    def write(self, name: str, old: str, write: Callable[[Path], None]) -> None:
+        """Call ``write`` with each file that ``name`` is wanted in; what was measured is not lost
+        if that fails."""
+        for file in self._files(name, old):
+            try:
                 write(file)
+            except Exception as error:
+                self._written.remove(file)
+                _note(f"{file} could not be written: {error}")
 
     def _files(self, name: str, old: str) -> list[Path]:
         files = [self._old[old]] if old in self._old else []
@@ -103,6 +135,14 @@ class Output:
         """Say where the files are."""
         if self._written:
             self.say("wrote " + ", ".join(map(str, self._written)))
+
+
+def _make_directory(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise NotADirectoryError(f"--output-dir: {directory} is a file")
+    directory.mkdir(parents=True, exist_ok=True)
+    if not os.access(directory, os.W_OK):
+        raise PermissionError(f"--output-dir: {directory} cannot be written to")
 
 
 def _note(text: str) -> None:

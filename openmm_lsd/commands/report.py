@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import io
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from .. import plots
+from ..plots import INSTALL
 from .case import Array
 from .machine import machine
 from .validation.longruns import BLOCKS, LongRun
@@ -98,10 +100,13 @@ def write_report(result: Validation, file: Path) -> None:
         f"{'<br>' + html.escape(check.note) if check.note else ''}</td></tr>"
         for check in result.checks
     )
+    can_draw = find_spec("matplotlib") is not None
+    drawn = figures(result) if can_draw else {}
+    missing = "" if can_draw else f"<p>Pictures need matplotlib: {html.escape(INSTALL)}</p>"
     pictures = "".join(
         f"<h2>{html.escape(caption)}</h2><img alt='{html.escape(caption)}' "
         f"src='data:image/png;base64,{_png(figure)}'>"
-        for caption, figure in figures(result).items()
+        for caption, figure in drawn.items()
     )
     name = html.escape(result.case.name or "system")
     file.write_text(
@@ -112,7 +117,8 @@ def write_report(result: Validation, file: Path) -> None:
         f"<p class='verdict'>{html.escape(result.verdict())}</p>"
         f"<p>{html.escape(result.case.conditions())}</p>"
         "<div class='wide'><table><tr><th></th><th>family of tests</th><th>tests</th>"
-        f"<th>smallest p</th><th>must exceed</th><th>where</th></tr>{rows}</table></div>{pictures}"
+        f"<th>smallest p</th><th>must exceed</th><th>where</th></tr>{rows}</table></div>"
+        f"{pictures}{missing}"
         f"<p><small>{html.escape(about)}</small></p></html>\n"
     )
 

@@ -118,6 +118,16 @@ HEAD = (
 )
 
 
+MEANINGS = {
+    Kind.CONSTANT_OFFSET: (
+        "constant offset: the published rule, one correction for the whole window."
+    ),
+    Kind.MULTIPLE_TIME_STEPS: (
+        "MTS: MTSLangevinIntegrator, slow forces every 2 or 4 steps; other dynamics, not exact."
+    ),
+}
+
+
 @dataclasses.dataclass
 class Benchmark:
     """What ``benchmark`` measured: the first row is plain dynamics, then LSD, then the others."""
@@ -170,6 +180,7 @@ class Benchmark:
 
     def __str__(self) -> str:
         lines = [HEAD, *(row.line(self._temperature_error(row)) for row in self.rows)]
+        lines += ["", *(text for kind, text in MEANINGS.items() if kind in self._kinds())]
         lines += ["", self.verdict()]
         for kind, found in self.estimates.items():
             row = self.fastest(kind)
@@ -179,6 +190,9 @@ class Benchmark:
                 f"measured {row.ratio:.2f} ({off:+.0f} %)."
             )
         return "\n".join(lines)
+
+    def _kinds(self) -> set[Kind]:
+        return {row.kind for row in self.rows}
 
     def _temperature_error(self, row: Row) -> float:
         """Standard error of the mean. Values two correlation times apart are independent, and that

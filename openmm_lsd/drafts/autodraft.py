@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from typing import NamedTuple
@@ -37,14 +38,17 @@ Array = NDArray[np.float64]
 Coordinate = tuple[int, tuple[int, ...]]  # kind, atoms
 Product = tuple[int, ...]  # coordinates, by number
 Number = Callable[..., int]  # of the coordinate of a kind and atoms
+Stage = Callable[[MolecularGraph, Number], list[Product]]
 
 # Atoms that look alike in their surroundings share parameters; the surroundings reach as far as
 # they may with no more parameters than this.
 MOST_PARAMETERS = 800
 WIDEST_SURROUNDINGS = 8  # bonds
-MANY_ALIKE = 8  # atoms of each kind, from which on a step tells enough for more terms
+MANY_ALIKE = 8  # atoms of every kind, from which on a step tells enough for more terms
 
 SHORTEST_BOND = 0.3  # times the sum of the radii
+LEAST_LENGTH = 0.05  # nm, of what is no element
+TETRAHEDRAL = float(np.arccos(-1 / 3))  # rad
 BOND_LIMIT = 0.04  # nm
 CONTACT_LIMIT = 0.08
 ANGLE_LIMIT = 0.7  # rad
@@ -80,13 +84,13 @@ def auto_draft(
     box: Array | None = None,
     most_parameters: int = MOST_PARAMETERS,
     constraints: Pairs = NO_PAIRS,
-    stages: Sequence[Callable[[MolecularGraph, Number], list[Product]]] | None = None,
+    stages: Sequence[Stage] | None = None,
 ) -> AutoDraft:
     """A valence force field for a molecule.
 
     ``constraints`` (C, 2) are pairs of atoms at a fixed distance: what is rigid has no terms.
-    ``stages`` make the terms, by default those of STAGES, or of STAGES_OF_MANY_ALIKE where there
-    are many atoms of each kind; the parameters of the first come first.
+    ``stages`` make the terms, by default those of STAGES, and bond_pair_terms where there are many
+    atoms of each kind; the parameters of the first come first.
     Reference values of bonds and angles are means over equivalent ones at ``positions`` (N, 3) in
     nm, where a bond that is broken, or whose atoms overlap, counts with the sum of the covalent
     radii; those of torsions are zero.
@@ -102,21 +106,26 @@ def auto_draft(
     # In small rings torsions share angles and bonds: each product once.
     products: list[Product] = []
     counts: list[int] = []
+    optional: tuple[Stage, ...] = ()
     if stages is None:
-        kinds_of_atoms = len(set(graph.colours(WIDEST_SURROUNDINGS)))
-        many = len(graph.elements) >= MANY_ALIKE * kinds_of_atoms
-        stages = STAGES_OF_MANY_ALIKE if many else STAGES
-    for stage in stages:
+        of_kind = Counter(graph.colours(WIDEST_SURROUNDINGS)).values()
+        optional = (bond_pair_terms,) if min(of_kind, default=0) >= MANY_ALIKE else ()
+        stages = STAGES
+    for stage in (*stages, *optional):
         made = (tuple(sorted(each)) for each in stage(graph, number))
         products += (each for each in made if RIGID not in each)
         products = list(dict.fromkeys(products))
         counts.append(len(products))
     coordinates = list(numbers)
+    needed = counts[len(stages) - 1]
     for depth in range(WIDEST_SURROUNDINGS, -1, -1):
         colours = graph.colours(depth)
         classes, count = _classes(products, coordinates, colours, graph.kinds_of_corners)
-        if count <= most_parameters:
+        required = 1 + max(classes[:needed], default=-1)
+        if required <= most_parameters:
             break
+    if optional and count > most_parameters:  # they are not worth coarser classes of the others
+        products, classes, counts = products[:needed], classes[:needed], counts[: len(stages)]
     kinds = np.array([kind for kind, _ in coordinates], dtype=np.int32)
     atoms = np.array([_padded(each, 4, 0) for _, each in coordinates], dtype=np.int32)
     atoms = atoms.reshape(-1, 4)
@@ -144,6 +153,8 @@ def auto_draft(
     is_broken |= references < SHORTEST_BOND * sums_of_radii
     is_broken &= (kinds == DISTANCE) & (sums_of_radii > 0)
     references = np.where(is_broken, sums_of_radii, references)
+    references = np.where(kinds == DISTANCE, np.maximum(references, LEAST_LENGTH), references)
+    references = np.where(np.isfinite(references), references, TETRAHEDRAL)  # of atoms that overlap
     each = [(q,) for q in range(len(coordinates))]
     alike, _ = _classes(each, coordinates, colours, graph.kinds_of_corners)
     sums = np.bincount(alike, references)
@@ -229,7 +240,7 @@ def terms_of_first_fit(graph: MolecularGraph, number: Number) -> list[Product]:
 
 def bond_pair_terms(graph: MolecularGraph, number: Number) -> list[Product]:
     """How two bonds of an atom, or at the ends of a torsion, and what lies between them change how
-    one stiffens the other. Covalent crystals need them; molecules have too many kinds of them."""
+    one stiffens the other. Covalent crystals need them; large molecules have too many of them."""
     products: list[Product] = []
     for j, around in enumerate(graph.neighbours):
         for i, k in itertools.permutations(around, 2):
@@ -252,7 +263,6 @@ def bond_pair_terms(graph: MolecularGraph, number: Number) -> list[Product]:
 
 
 STAGES = (terms_of_first_fit, curvature_terms)
-STAGES_OF_MANY_ALIKE = (*STAGES, bond_pair_terms)
 
 
 def torsions_of(graph: MolecularGraph) -> Iterator[tuple[int, int, int, int]]:

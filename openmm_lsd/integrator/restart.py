@@ -23,7 +23,7 @@ from .._native import draw_random_number
 
 Record = dict[str, Any]
 
-VERSION = 5
+VERSION = 6
 MARKS = b"\nopenmm-lsd record, version "  # of all versions
 MARK = MARKS + str(VERSION).encode() + b"\n"
 GUARD = "_openmm_lsd_guard"  # attribute of the function that examines checkpoints

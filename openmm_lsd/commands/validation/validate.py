@@ -134,12 +134,16 @@ def add_options(options: Options) -> None:
         metavar="STEPS",
         help="before all tests; default 5000",
     )
-    add_output_options(add, "report.html, with pictures")
+    add_output_options(add, "report.html, with pictures", old=("report",))
 
 
 def main(args: argparse.Namespace) -> int:
     """``openmm-lsd validate``; returns the exit status."""
-    output = Output(args)
+    with Output(args) as output:
+        return _run(args, output)
+
+
+def _run(args: argparse.Namespace, output: Output) -> int:
     case = case_of(args)
     output.say_what(case)
     result = validate(
@@ -153,6 +157,6 @@ def main(args: argparse.Namespace) -> int:
     )
     output.say(f"\n{result}")
     output.write_results("validate", case, validation=result.as_dict())
-    output.draw("report.html", "report", partial(write_report, result))
+    output.write("report.html", "report", partial(write_report, result))
     output.close()
     return 0 if result.passed else 1
