@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import sys
@@ -85,6 +86,7 @@ class Output:
     def __exit__(self, *_: object) -> None:
         if self._as_json:
             sys.stdout.flush()
+            ctypes.CDLL(None).fflush(None)  # what libraries have buffered
             os.dup2(self._stdout, 1)
             os.close(self._stdout)
             if self._text:
