@@ -33,17 +33,22 @@ def lattice(atoms):
     return topology, system, 0.1 * atoms.positions, box
 
 
+def pair_force(energy, particles, switching, cutoff):
+    """Of all pairs, cut off smoothly; nm."""
+    force = openmm.CustomNonbondedForce(energy)
+    for _ in range(particles):
+        force.addParticle([])
+    force.setNonbondedMethod(openmm.CustomNonbondedForce.CutoffPeriodic)
+    force.setCutoffDistance(cutoff)
+    force.setUseSwitchingFunction(True)
+    force.setSwitchingDistance(switching)
+    return force
+
+
 def copper():
     """Morse pairs, cut off smoothly at 0.35 nm."""
     topology, system, positions, _ = lattice(build.bulk("Cu", cubic=True).repeat(2))
-    force = openmm.CustomNonbondedForce("35*(1-exp(-14*(r-0.26)))^2")
-    for _ in positions:
-        force.addParticle([])
-    force.setNonbondedMethod(openmm.CustomNonbondedForce.CutoffPeriodic)
-    force.setCutoffDistance(0.35)
-    force.setUseSwitchingFunction(True)
-    force.setSwitchingDistance(0.3)
-    system.addForce(force)
+    system.addForce(pair_force("35*(1-exp(-14*(r-0.26)))^2", len(positions), 0.3, 0.35))
     return topology, system, positions * unit.nanometer, 0.005
 
 
@@ -85,13 +90,7 @@ def silicon():
                 angles.addAngle(i, j, k, [])
     for force in (morse, angles, torsions):
         force.setUsesPeriodicBoundaryConditions(True)
-    pairs = openmm.CustomNonbondedForce("40*exp(-18*(r-0.36))")
-    for _ in numbers:
-        pairs.addParticle([])
-    pairs.setNonbondedMethod(openmm.CustomNonbondedForce.CutoffPeriodic)
-    pairs.setCutoffDistance(0.5)
-    pairs.setUseSwitchingFunction(True)
-    pairs.setSwitchingDistance(0.4)
+    pairs = pair_force("40*exp(-18*(r-0.36))", len(numbers), 0.4, 0.5)
     for force in (morse, angles, torsions, pairs):
         system.addForce(force)
     return topology, system, positions * unit.nanometer, 0.002
