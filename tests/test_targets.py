@@ -27,6 +27,7 @@ from particles import (
 from openmm_lsd import LSDIntegrator, TargetError
 from openmm_lsd.contexts import autotune
 from openmm_lsd.contexts.forcecontext import ForceContext
+from openmm_lsd.core.clock import Times
 from openmm_lsd.targets import (
     BatchedTarget,
     ContextTarget,
@@ -545,6 +546,39 @@ def test_batches_are_divided_where_that_is_faster(seconds, expected):
     del sizes[:]
     parts(states[:7])  # nothing is known of these
     assert sizes == [7]
+
+
+def slow_if_large(sizes):
+    return timed(lambda count: 0.002 * count * max(1, count / 4), sizes)
+
+
+def as_function(sizes):
+    return FunctionTarget(slow_if_large(sizes)), np.zeros((5, 3))
+
+
+def as_batched_python_force(sizes):
+    function = slow_if_large(sizes)
+
+    @batched
+    def compute(positions, box, parameters):
+        return np.zeros(len(positions)), function(positions)
+
+    force = openmm.PythonForce(compute, {})
+    force.setParticles([0, 2, 4, 5])
+    return PythonForceTarget(force, np.zeros((6, 3))), np.zeros((6, 3))
+
+
+@pytest.mark.parametrize("make", [as_function, as_batched_python_force])
+def test_functions_of_users_get_batches_in_parts(make):
+    sizes = []
+    target, positions = make(sizes)
+    target.prepare(positions, 16)
+    del sizes[:]
+    states = np.random.default_rng(2).standard_normal((16, *positions.shape))
+    times = Times(0.1 * np.arange(16), np.arange(16))
+    forces = target.evaluate_at(states, None, times)[1]
+    assert sizes == [4, 4, 4, 4]
+    np.testing.assert_array_equal(forces, make([])[0].evaluate_at(states, None, times)[1])
 
 
 def test_a_failure_while_parts_are_compared_is_left_for_later():

@@ -282,6 +282,13 @@ def describe_model(model: Any, *more: object) -> str:
     return repr((type(model).__qualname__, numbers, str(first), *map(str, more)))
 
 
+def describe_function(function: Callable[..., Any]) -> str:
+    """Which function it is, by what is the same in every process."""
+    name = getattr(function, "__qualname__", type(function).__qualname__)
+    line = getattr(getattr(function, "__code__", None), "co_firstlineno", None)
+    return repr((getattr(function, "__module__", None), name, line))
+
+
 # What torch says: of the machine's memory (a plain RuntimeError; one wording for each of its
 # allocators), and of a device's where TorchScript has wrapped the error.
 OUT_OF_MEMORY = (

@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..core.errors import checked_forces
-from .base import Array, BatchedTarget, Evaluation, Parts, is_out_of_memory
+from .base import (
+    Array,
+    BatchedTarget,
+    Evaluation,
+    Parts,
+    describe_function,
+    is_out_of_memory,
+)
 
 
 class FunctionTarget(BatchedTarget):
@@ -30,6 +37,10 @@ class FunctionTarget(BatchedTarget):
     def evaluate(self, positions: Array, box: Array | None = None) -> Evaluation:
         """See BatchedTarget; the energies are NaN."""
         return self._in_parts(positions, box)
+
+    def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
+        """See BatchedTarget."""
+        self._in_parts.prepare(positions, batch, box, describe_function(self._function))
 
     def _evaluate(self, positions: Array, _: Array | None) -> Evaluation:
         forces = checked_forces(self._function(positions), positions.shape, "the function")

@@ -23,6 +23,7 @@ from .base import (
     ForceSettings,
     Parts,
     checked,
+    describe_function,
     is_out_of_memory,
 )
 
@@ -52,6 +53,11 @@ class Batched:
     def one_by_one(self) -> str | None:
         """See BatchedTarget: of the target that it hands on."""
         return None if self._target is None else self._target.one_by_one
+
+    @property
+    def hands_on_a_target(self) -> bool:
+        """Whether a target computes, which knows how to evaluate batches fast."""
+        return self._target is not None
 
     def prepare(self, positions: Array, batch: int, box: Array | None) -> None:
         """See BatchedTarget: of the target that it hands on."""
@@ -195,9 +201,14 @@ class PythonForceTarget(BatchedTarget):
 
     def prepare(self, positions: Array, batch: int, box: Array | None = None) -> None:
         """See BatchedTarget."""
-        if self.batched is not None:
+        if self.batched is None:
+            return
+        if self.batched.hands_on_a_target:
             own = self._own(positions[None])[0]
             self.batched.prepare(own, batch, box if self._periodic else None)
+        else:
+            model = describe_function(self.batched.function)
+            self._in_parts.prepare(positions, batch, box, model)
 
     def single_states(self) -> AbstractContextManager:
         """See BatchedTarget."""
@@ -211,10 +222,12 @@ class PythonForceTarget(BatchedTarget):
         self, positions: Array, box: Array | None = None, times: Times | None = None
     ) -> Evaluation:
         """See BatchedTarget."""
-        times = Times.same(len(positions)) if times is None else times
         return self._in_parts(positions, box, times)
 
-    def _evaluate(self, positions: Array, box: Array | None, times: Times) -> Evaluation:
+    def _evaluate(
+        self, positions: Array, box: Array | None, times: Times | None = None
+    ) -> Evaluation:
+        times = Times.same(len(positions)) if times is None else times
         own = self._own(positions)
         if self.batched is None:
             energies, forces = self._one_by_one(own, box, times)
