@@ -30,7 +30,7 @@ from .structures import (
 )
 from .targets import ASETarget, BatchedTarget, as_target
 from .targets.base import Array, Evaluation
-from .targets.ofsubset import module_of_atoms
+from .targets.ofsubset import arguments_of_module, module_of_atoms
 from .targets.pythonforce import Batched
 from .targets.torchplugin import import_openmmtorch
 
@@ -206,7 +206,7 @@ def with_torch_force(
         raise FileNotFoundError(f"there is no TorchScript file {module_file}")
     atoms = None if atoms is None else list(atoms)
     system, box = _particles_of(particles, atoms)
-    takes_box, needs_box = _arguments_of(str(module_file))
+    takes_box, needs_box = arguments_of_module(str(module_file))
     if needs_box and box is None:
         raise ValueError(
             f"{module_file} takes a box after the positions, and there is none; give the Topology "
@@ -223,15 +223,6 @@ def with_torch_force(
     if atoms is None:
         _remove_cm_motion(system)
     return system
-
-
-def _arguments_of(module_file: str) -> tuple[bool, bool]:
-    """Whether a TorchScript module takes a box after the positions, and whether it must have it."""
-    import torch
-
-    arguments = torch.jit.load(module_file, map_location="cpu").forward.schema.arguments
-    after_positions = [each for each in arguments[2:3] if "Tensor" in str(each.type)]
-    return bool(after_positions), any(not each.has_default_value() for each in after_positions)
 
 
 def _warn_of_box(box: Array, name: str) -> None:

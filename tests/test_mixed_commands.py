@@ -56,7 +56,7 @@ def test_run(tmp_path, capsys, draft):
         (["--environment", "amber14-all.xml"], "--environment goes with --ml-atoms"),
         (["--ml-atoms", "resname XYZ", *ML_ATOMS[2:]], "names none of the atoms"),
         (["--ml-atoms", "resname (", *ML_ATOMS[2:]], "cannot be understood"),
-        (["--ml-atoms", "water", *ML_ATOMS[2:]], ""),
+        (["--ml-atoms", "water", *ML_ATOMS[2:]], "does not take the 2250 atoms"),
     ],
 )
 def test_wrong_options(tmp_path, capsys, arguments, words):

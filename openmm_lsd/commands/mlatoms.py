@@ -8,11 +8,13 @@ from typing import NamedTuple
 
 import numpy as np
 import openmm
-from openmm import app
+from openmm import app, unit
 
 from ..contexts.subsets import reduce_topology
+from ..core.errors import last_line
 from ..selections import select_atoms
 from ..systems import with_target, with_torch_force
+from ..targets.ofsubset import arguments_of_module
 from .forms import FORMS, Form
 
 
@@ -29,6 +31,7 @@ def embed_target(
     topology: app.Topology,
     selection: str,
     needs_energies: bool = True,
+    positions: unit.Quantity | None = None,
 ) -> openmm.System:
     """The System with a target in the place of what acts between some of its atoms.
 
@@ -40,6 +43,8 @@ def embed_target(
         Of everything.
     needs_energies : bool
         See ``systems.with_target``.
+    positions : Quantity, (N, 3), optional
+        Of everything; where they are given, a file with a model is tried there first.
 
     Raises
     ------
@@ -48,6 +53,8 @@ def embed_target(
     """
     atoms = select_atoms(topology, selection)
     if spec.endswith((".pt", ".pth")) and Path(spec).is_file():
+        if positions is not None:
+            _try_model(spec, system, atoms, positions)
         return with_torch_force(system, spec, atoms=atoms)
     kind, _, rest = spec.partition(":")
     if kind not in FORMS:
@@ -56,6 +63,28 @@ def embed_target(
             + ", ".join(form.usage for form in FORMS.values())
         )
     return _embed(FORMS[kind], rest, system, topology, atoms, needs_energies)
+
+
+def _try_model(
+    spec: str, system: openmm.System, atoms: list[int], positions: unit.Quantity
+) -> None:
+    """Once, before the pairs of atoms are excluded one by one, of which there may be millions."""
+    alone = openmm.System()
+    for atom in atoms:
+        alone.addParticle(system.getParticleMass(atom))
+    takes_box, _ = arguments_of_module(spec)
+    if takes_box and system.usesPeriodicBoundaryConditions():
+        alone.setDefaultPeriodicBoxVectors(*system.getDefaultPeriodicBoxVectors())
+    alone = with_torch_force(alone, spec)
+    platform = openmm.Platform.getPlatform("Reference")
+    context = openmm.Context(alone, openmm.VerletIntegrator(0.001), platform)
+    context.setPositions([positions[atom] for atom in atoms])
+    try:
+        context.getState(energy=True)
+    except openmm.OpenMMException as error:
+        raise ValueError(
+            f"{spec} does not take the {len(atoms)} atoms of --ml-atoms: {last_line(error)}"
+        ) from None
 
 
 def _embed(

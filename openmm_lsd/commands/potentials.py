@@ -80,7 +80,8 @@ def target_system(
     else:
         options = {**nonbonded_options(topology, cutoff), **rigidity.of_force_field()}
         around = _classical_system(ml_atoms.environment, topology, options)
-        system = embed_target(spec, around, topology, ml_atoms.selection)
+        at = structure.positions
+        system = embed_target(spec, around, topology, ml_atoms.selection, positions=at)
     if system.getNumParticles() != structure.atoms:
         raise ValueError(
             f"{spec} has {system.getNumParticles()} particles, and the structure, from "

@@ -25,6 +25,12 @@ class SharedForceError(ValueError):
     """The forces that the target shares with the draft failed where a window starts."""
 
 
+def last_line(error: Exception) -> str:
+    """Its type, and of what may be a traceback of TorchScript the last line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+
+
 def checked_forces(forces: ArrayLike, shape: tuple[int, ...], name: str = "the target") -> Array:
     """What a target returned for positions of ``shape``, as an array of that shape."""
     try:

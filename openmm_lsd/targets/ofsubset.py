@@ -132,6 +132,15 @@ class CompletedTarget(BatchedTarget):
         return self._target.single_states()
 
 
+def arguments_of_module(module_file: str) -> tuple[bool, bool]:
+    """Whether a TorchScript module takes a box after the positions, and whether it must have it."""
+    import torch
+
+    arguments = torch.jit.load(module_file, map_location="cpu").forward.schema.arguments
+    after_positions = [each for each in arguments[2:3] if "Tensor" in str(each.type)]
+    return bool(after_positions), any(not each.has_default_value() for each in after_positions)
+
+
 def module_of_atoms(module_file: str, atoms: Sequence[int], takes_box: bool) -> Any:
     """A TorchScript module for all particles, of which one in a file is given these only."""
     import torch

@@ -22,6 +22,7 @@ import openmm
 from ..contexts.autotune import choose, recall, remember
 from ..contexts.cores import ThreadPool, allowed_cores, keep_torch_alive_in_children, torch_threads
 from ..contexts.digests import digest_of
+from ..core.errors import last_line
 from .base import (
     Array,
     BatchedTarget,
@@ -182,7 +183,7 @@ class TorchForceTarget(BatchedTarget):
         try:
             reference = self._run(self._one_by_one, states, box)
         except Exception as error:  # whatever a module may raise
-            logger.info("TorchForce: states near the present one fail (%s)", _last_line(error))
+            logger.info("TorchForce: states near the present one fail (%s)", last_line(error))
             return
         if not all(np.isfinite(part).all() for part in reference):
             logger.info("TorchForce: forces are not finite near the present state")
@@ -269,7 +270,7 @@ class TorchForceTarget(BatchedTarget):
         try:
             energies, forces = self._run_in_parts(plan, states, box)
         except Exception as error:  # whatever a module may raise when it meets a batch
-            logger.info("TorchForce: %s: does not work (%s)", plan, _last_line(error))
+            logger.info("TorchForce: %s: does not work (%s)", plan, last_line(error))
             return False
         felt = reference[1].any(axis=(0, 2))  # by a few of many atoms, perhaps
         mean_square = np.mean(reference[1][:, felt] ** 2) if felt.any() else 0.0
@@ -292,7 +293,7 @@ class TorchForceTarget(BatchedTarget):
         try:
             self._executors["frozen"] = self._torch.jit.freeze(self._executors["scripted"])
         except Exception as error:
-            logger.info("TorchForce: cannot be frozen (%s)", _last_line(error))
+            logger.info("TorchForce: cannot be frozen (%s)", last_line(error))
 
     def _run_in_parts(self, plan: Plan, positions: Array, box: Array | None) -> Evaluation:
         """As ``_run``; what does not fit into memory is no fault of the plan."""
@@ -407,11 +408,6 @@ class TorchForceTarget(BatchedTarget):
         if (workers, threads) not in self._pools:
             self._pools[workers, threads] = ThreadPool(workers, "openmm-lsd-torch", start)
         return self._pools[workers, threads]
-
-
-def _last_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
 
 def _device_and_dtype(
