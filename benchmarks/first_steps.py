@@ -56,7 +56,7 @@ def first_steps(name, timestep, draft, steps):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", help="cases whose system's name contains this")
+    parser.add_argument("--only", help="cases whose label contains this: 'ibuprofen, 1 fs'")
     parser.add_argument("--steps", type=int, help="instead of the case's own number")
     parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
@@ -66,13 +66,14 @@ def main():
         f"{'first 10 %':>12s}{'to 30 %':>9s}{'to 100 %':>10s}{'all':>7s}   steps/round"
     )
     for name, timestep, draft, steps in CASES:
-        if args.only and args.only not in name:
+        label = f"{name}, {timestep:g} fs, draft: {draft}"
+        if args.only and args.only not in label:
             continue
         settings, (plain, lsd), statistics = first_steps(name, timestep, draft, args.steps or steps)
         count = len(plain)
         parts = np.split(np.arange(count), [max(1, count // 10), max(2, 3 * count // 10)])
         ratios = [plain[part].sum() / lsd[part].sum() for part in [*parts, slice(None)]]
-        label = f"{name}, {timestep:g} fs, draft: {draft}, {count * BLOCK}"
+        label += f", {count * BLOCK}"
         print(
             f"{label:44s} {1e3 * np.median(plain):8.2f}{ratios[0]:12.2f}{ratios[1]:9.2f}"
             f"{ratios[2]:10.2f}{ratios[3]:7.2f}   {statistics.steps_per_round:11.2f}",

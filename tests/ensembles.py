@@ -31,6 +31,7 @@ class Case:
     reference_runs: int = 20_000
     learning: bool = False
     box: np.ndarray | None = None  # (3,) nm, if the target has a barostat: its edges are looked at
+    in_openmm: openmm.System | None = None  # the target without Python: faster for the reference
 
     def starts(self, context, count, seed):
         """Positions and velocities that keep the constraints, one after another."""
@@ -103,7 +104,19 @@ def system_of(masses, constraints, *forces):
 def reference_of(case):
     plain = openmm.LangevinMiddleIntegrator(TEMPERATURE, 1 / case.step_size, case.step_size)
     plain.setRandomNumberSeed(3)
+    if case.in_openmm is not None:
+        case = dataclasses.replace(case, target=case.in_openmm)
     return case.states(plain, case.reference_runs, seed=21)
+
+
+def assert_same_forces(case):
+    """Of the target and of its copy in OpenMM's own forces."""
+    forces = []
+    for system in (case.target, case.in_openmm):
+        context = openmm.Context(system, openmm.VerletIntegrator(0.001), PLATFORM)
+        next(case.starts(context, 1, seed=1))
+        forces.append(context.getState(forces=True).getForces(asNumpy=True)._value)
+    np.testing.assert_allclose(*forces, rtol=1e-4, atol=0.1)
 
 
 def score_of(case, reference, kind=LSDIntegrator, **keywords):

@@ -74,10 +74,15 @@ def run_page(page, steps=STEPS):
     In a temporary directory with a link to the systems; no more than ``steps`` at a time.
     """
     step, minimize = app.Simulation.step, app.Simulation.minimizeEnergy
+    replicas = app.ReplicaExchangeSampler
+    visit = replicas.simulateReplica
     names, before = {"__name__": "__main__"}, Path.cwd()
     with (
         tempfile.TemporaryDirectory() as directory,
         mock.patch.object(app.Simulation, "step", lambda self, n: step(self, min(n, steps))),
+        mock.patch.object(
+            replicas, "simulateReplica", lambda self, index: visit(self, index, steps)
+        ),
         mock.patch.object(
             app.Simulation,
             "minimizeEnergy",

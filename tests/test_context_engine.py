@@ -19,7 +19,7 @@ from contextlib import contextmanager
 import numpy as np
 import openmm
 import pytest
-from ensembles import Z, reference_of, score_of
+from ensembles import Z, assert_same_forces, reference_of, score_of
 from openmm import app
 from pages import ROOT
 from particles import (
@@ -74,7 +74,8 @@ def without(system, *kinds):
 def free_case(barostat=False):
     """Springs to the water in the place of a trap."""
     case = build(barostat)
-    for system in (case.target, case.draft):
+    without(case.in_openmm, openmm.CustomBondForce)
+    for system in (case.target, case.draft, case.in_openmm):
         without(system, openmm.CustomExternalForce, openmm.PythonForce)
         springs = openmm.HarmonicBondForce()
         for atom in LIGAND:
@@ -83,6 +84,9 @@ def free_case(barostat=False):
     slow = openmm.PythonForce(free_spring)
     slow.setParticles(LIGAND)
     case.target.addForce(slow)
+    same = openmm.HarmonicBondForce()
+    same.addBond(*LIGAND, FREE_LENGTH, FREE_STIFFNESS)
+    case.in_openmm.addForce(same)
     # A draft that pushes the centre of mass.
     field = openmm.CustomExternalForce("-900*x + 600*y - 400*z")
     field.addParticle(LIGAND[0], [])
@@ -108,6 +112,10 @@ def test_law(learning):
     statistics, z, message = score(learning=learning)
     assert statistics.acceptance_rate > 0.1 and statistics.rejected > 20
     assert abs(z) < Z, message
+
+
+def test_reference_has_the_forces_of_the_target():
+    assert_same_forces(free_case())
 
 
 def test_law_of_a_draft_with_a_slow_force():

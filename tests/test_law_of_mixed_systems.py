@@ -12,7 +12,7 @@ import itertools
 import numpy as np
 import openmm
 import pytest
-from ensembles import Case, Z, reference_of, score_of, system_of, trap
+from ensembles import Case, Z, assert_same_forces, reference_of, score_of, system_of, trap
 from law import TEMPERATURE
 from particles import planted
 from test_law_of_simulations import OnlyTheBox
@@ -42,6 +42,18 @@ def slow_forces(positions, box, parameters):
     forces[:, 1] = -forces[:, 0]
     forces[:, 0] += FIELD
     return energies - positions[:, 0] @ FIELD, forces
+
+
+def slow_forces_in_openmm():
+    """The same, as OpenMM computes it."""
+    spring = openmm.CustomBondForce(
+        f"{0.5 * STIFFNESS}*s^2 - {SKEW}*s^3 + {3 * SKEW}*s^4; s = r-{LENGTH}"
+    )
+    spring.addBond(*LIGAND)
+    x, y, z = FIELD
+    field = openmm.CustomExternalForce(f"-({x}*x + {y}*y + {z}*z)")
+    field.addParticle(LIGAND[0], [])
+    return spring, field
 
 
 def cheap_forces(periodic):
@@ -74,21 +86,26 @@ def build(barostat=False):
     positions[2:4] = bond * np.array([[np.sin(angle / 2), 0, 0], [-np.sin(angle / 2), 0, 0]])
     positions[2:4, 1] = bond * np.cos(angle / 2)
     positions[1:4] += [0.05, 0.32, 0.0]
-    target, draft = (system_of(MASSES, constraints, *cheap_forces(barostat)) for _ in range(2))
+    target, draft, in_openmm = (
+        system_of(MASSES, constraints, *cheap_forces(barostat)) for _ in range(3)
+    )
     slow = openmm.PythonForce(slow_forces)
     slow.setParticles(LIGAND)
     target.addForce(slow)
+    for force in slow_forces_in_openmm():
+        in_openmm.addForce(force)
     soft = openmm.CustomBondForce(f"{0.1 * STIFFNESS}*(r-{1.1 * LENGTH})^2")
     soft.addBond(*LIGAND)
     draft.addForce(soft)
     if not barostat:
-        return Case(target, draft, positions, 0.004, 0.006, [0, 1, 2, 4])
-    for system in (target, draft):
+        return Case(target, draft, positions, 0.004, 0.006, [0, 1, 2, 4], in_openmm=in_openmm)
+    for system in (target, draft, in_openmm):
         system.setDefaultPeriodicBoxVectors(*np.diag(BOX))
-    moves = openmm.MonteCarloBarostat(10.0, TEMPERATURE, 2)
-    moves.setRandomNumberSeed(5)
-    target.addForce(moves)
-    return Case(target, draft, positions, 0.004, 0.006, [0, 1, 2, 4], box=BOX)
+    for system in (target, in_openmm):
+        moves = openmm.MonteCarloBarostat(10.0, TEMPERATURE, 2)
+        moves.setRandomNumberSeed(5)
+        system.addForce(moves)
+    return Case(target, draft, positions, 0.004, 0.006, [0, 1, 2, 4], box=BOX, in_openmm=in_openmm)
 
 
 case = functools.cache(build)
@@ -109,6 +126,10 @@ def test_law(learning):
     statistics, z, message = score(learning=learning)
     assert statistics.acceptance_rate > 0.1 and statistics.rejected > 20
     assert abs(z) < Z, message
+
+
+def test_reference_has_the_forces_of_the_target():
+    assert_same_forces(case())
 
 
 def test_law_with_a_barostat():

@@ -494,9 +494,15 @@ def learned_ensemble(kind, **options):
     return states, rate, draft.fits / test_law.RUNS
 
 
-@pytest.mark.parametrize("kind", [Middle, ABOBA])
-@pytest.mark.parametrize("correction", ["secant", "none"])
-@pytest.mark.parametrize("at_once", [lessons.LEARNED_AT_ONCE, 0])
+@pytest.mark.parametrize(
+    ("kind", "correction", "at_once"),  # every two of the three choices together
+    [
+        (Middle, "secant", lessons.LEARNED_AT_ONCE),
+        (Middle, "none", 0),
+        (ABOBA, "secant", 0),
+        (ABOBA, "none", lessons.LEARNED_AT_ONCE),
+    ],
+)
 def test_law_while_learning(kind, correction, at_once, reference, eager, monkeypatch):
     monkeypatch.setattr(lessons, "LEARNED_AT_ONCE", at_once)
     states, rate, fits = learned_ensemble(kind, correction=correction)
