@@ -62,10 +62,22 @@ def salt():
 
 
 def sevennet(atoms, name="7net-0"):
-    """From the weights in its wheel; sevenn cannot be installed beside mace-torch."""
+    """From the weights in its wheel; sevenn cannot be installed beside mace-torch.
+
+    Its tensor products are compiled, which makes it two to three times faster on a CPU.
+    """
+    import e3nn
+    import torch
+
+    e3nn.set_optimization_defaults(jit_mode="eager")  # what is scripted cannot be compiled
     from sevenn.calculator import SevenNetCalculator
 
-    return ASETarget(SevenNetCalculator(name, device="cpu"), atoms.numbers)
+    calculator = SevenNetCalculator(name, device="cpu")
+    for module in calculator.model.modules():
+        if isinstance(module, e3nn.o3.TensorProduct):
+            product = torch.compile(module._compiled_main_left_right, dynamic=True)
+            module._compiled_main_left_right = product
+    return ASETarget(calculator, atoms.numbers)
 
 
 def small_and_large():

@@ -295,7 +295,6 @@ def _run(args: argparse.Namespace, windows: list[int], output: Output) -> int:
     output.draw("time_breakdown.png", "figure", partial(_draw_breakdown, result))
     if windows and args.estimate:
         output.draw("speed_up.png", "curve", partial(_draw_curve, result))
-    output.close()
     return 0
 
 

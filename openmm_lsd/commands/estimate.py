@@ -352,7 +352,6 @@ def _run(args: argparse.Namespace, output: Output) -> int:
         found["estimate, draft auto"] = automatic.as_dict()
     output.write_results("estimate", case, **found)
     output.draw("speed_up.png", "figure", partial(_draw, result))
-    output.close()
     return 0
 
 

@@ -83,7 +83,7 @@ class Output:
             os.dup2(2, 1)
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         if self._as_json:
             sys.stdout.flush()
             ctypes.CDLL(None).fflush(None)  # what libraries have buffered
@@ -91,6 +91,8 @@ class Output:
             os.close(self._stdout)
             if self._text:
                 print(self._text, flush=True)
+        if kind is None and self._written:
+            self.say("wrote " + ", ".join(map(str, self._written)))
 
     def say(self, line: str) -> None:
         """Print it, at once."""
@@ -132,11 +134,6 @@ class Output:
             files.append(self._directory / name)
         self._written += files
         return files
-
-    def close(self) -> None:
-        """Say where the files are."""
-        if self._written:
-            self.say("wrote " + ", ".join(map(str, self._written)))
 
 
 def _make_directory(directory: Path) -> None:

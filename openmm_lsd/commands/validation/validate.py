@@ -158,5 +158,4 @@ def _run(args: argparse.Namespace, output: Output) -> int:
     output.say(f"\n{result}")
     output.write_results("validate", case, validation=result.as_dict())
     output.write("report.html", "report", partial(write_report, result))
-    output.close()
     return 0 if result.passed else 1
