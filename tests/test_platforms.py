@@ -49,7 +49,7 @@ integrator = LSDIntegrator(300, 1, 0.001, draft, windowLength=4)
 context = openmm.Context(target, integrator, openmm.Platform.getPlatform("Reference"))
 context.setPositions([[0, 0, 0], [0.13, 0, 0]])
 integrator.step(20)
-print("steps", integrator.statistics.steps)
+print("steps", context.getStepCount())
 """
 
 

@@ -22,8 +22,15 @@ from openmm_lsd import TargetError, TargetMismatchError
 from openmm_lsd.core import correctors, lessons, sampler, verifier, window
 from openmm_lsd.drafts import nativeengine
 from openmm_lsd.integrator.program import NOISE_STEP
+from openmm_lsd.targets import BatchedTarget, FunctionTarget
 
 WINDOW = 16
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_prepared(monkeypatch):
+    """The calls of a target are counted here; to compare parts of a batch takes calls as well."""
+    monkeypatch.setattr(FunctionTarget, "prepare", BatchedTarget.prepare)
 
 
 # A target of the wrong shape
