@@ -13,5 +13,6 @@ echo "installing (torch and OpenMM: a few minutes the first time)"
 python -m pip install --quiet --disable-pip-version-check \
     "openmm>=8.5" "scikit-build-core>=0.10" "nanobind>=2.4" cmake ninja
 python -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e .
-# Some of what it needs comes as source and brings its own tools to build, in isolation.
-python -m pip install --quiet --disable-pip-version-check "openmm-lsd[test]"
+# Some of what it needs comes as source and brings its own tools to build, in isolation. Of twenty
+# thousand modules a few hundred are ever imported: those are compiled when they are.
+python -m pip install --quiet --disable-pip-version-check --no-compile "openmm-lsd[test]"
