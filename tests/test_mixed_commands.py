@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import openmm
 import pytest
+import torch
 from openmm import unit
 from pages import ROOT
 from test_commands import SMALL, AcceptsAll, command
@@ -13,6 +14,7 @@ from test_mixed_systems import box_of, python_force
 from openmm_lsd import LSDIntegrator, systems
 from openmm_lsd.commands import Case, validate
 from openmm_lsd.commands import case as case_module
+from openmm_lsd.commands.mlatoms import embed_target
 from openmm_lsd.core.noise import NoiseOfRest
 from openmm_lsd.drafts.nativeengine import NativeSubsetEngine
 
@@ -63,6 +65,30 @@ def test_wrong_options(tmp_path, capsys, arguments, words):
     status = command("run", *FILES, *arguments, "--steps", 10, "--output-dir", tmp_path)
     assert status != 0
     assert words in capsys.readouterr().err
+
+
+class InSinglePrecision(torch.nn.Module):
+    """As of a CUDA platform; on a CPU OpenMM gives it doubles."""
+
+    def __init__(self):
+        super().__init__()
+        self.weights = torch.nn.Linear(3, 1)
+
+    def forward(self, positions: torch.Tensor) -> torch.Tensor:
+        return self.weights(positions).sum()
+
+
+def test_a_model_in_single_precision_is_taken(tmp_path):
+    torch.jit.script(InSinglePrecision()).save(tmp_path / "model.pt")
+    water = systems.load(SYSTEMS / "alanine_dipeptide_water")
+    system = embed_target(
+        str(tmp_path / "model.pt"),
+        water.draft,
+        water.topology,
+        "not water",
+        positions=water.positions,
+    )
+    assert system.getForces()[-1].getName() == "TorchForce"
 
 
 def test_ml_atoms_of_a_shipped_system(capsys):

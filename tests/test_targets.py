@@ -4,6 +4,7 @@ Four bonded particles in a potential written down four times: for OpenMM, for to
 for one state. What a Context of the System says is the measure.
 """
 
+import functools
 import sys
 import time
 
@@ -37,11 +38,12 @@ from openmm_lsd.targets import (
     SystemTarget,
     TorchForceTarget,
     as_target,
+    base,
     batched,
     torchforce,
     validate_target,
 )
-from openmm_lsd.targets.base import Parts, is_out_of_memory
+from openmm_lsd.targets.base import Parts, describe_function, is_out_of_memory
 from openmm_lsd.targets.torchforce import Plan
 
 STATES = POSITIONS + 0.01 * np.random.default_rng(3).standard_normal((6, 4, 3))
@@ -534,7 +536,7 @@ def test_batches_are_divided_where_that_is_faster(seconds, expected):
     function = timed(seconds, sizes)
     states = np.random.default_rng(2).standard_normal((16, 5, 3))
     model = str(expected) + str(seconds(1))
-    for tries in (4, 0):  # what was chosen once is taken
+    for tries in (8, 0):  # what was chosen once is taken
         parts = Parts(lambda q, box: (np.zeros(len(q)), function(q)), is_out_of_memory)
         del sizes[:]
         parts.prepare(states[0], 16, None, model)
@@ -581,11 +583,56 @@ def test_functions_of_users_get_batches_in_parts(make):
     np.testing.assert_array_equal(forces, make([])[0].evaluate_at(states, None, times)[1])
 
 
+def never(*_):
+    raise AssertionError("called")
+
+
+def test_a_first_call_that_compiles_does_not_count(monkeypatch):
+    monkeypatch.setattr(base, "LONG", 0.02)
+    sizes = []
+    function = timed(lambda count: 0.001 if len(sizes) > 1 else 0.05, sizes)
+    target = FunctionTarget(function)
+    target.prepare(np.zeros((3, 3)), 16)
+    del sizes[:]
+    target.evaluate(np.zeros((16, 3, 3)))
+    assert sizes == [16]
+
+
+def test_parts_may_be_given_in_the_same_array():
+    forces = np.empty((2, 1, 3))
+
+    def reuse(positions, box=None):
+        forces[:] = positions
+        return np.zeros(2), forces
+
+    parts = Parts(reuse, is_out_of_memory)
+    parts.largest = 2
+    states = np.random.default_rng(1).standard_normal((6, 1, 3))
+    np.testing.assert_array_equal(parts(states)[1], states)
+
+
+def test_functions_are_told_apart():
+    def scaled(factor):
+        return lambda positions: factor * positions
+
+    functions = [lambda x: x, lambda x: -x, functools.partial(timed, 1.0), np.sin, Springs().force]
+    assert len(set(map(describe_function, functions))) == len(functions)
+    # Whatever they do to what they are given, it takes as long.
+    assert describe_function(scaled(1.0)) == describe_function(scaled(2.0))
+
+
+class Springs:
+    def force(self, positions):
+        return -positions
+
+
 def test_a_failure_while_parts_are_compared_is_left_for_later():
     def fails(positions, box):
         raise RuntimeError("not today")
 
     parts = Parts(fails, is_out_of_memory)
     parts.prepare(np.zeros((2, 3)), 8, None, "fails")
+    later = Parts(never, is_out_of_memory)  # in another process, after a restart
+    later.prepare(np.zeros((2, 3)), 8, None, "fails")
     with pytest.raises(RuntimeError, match="not today"):
         parts(np.zeros((8, 2, 3)))

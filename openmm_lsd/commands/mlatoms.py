@@ -10,6 +10,7 @@ import numpy as np
 import openmm
 from openmm import app, unit
 
+from ..contexts.periodicity import box_of
 from ..contexts.subsets import reduce_topology
 from ..core.errors import last_line
 from ..selections import select_atoms
@@ -68,23 +69,28 @@ def embed_target(
 def _try_model(
     spec: str, system: openmm.System, atoms: list[int], positions: unit.Quantity
 ) -> None:
-    """Once, before the pairs of atoms are excluded one by one, of which there may be millions."""
-    alone = openmm.System()
-    for atom in atoms:
-        alone.addParticle(system.getParticleMass(atom))
+    """Once, before the pairs of atoms are excluded one by one, of which there may be millions.
+
+    In the precision of either kind of platform. What a CPU cannot do may be for a GPU.
+    """
+    import torch
+
     takes_box, _ = arguments_of_module(spec)
-    if takes_box and system.usesPeriodicBoundaryConditions():
-        alone.setDefaultPeriodicBoxVectors(*system.getDefaultPeriodicBoxVectors())
-    alone = with_torch_force(alone, spec)
-    platform = openmm.Platform.getPlatform("Reference")
-    context = openmm.Context(alone, openmm.VerletIntegrator(0.001), platform)
-    context.setPositions([positions[atom] for atom in atoms])
-    try:
-        context.getState(energy=True)
-    except openmm.OpenMMException as error:
-        raise ValueError(
-            f"{spec} does not take the {len(atoms)} atoms of --ml-atoms: {last_line(error)}"
-        ) from None
+    box = box_of(system)
+    if torch.cuda.is_available() or (takes_box and box is None):
+        return
+    own = [positions[atom].value_in_unit(unit.nanometer) for atom in atoms]
+    module = torch.jit.load(spec, map_location="cpu")
+    errors = []
+    for dtype in (torch.float64, torch.float32):
+        try:
+            module(*(torch.tensor(np.array(x), dtype=dtype) for x in (own, box)[: 1 + takes_box]))
+            return
+        except Exception as error:  # whatever a module may raise
+            errors.append(error)
+    raise ValueError(
+        f"{spec} does not take the {len(atoms)} atoms of --ml-atoms: {last_line(errors[0])}"
+    )
 
 
 def _embed(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import sys
 from abc import ABC, abstractmethod
@@ -207,10 +209,8 @@ class Parts:
             rows = slice(done, done + min(fast, self.largest or fast))
             part = positions[rows]
             try:
-                if times is None:
-                    results.append(evaluate(part, box))
-                else:
-                    results.append(evaluate(part, box, times.rows(rows)))
+                more = () if times is None else (times.rows(rows),)
+                energies, forces = evaluate(part, box, *more)
             except Exception as error:
                 if not self._is_out_of_memory(error) or len(part) == 1:
                     raise
@@ -222,10 +222,14 @@ class Parts:
                 )
                 continue
             done += len(part)
+            if len(part) < len(positions):  # a function may give the same arrays every time
+                energies, forces = np.array(energies), np.array(forces)
+            results.append((energies, forces))
         if len(results) == 1:
             return results[0]
-        energies, forces = zip(*results, strict=True)
-        return np.concatenate(energies), np.concatenate(forces)
+        columns = zip(*results, strict=True)
+        all_energies, all_forces = map(np.concatenate, columns)
+        return all_energies, all_forces
 
     def prepare(self, positions: Array, batch: int, box: Array | None, model: str) -> None:
         """Find out whether ``batch`` states near ``positions`` (N, 3) nm are faster in parts.
@@ -240,13 +244,11 @@ class Parts:
         size = recall(key, range(1, batch + 1))
         if size is None:
             size = self._find_fastest(positions, batch, box)
-            if size is None:
-                return
             remember(key, size)
         self._fast[batch] = size
 
-    def _find_fastest(self, positions: Array, batch: int, box: Array | None) -> int | None:
-        """The size of the parts; None if they cannot be compared."""
+    def _find_fastest(self, positions: Array, batch: int, box: Array | None) -> int:
+        """The size of the parts: ``batch`` if they cannot be compared."""
         states, size = perturb(positions, batch, 0.002), batch
         self._fast.pop(batch, None)
         try:
@@ -254,12 +256,14 @@ class Parts:
             while size > 1:
                 half = (size + 1) // 2
                 in_halves = self._seconds_per_state(states[:half], box)
+                if in_halves <= FASTER * seconds:  # the first time it may have been compiled
+                    seconds = min(seconds, self._seconds_per_state(states[:size], box))
                 if in_halves > FASTER * seconds:
                     break
                 size, seconds = half, in_halves
         except Exception as error:  # whatever an implementation may raise; it will raise it again
             logger.info("parts of a batch could not be compared (%s)", error)
-            return None
+            return batch
         if size < batch:
             logger.info("%d states: %d at a time are faster", batch, size)
         return size
@@ -284,9 +288,16 @@ def describe_model(model: Any, *more: object) -> str:
 
 def describe_function(function: Callable[..., Any]) -> str:
     """Which function it is, by what is the same in every process."""
-    name = getattr(function, "__qualname__", type(function).__qualname__)
-    line = getattr(getattr(function, "__code__", None), "co_firstlineno", None)
-    return repr((getattr(function, "__module__", None), name, line))
+    while isinstance(function, functools.partial):
+        function = function.func
+    if inspect.ismethod(function):
+        function = function.__func__
+    if not inspect.isfunction(function):
+        return repr((type(function).__module__, type(function).__qualname__))
+    code = function.__code__
+    constants = [each for each in code.co_consts if not inspect.iscode(each)]
+    parts = digest_of(code.co_code, constants, code.co_names)
+    return repr((function.__module__, function.__qualname__, parts))
 
 
 # What torch says: of the machine's memory (a plain RuntimeError; one wording for each of its
