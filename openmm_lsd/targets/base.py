@@ -295,9 +295,8 @@ def describe_function(function: Callable[..., Any]) -> str:
     if not inspect.isfunction(function):
         return repr((type(function).__module__, type(function).__qualname__))
     code = function.__code__
-    constants = [each for each in code.co_consts if not inspect.iscode(each)]
-    parts = digest_of(code.co_code, constants, code.co_names)
-    return repr((function.__module__, function.__qualname__, parts))
+    what = digest_of(code.co_code, code.co_names)  # the repr of a constant may differ: of a set
+    return repr((function.__module__, function.__qualname__, what))
 
 
 # What torch says: of the machine's memory (a plain RuntimeError; one wording for each of its
