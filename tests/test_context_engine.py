@@ -35,7 +35,7 @@ from particles import (
 )
 from test_law_of_mixed_systems import LIGAND, WATER, build, slow_draft
 from test_mixed_systems import box_of, chain_forces, python_force
-from test_rigid_molecules import DIPEPTIDE, create
+from test_rigid_molecules import DIPEPTIDE, create, relaxed
 
 from openmm_lsd import LSDIntegrator, TargetError, batched
 from openmm_lsd.core.noise import NoiseOfRest
@@ -238,13 +238,7 @@ def dipeptide_in(water, molecules, tilt=0.0):
         a, b, c = modeller.topology.getPeriodicBoxVectors()
         modeller.topology.setPeriodicBoxVectors((a, b, c + tilt * (a + b)))
     system = create(modeller.topology, field, None)
-    integrator = openmm.LangevinMiddleIntegrator(100.0, 50.0, 0.001)
-    context = openmm.Context(system, integrator, openmm.Platform.getPlatform("CPU"))
-    context.setPositions(modeller.positions)
-    openmm.LocalEnergyMinimizer.minimize(context, 1.0, 200)
-    integrator.step(100)
-    positions = context.getState(positions=True).getPositions(asNumpy=True)._value
-    return modeller.topology, positions, system
+    return modeller.topology, relaxed(system, modeller.positions), system
 
 
 @pytest.mark.parametrize(
