@@ -11,6 +11,7 @@ pytest.importorskip("matplotlib")
 from openmm_lsd import plots
 from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT
 from openmm_lsd.core.statistics import Round
+from openmm_lsd.theory import rejection_probability
 
 # drafted 4 each; rejected at the third; all committed; the target failed at the third site;
 # rejected at the first, and shortened.
@@ -74,7 +75,7 @@ def test_timeline_leaves_out_early_rounds_and_kinds_that_do_not_occur():
         *("rejected", "flushed", "committed so far")
     ]
     (axes,) = drawn(plots.timeline(ROUNDS * 9))
-    assert len(axes.texts) == plots.AT_MOST
+    assert len(axes.texts) == plots.rounds.AT_MOST
 
 
 def test_steps_per_round():
@@ -106,7 +107,9 @@ def test_noise_shifts_beyond_the_edge_are_told_and_the_rejected_share_is_measure
     rounds = [
         Round(0, 3, [], 3, 1, bool(rejected), [shift])
         for shift, rejected in zip(
-            shifts, random.random(len(shifts)) < plots.rejection_probability(shifts), strict=True
+            shifts,
+            random.random(len(shifts)) < rejection_probability(shifts),
+            strict=True,
         )
     ]
     far = Round(0, 3, [], 3, 1, True, [1e6])
@@ -115,7 +118,7 @@ def test_noise_shifts_beyond_the_edge_are_told_and_the_rejected_share_is_measure
     points = chance.containers[0].lines[0].get_xydata()
     assert len(points) == 16
     # Each has a standard error of at most 0.01; 16 points, 5 of these.
-    assert np.abs(points[:, 1] - plots.rejection_probability(points[:, 0])).max() < 0.05
+    assert np.abs(points[:, 1] - plots.rounds.rejection_probability(points[:, 0])).max() < 0.05
 
 
 def test_time_breakdown():
@@ -157,11 +160,11 @@ def test_speed_up():
 
 
 def test_ramachandran_is_periodic_and_tells_two_basins_apart(random):
-    density = plots._periodic_density(np.full((10, 2), np.pi), 36)
+    density = plots.ensembles._periodic_density(np.full((10, 2), np.pi), 36)
     assert density.shape == (37, 37)
     assert np.allclose([density[0, 0], density[0, -1], density[-1, 0]], density.max())
     assert density[18, 18] < 1e-6 * density.max()
-    off_centre = plots._periodic_density(np.tile([-np.pi / 2, 0.0], (10, 1)), 36)
+    off_centre = plots.ensembles._periodic_density(np.tile([-np.pi / 2, 0.0], (10, 1)), 36)
     assert np.unravel_index(off_centre.argmax(), off_centre.shape) == (9, 18)
     here, there = random.normal(0, 0.3, (500, 2)), random.normal(2, 0.3, (400, 2))
     figure = plots.ramachandran(here, there, ("chi", "theta"))
@@ -184,7 +187,7 @@ def test_dihedrals(random):
             assert np.abs(stairs.get_data().values - 100 / 360).max() < 0.14
             assert stairs.get_data().values.sum() * 20 == pytest.approx(100)
         assert len(axes.collections) == 2  # error bars
-    _, error = plots._block_histogram(lsd[:, 0], np.linspace(-np.pi, np.pi, 19), 40)
+    _, error = plots.ensembles._block_histogram(lsd[:, 0], np.linspace(-np.pi, np.pi, 19), 40)
     expected = np.sqrt(18 / 4000 * (1 - 1 / 18)) / (2 * np.pi)
     assert np.sqrt(np.mean(error**2)) == pytest.approx(expected, rel=0.2)
 
@@ -200,7 +203,7 @@ def test_autocorrelation():
     (axes,) = drawn(plots.autocorrelation(times, [1, 0.5, 0], [1, 0.4, 0], None, [0.1] * 3, "C"))
     _, plain, lsd = axes.lines
     assert np.allclose(lsd.get_xydata(), [[0, 1], [1, 0.5], [2, 0]])
-    assert np.allclose(plain.get_ydata(), [1, 0.4, 0]) and plain.get_color() == plots.PLAIN
+    assert np.allclose(plain.get_ydata(), [1, 0.4, 0]) and plain.get_color() == plots.style.PLAIN
     assert len(axes.collections) == 1 and axes.get_ylabel() == "C"
 
 
