@@ -9,11 +9,15 @@
     python benchmarks/pairings.py metal32 --pressure 1  # with a barostat
 
 Each pairing: the draft as it is, the same with learning, 'auto', and the published rule (one
-constant offset for the whole window) on the same draft.
+constant offset for the whole window) on the same draft. With --outfile every count is written as
+soon as it is known, so several of these can run side by side;
+benchmarks/pairings_table.py makes the table of docs/materials.md.
 """
 
 import argparse
+import fcntl
 import json
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -176,21 +180,23 @@ WAYS = {
     "draft, published rule": ("given", False, ConstantOffset),
     "auto, published rule": ("auto", None, ConstantOffset),
 }
+KEYS = ("pairing", "K", "temperature", "pressure", "way", "seed")
 
 
-def steps_per_round(pairing, way, window, seed, warm_up, steps, temperature, pressure):
-    topology, positions, target, given, step_size, usual = PAIRINGS[pairing]()
-    temperature = temperature or usual
+def count_steps(args, way, seed):
+    """Steps per round, and of what: KEYS say that, and the rest how it was counted."""
+    topology, positions, target, given, step_size, usual = PAIRINGS[args.pairing]()
+    temperature = args.temperature or usual
     draft, learning, kind = WAYS[way]
     system = systems.with_target(topology, target)
-    if pressure is not None:
-        system.addForce(openmm.MonteCarloBarostat(pressure, temperature, 25))
+    if args.pressure is not None:
+        system.addForce(openmm.MonteCarloBarostat(args.pressure, temperature, 25))
     integrator = kind(
         temperature,
         1.0,
         step_size,
         given if draft == "given" else "auto",
-        windowLength=window,
+        windowLength=args.window,
         randomNumberSeed=seed,
         topology=topology,
         learning=learning,
@@ -199,12 +205,41 @@ def steps_per_round(pairing, way, window, seed, warm_up, steps, temperature, pre
     simulation = app.Simulation(topology, system, integrator, platform)
     simulation.context.setPositions(positions)
     simulation.context.setVelocitiesToTemperature(2 * temperature, seed)
+    warm_up, steps = args.warm_up, args.steps
     if kind is ConstantOffset and draft == "given":  # nothing is learned, and it commits little
         warm_up, steps = warm_up // 8, steps // 8
     simulation.step(warm_up)
     before = integrator.statistics
     simulation.step(steps)
-    return integrator.statistics.since(before).steps_per_round
+    return {
+        "pairing": args.pairing,
+        "K": args.window,
+        "temperature": temperature,
+        "pressure": args.pressure,
+        "way": way,
+        "seed": seed,
+        "steps per round": integrator.statistics.since(before).steps_per_round,
+        "warm-up": warm_up,
+        "steps": steps,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "machine": machine(),
+    }
+
+
+def write(count, outfile):
+    """In the place of an earlier count of the same; others may write at the same time."""
+
+    def key(each):
+        return [str(each[name]) for name in KEYS]
+
+    with outfile.open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        known = json.loads(file.read() or "[]")
+        known = [each for each in known if key(each) != key(count)]
+        known = sorted([*known, count], key=key)
+        file.truncate(0)
+        file.write("[\n " + ",\n ".join(map(json.dumps, known)) + "\n]\n")
 
 
 def main():
@@ -219,24 +254,15 @@ def main():
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
-    name = f"{args.pairing}, K = {args.window}"
-    name += "" if args.temperature is None else f", {args.temperature:g} K"
-    name += "" if args.pressure is None else f", {args.pressure:g} bar"
-    settings = (args.warm_up, args.steps, args.temperature, args.pressure)
-    known = {}
-    if args.outfile is not None and args.outfile.exists():
-        known = json.loads(args.outfile.read_text())
-    rows = known.setdefault(name, {"warm-up": args.warm_up, "steps": args.steps, "rows": {}})
-    rows["machine"] = machine()
     for way in args.ways:
-        found = rows["rows"].setdefault(way, {})  # by seed: they can be added one after another
+        counts = []
         for seed in args.seeds:
-            found[str(seed)] = steps_per_round(args.pairing, way, args.window, seed, *settings)
+            count = count_steps(args, way, seed)
+            counts.append(count["steps per round"])
             if args.outfile is not None:
-                args.outfile.write_text(json.dumps(known, indent=1) + "\n")
-        counts = list(found.values())
+                write(count, args.outfile)
         error = np.std(counts, ddof=1) / np.sqrt(len(counts)) if len(counts) > 1 else np.nan
-        print(f"{name}, {way}: {np.mean(counts):.2f} +- {error:.2f}", flush=True)
+        print(f"{args.pairing}, {way}: {np.mean(counts):.2f} +- {error:.2f}", flush=True)
 
 
 if __name__ == "__main__":

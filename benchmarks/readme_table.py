@@ -12,7 +12,6 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "docs/benchmarks/run_all.json"  # when they were run
-BEGIN, END = "<!-- results: benchmarks/readme_table.py -->", "<!-- end of results -->"
 
 
 def table(documents):
@@ -84,15 +83,27 @@ def main():
     documents.sort(
         key=lambda each: (each["benchmark"]["atoms"], -each["benchmark"]["timestep, fs"])
     )
-    result = f"{BEGIN}\n\n{table(documents)}\n\n{machines(documents)}.\n\n{END}"
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    new, count = re.subn(f"{BEGIN}.*?{END}", lambda match: result, text, flags=re.DOTALL)
+    result = f"{table(documents)}\n\n{machines(documents)}."
+    put_table(ROOT / "README.md", "benchmarks/readme_table.py", result, args.check)
+
+
+def put_table(page, script, result, check):
+    """Where the page says that this script makes the results; with check, is it there?"""
+    begin, end = f"<!-- results: {script} -->", "<!-- end of results -->"
+    text = page.read_text()
+    new, count = re.subn(
+        f"{begin}.*?{end}",
+        lambda match: f"{begin}\n\n{result}\n\n{end}",
+        text,
+        flags=re.DOTALL,
+    )
     if count != 1:
-        raise SystemExit(f"README.md holds {count} places for the table")
-    if args.check:
-        raise SystemExit(0 if new == text else "README.md is not up to date")
-    readme.write_text(new)
+        raise SystemExit(f"{page.name} holds {count} places for the table")
+    if check:
+        if new != text:
+            raise SystemExit(f"{page.name} is not up to date")
+        return
+    page.write_text(new)
 
 
 if __name__ == "__main__":

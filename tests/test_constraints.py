@@ -85,8 +85,8 @@ class Unprojected(Middle):
         return Middle(self.temperature, self.friction, self.step_size).kick_shift(positions, *rest)
 
 
-def ensemble(**options):
-    begin = starts(RUNS, np.random.default_rng(3))
+def ensemble(runs=RUNS, **options):
+    begin = starts(runs, np.random.default_rng(3))
     return speculative_ensemble(make_scheme(), target, draft, MASSES, begin, STEPS, 3, **options)
 
 
@@ -103,7 +103,7 @@ class AcceptsAll(NumpyEngine):
 
 
 def test_noise_that_is_never_reflected_is_caught(reference):
-    states, _ = ensemble(engine=AcceptsAll)
+    states, _ = ensemble(runs=300, engine=AcceptsAll)
     name, score = worst(z_scores(states, reference))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
 

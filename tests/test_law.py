@@ -77,8 +77,8 @@ def mild_reference():
     return plain(MILD)
 
 
-def ensemble(kind, molecule=TARGET, target=None, draft=draft, seed=13, **options):
-    starts = molecule.starts(RUNS, np.random.default_rng(seed))
+def ensemble(kind, molecule=TARGET, target=None, draft=draft, seed=13, runs=RUNS, **options):
+    starts = molecule.starts(runs, np.random.default_rng(seed))
     target = target or molecule.forces
     return speculative_ensemble(
         make_scheme(kind), target, draft, molecule.masses, starts, STEPS, seed, **options

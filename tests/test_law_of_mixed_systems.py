@@ -139,7 +139,7 @@ def test_law_with_a_barostat():
 
 
 def test_box_without_the_molecules_is_caught():
-    _, z, message = score(planted(_moves=OnlyTheBox), barostat=True)
+    _, z, message = score(planted(_moves=OnlyTheBox), 500, barostat=True)
     assert abs(z) > Z, message
 
 
@@ -212,10 +212,10 @@ class WronglyShared(SubsetEngine):
 @pytest.mark.parametrize(
     ("fault", "runs"),
     [
-        (NoMotionOfTheRest, 4_000),
+        (NoMotionOfTheRest, 800),
         (NoiseDrawnAgain, 9_000),
         (ForcesOfAnotherSite, 9_000),
-        (WronglyShared, 4_000),
+        (WronglyShared, 500),
     ],
 )
 def test_planted_faults_are_caught(fault, runs):

@@ -245,6 +245,6 @@ def test_law_with_predictions(kind, reference, eager):
 
 
 def test_predictions_of_earlier_steps_are_caught(reference, eager):
-    states, _ = ensemble(Middle, MILD, draft=mild_draft, correction=PredictsBackwards)
+    states, _ = ensemble(Middle, MILD, draft=mild_draft, correction=PredictsBackwards, runs=1_000)
     name, score = worst(z_scores(states, reference[Middle]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"

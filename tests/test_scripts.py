@@ -156,8 +156,9 @@ def test_make_figures(tmp_path):
     assert {file.name for file in tmp_path.iterdir() if file.stat().st_size > 5000} == names
 
 
-def test_table_of_the_readme_is_that_of_the_benchmarks():
-    run_script("readme_table.py", "--check")
+@pytest.mark.parametrize("script", ["readme_table.py", "pairings_table.py"])
+def test_tables_of_the_pages_are_those_of_the_benchmarks(script):
+    run_script(script, "--check")
 
 
 def test_benchmark_on_files(tmp_path):
