@@ -25,6 +25,7 @@ LAYERS = (
     ("plots",),
     ("commands",),
     ("cli",),
+    ("__main__",),
     ("__init__",),
 )
 RANKS = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -20,11 +20,11 @@ from openmm import app
 from scipy import stats
 
 from openmm_lsd import LSDIntegrator, Statistics, cli, systems
-from openmm_lsd.commands import Case, benchmark, estimate, validate
+from openmm_lsd.commands import Case, benchmark, estimate, timing, validate
 from openmm_lsd.commands import case as case_module
 from openmm_lsd.commands import output as output_module
 from openmm_lsd.commands import simulate as simulate_module
-from openmm_lsd.commands.estimate import smooth
+from openmm_lsd.commands.estimate import Estimate, WindowEstimate, smooth
 from openmm_lsd.commands.forms import FORMS
 from openmm_lsd.commands.progress import progress_line
 from openmm_lsd.commands.validation import geometry, longruns
@@ -502,6 +502,42 @@ def test_steps_per_round_are_smoothed():
     noisy = np.array(exact) * [1.1, 0.9, 1.15, 0.9, 1.05]
     assert abs(np.array(smooth(windows, noisy)) / exact - 1).max() < 0.1
     assert smooth([4, 8], [2.0, 3.0]) == [2.0, 3.0]
+
+
+class RunByTheClock:
+    """A run whose first steps take longer."""
+
+    def __init__(self, seconds, slow_steps):
+        self.now, self.steps = 0.0, 0
+        self._seconds, self._slow_steps = seconds, slow_steps
+
+    def step(self, count):
+        slow = min(count, max(0, self._slow_steps - self.steps))
+        self.now += self._seconds * (count + 4 * slow)
+        self.steps += count
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(1e-3, 260), (1.0, 20)])
+def test_steps_are_timed_once_they_are_warm(seconds, steps, monkeypatch):
+    run = RunByTheClock(seconds, 10)
+    monkeypatch.setattr(timing, "perf_counter", lambda: run.now)
+    found = timing.seconds_per_step_of_a_block(run, untimed=0.05, timed=0.2, least=10)
+    assert found == pytest.approx(seconds)
+    assert run.steps == pytest.approx(steps, abs=50 if steps > 20 else 0)
+
+
+@pytest.mark.parametrize(
+    ("speed_up", "words"),
+    [(0.9, "LSD does not pay here"), (1.04, "gains little here: about 1.04"), (1.2, "pays here")],
+)
+def test_verdict_of_an_estimate(speed_up, words):
+    window = WindowEstimate(8, 4.0, 1e-2, 1e-4, 1e-4, speed_up)
+    assert words in Estimate("CPU", 3e-3, [window], 1.0, [], 200, 1.0).verdict()
+
+
+def test_as_a_module():
+    words = [sys.executable, "-m", "openmm_lsd", "--version"]
+    assert subprocess.run(words, capture_output=True, text=True).stdout == "openmm-lsd 0.2.0\n"
 
 
 def test_multiple_time_steps_are_those_of_the_target(case):

@@ -22,14 +22,17 @@ from .case import Array, Case, Log, Run
 from .caseoptions import case_of
 from .options import Options, positive_integer
 from .output import Output, add_output_options
-from .timing import fastest_plain, seconds_per_step, settings_of
+from .timing import fastest_plain, seconds_per_step_of_a_block, settings_of
 
 WINDOWS = (4, 8, 16, 24, 48)
 ROUNDS = 6  # of a window, before the next one has its turn
 UNTIMED_ROUNDS = 2  # after a change of the window: corrections and code are of another length
-PLAIN_STEPS = 10
-PASSES = 2  # at least
+PLAIN_STEPS = 10  # at least, and as many as take PLAIN_SECONDS
+UNTIMED_SECONDS, PLAIN_SECONDS = 0.05, 0.2
+PASSES = 2  # at least, and
+MOST_PASSES, ENOUGH_SECONDS = 4, 5.0  # where they are fast
 WARM_UP_OF_AUTO = 1000  # steps in which it learns
+PAYS = 1.1  # such a gain is beyond the errors of this estimate
 OFFSET_STEPS = 40  # on which the discrepancy's rate of change is measured
 
 
@@ -100,8 +103,9 @@ class Estimate:
         """In one sentence."""
         best = self.best
         if best.speed_up > 1:
+            begin = "LSD pays here" if best.speed_up > PAYS else "LSD gains little here"
             return (
-                f"LSD pays here: about {best.speed_up:.2f} times as fast as plain dynamics, with "
+                f"{begin}: about {best.speed_up:.2f} times as fast as plain dynamics, with "
                 f"K = {best.window}."
             )
         cheapest = best.target_seconds / self.plain_seconds
@@ -131,7 +135,7 @@ def estimate(
     ----------
     case : Case
     steps : int
-        LSD steps to measure on, at least; every window has its turn twice.
+        LSD steps to measure on, at least; every window has its turn at least twice.
     warm_up : int
         LSD steps before; a draft that learns needs thousands until it is at its best.
     windows : sequence of int
@@ -147,17 +151,20 @@ def estimate(
         run.equilibrate(case, warm_up)
     plain = fastest_plain(case, run.state, 2 * PLAIN_STEPS, log)
     plain.set_state(*run.state)
-    plain.step(PLAIN_STEPS)
     log(f"windows {', '.join(map(str, windows))} in turns")
     turns, before = _Turns(run), run.integrator.statistics
     plain_seconds: list[float] = []
-    passes = 0
+    passes, started = 0, perf_counter()
     with turns.taken():
-        while passes < PASSES or turns.steps < steps:
+        while _go_on(passes, turns.steps < steps, perf_counter() - started):
+            turns.warm_up(min(windows))
             for window in windows:
                 turns.take(window)
-            plain.step(PLAIN_STEPS)  # nothing of it is in the caches
-            plain_seconds.append(seconds_per_step(plain, PLAIN_STEPS))
+            plain_seconds.append(
+                seconds_per_step_of_a_block(
+                    plain, untimed=UNTIMED_SECONDS, timed=PLAIN_SECONDS, least=PLAIN_STEPS
+                )
+            )
             passes += 1
         offset_steps = _constant_offset_steps(case, run, max(windows))
     plain_step = float(np.median(plain_seconds))
@@ -174,6 +181,12 @@ def estimate(
         turns.steps,
         perf_counter() - begin,
     )
+
+
+def _go_on(passes: int, too_few_steps: bool, seconds: float) -> bool:
+    """A fast potential is disturbed more by other programs, and its passes cost little."""
+    disturbed = passes < MOST_PASSES and seconds < ENOUGH_SECONDS
+    return passes < PASSES or too_few_steps or disturbed
 
 
 class _Turns:
@@ -201,6 +214,12 @@ class _Turns:
                 yield
         finally:
             integrator.round_callbacks.remove(self._watch)
+
+    def warm_up(self, window: int) -> None:
+        """Rounds after something else, which do not count."""
+        self.window, self._since_change = window, -ROUNDS
+        while self._since_change < 0:
+            self._run.step(PLAIN_STEPS)
 
     def take(self, window: int) -> None:
         """So many rounds of this window."""

@@ -22,6 +22,25 @@ def seconds_per_step(run: Run, steps: int) -> float:
     return (perf_counter() - begin) / steps
 
 
+def seconds_per_step_of_a_block(run: Run, *, untimed: float, timed: float, least: int) -> float:
+    """Of as many steps as take ``timed`` seconds, and ``least``; after others that do not count.
+
+    What ran before has left its own in the caches, and threads must be woken.
+    """
+    _step_for(run, untimed, least)
+    seconds, steps = _step_for(run, timed, least)
+    return seconds / steps
+
+
+def _step_for(run: Run, enough: float, least: int) -> tuple[float, int]:
+    begin, seconds, steps = perf_counter(), 0.0, 0
+    while seconds < enough or steps < least:
+        run.step(least)
+        steps += least
+        seconds = perf_counter() - begin
+    return seconds, steps
+
+
 def fastest(candidates: Sequence[Run], state: tuple[Array, Array], steps: int, log: Log) -> Run:
     """The run with the shortest median time per step; one candidate is not timed."""
     if len(candidates) == 1:
