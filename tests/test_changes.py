@@ -443,6 +443,34 @@ def test_a_target_that_failed_while_it_was_set_up_is_made_anew(simulate, fails_i
     assert simulation.currentStep == (3 if fails_in == "first step" else 6)
 
 
+@pytest.mark.parametrize(
+    "deed",
+    [
+        lambda context: context.setPositions(2 * np.array(POSITIONS)),
+        lambda context: context.setVelocities(VELOCITIES),
+        lambda context: context.setVelocitiesToTemperature(300.0, 1),
+        lambda context: context.setState(context.getState(positions=True, velocities=True)),
+        lambda context: context.setPeriodicBoxVectors([9, 0, 0], [0, 9, 0], [0, 0, 9]),
+    ],
+    ids=["positions", "velocities", "temperature", "State", "box"],
+)
+def test_a_state_set_in_a_round_is_refused(simulate, state_of, deed):
+    """It would be overwritten at the end of the steps."""
+    ours, theirs = (simulate(target_system(), lsd(), POSITIONS, VELOCITIES) for _ in range(2))
+    deeds = []
+    ours.integrator.round_callbacks.append(lambda _: deeds and deeds.pop()(ours.context))
+    ours.step(7)
+    deeds.append(deed)
+    with pytest.raises((openmm.OpenMMException, RuntimeError), match="between two calls of step"):
+        ours.step(30)
+    assert not deeds
+    ours.step(40 - ours.context.getStepCount())
+    theirs.step(40)
+    assert_close(state_of(ours), state_of(theirs), 1e-12)
+    boxes = [each.context.getState().getPeriodicBoxVectors() for each in (ours, theirs)]
+    assert boxes[0] == boxes[1]
+
+
 def test_a_parameter_set_in_a_round_acts_from_the_next_step_on():
     """What a round callback changes in the Context is not lost."""
 

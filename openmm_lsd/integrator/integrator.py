@@ -81,7 +81,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
     the wrappers change nothing.
 
     Every callable in the list ``round_callbacks`` (``watchers`` is the same list) is called after
-    every round with its ``openmm_lsd.Round``.
+    every round with its ``openmm_lsd.Round``. A round ends in the middle of ``step``: the Context
+    does not show its state yet, and setting positions, velocities or box there is an error.
 
     Parameters
     ----------

@@ -24,6 +24,7 @@ from ..drafts.estimates import native_estimates
 from .barostat import BarostatMoves
 from .boundpair import BoundPair
 from .enginechoice import EngineMaker, Engines
+from .roundcallbacks import RoundCallbacks
 from .snapshot import SystemSnapshot
 
 Array = NDArray[np.float64]
@@ -115,7 +116,8 @@ class SamplerSpec:
             atoms = len(masses[pair.subset])
             correction = "secant" if atoms <= MAX_ATOMS_OF_JACOBIAN else "per-step"
         self._correction = correction
-        self._round_callbacks, self._stopwatch = round_callbacks, stopwatch
+        self._round_callbacks = RoundCallbacks(access, round_callbacks)
+        self._stopwatch = stopwatch
         self._cm_removal_frequency = cm_removal_frequency(system)
         if access.on_device:  # where OpenMM's kernel does it at every step
             self._cm_removal_frequency = min(self._cm_removal_frequency, 1)
@@ -156,7 +158,7 @@ class SamplerSpec:
             clock=self.clock if pair.uses_times else None,
             tuner=self.tuner,
             intervention=self._moves,
-            round_callbacks=self._round_callbacks,
+            round_callbacks=(self._round_callbacks,),
             stopwatch=self._stopwatch,
             learns_beside=not pair.target.keeps_cores_busy,
         )

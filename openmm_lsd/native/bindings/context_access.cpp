@@ -144,6 +144,8 @@ void bindContextAccess(nb::module_& m) {
         .def("mark_parameters", &ContextAccess::markParameters,
              "The present parameters are those that forces have been computed with.")
         .def("mark_clean", &ContextAccess::markClean)
+        .def("refuse_states", &ContextAccess::refuseStates, nb::arg("refuse"),
+             "Whether setting positions or velocities is an error from now on.")
         .def("renew_plain_noise", &ContextAccess::renewPlainNoise,
              "From now on other random numbers for plain steps, unless a seed was given.")
         .def("get_box", &getBox, "Periodic box vectors (3, 3).")

@@ -129,6 +129,8 @@ std::tuple<double, double, double, int, uint32_t, double> ContextAccess::getSett
 
 int ContextAccess::updates() const { return speculative().updates; }
 
+void ContextAccess::refuseStates(bool refuse) { speculative().refusesStates = refuse; }
+
 void ContextAccess::renewPlainNoise() { speculative().renewPlainNoise(); }
 
 bool ContextAccess::maybeDirty() const {

@@ -47,6 +47,7 @@ public:
     std::tuple<double, double, double, int, uint32_t, double> getSettings() const;
 
     int updates() const;
+    void refuseStates(bool refuse);
     void renewPlainNoise();
 
     // Whether the Context may have been changed since markClean(). On a device nothing is read:

@@ -65,6 +65,9 @@ void SpeculativeIntegrator::cleanup() {
 void SpeculativeIntegrator::stateChanged(OpenMM::State::DataType changed) {
     CustomIntegrator::stateChanged(changed);
     noteMovement();
+    if (refusesStates && (changed == OpenMM::State::Positions || changed == OpenMM::State::Velocities))
+        throw OpenMM::OpenMMException("positions and velocities cannot be set in a round callback, "
+                                      "while step() runs; set them between two calls of step()");
     // Parameters of a Force were updated; a checkpoint that was loaded says so, too.
     if (changed == OpenMM::State::Energy)
         updates += !std::exchange(isLoading, false);

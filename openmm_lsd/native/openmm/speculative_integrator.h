@@ -30,6 +30,9 @@ public:
     // How often positions or velocities may have been changed: told of it, or by own steps.
     long long movements = 0;
 
+    // Whether positions and velocities are refused that somebody sets: a step is not over.
+    bool refusesStates = false;
+
     // By how many steps velocities are behind the positions, as OpenMM understands its schemes:
     // those that setVelocitiesToTemperature() draws are shifted by so much.
     double velocityOffset = 0.0;
