@@ -23,13 +23,14 @@ from .multipletimesteps import MultipleTimeSteps
 from .options import Options, positive_integer, positive_number, window_length
 from .output import Output, add_output_options
 from .rows import Benchmark, Kind, Row, Spent
-from .timing import fastest_plain, seconds_per_step, settings_of
+from .timing import fastest_plain, seconds_per_step, settings_of, step_for
 
 __all__ = ["Benchmark", "Way", "benchmark", "machine", "time_in_turns"]
 
 SECONDS_PER_DAY = 86400.0
 MIN_BLOCKS = 5
 BLOCK_SECONDS, BLOCK_STEPS = 0.5, (100, 1000)
+UNTIMED_SECONDS, UNTIMED_STEPS = 0.05, 4  # at least, before each block
 PLAIN_STEPS = 20  # to find the fastest plain dynamics
 UNSOUND = 10.0  # times the bath's temperature
 OFFSET_WINDOW = 8  # of the published rule, where LSD's own is tuned down to plain steps
@@ -189,7 +190,8 @@ class _Timing:
         return len(self._seconds)
 
     def take_block(self) -> None:
-        """Time one more."""
+        """Time one more, once caches and threads have got used to it: nobody interrupts a run."""
+        step_for(self._way.run, UNTIMED_SECONDS, UNTIMED_STEPS)
         self._seconds.append(seconds_per_step(self._way.run, self._steps))
         self._temperatures.append(self._case.temperature_of(self._way.run.state[1]))
 

@@ -27,12 +27,13 @@ def seconds_per_step_of_a_block(run: Run, *, untimed: float, timed: float, least
 
     What ran before has left its own in the caches, and threads must be woken.
     """
-    _step_for(run, untimed, least)
-    seconds, steps = _step_for(run, timed, least)
+    step_for(run, untimed, least)
+    seconds, steps = step_for(run, timed, least)
     return seconds / steps
 
 
-def _step_for(run: Run, enough: float, least: int) -> tuple[float, int]:
+def step_for(run: Run, enough: float, least: int) -> tuple[float, int]:
+    """Steps for so many seconds, ``least`` at a time: the seconds and how many they were."""
     begin, seconds, steps = perf_counter(), 0.0, 0
     while seconds < enough or steps < least:
         run.step(least)
