@@ -14,7 +14,7 @@ export OCL_ICD_VENDORS=/nonexistent
 # Threads that wait for each other must not burn the cores that they wait for.
 # Files side by side: most tests keep one core busy.
 export OMP_WAIT_POLICY=PASSIVE
-python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 # The code of GPU platforms, on the CPU: Debian's pocl-opencl-icd.
 if [ $# -eq 0 ] && [ -e "$vendors/pocl.icd" ]; then
     echo "the same on OpenMM's OpenCL platform"

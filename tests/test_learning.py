@@ -1,6 +1,8 @@
 """A draft that learns: the fit, its schedule, what it may learn from, and the exact law."""
 
+import contextlib
 import dataclasses
+import sys
 import threading
 from itertools import pairwise
 
@@ -488,6 +490,17 @@ def eager(monkeypatch):
         monkeypatch.setattr(learning, name, value)
 
 
+@contextlib.contextmanager
+def quick_switches():
+    """Two threads of Python wait for each other 5 ms at a time; target and fit take far less."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
 def learned_ensemble(kind, **options):
     draft = LinearDraft()
     states, rate = ensemble(kind, TARGET, draft=draft, **options)
@@ -505,7 +518,8 @@ def learned_ensemble(kind, **options):
 )
 def test_law_while_learning(kind, correction, at_once, reference, eager, monkeypatch):
     monkeypatch.setattr(lessons, "LEARNED_AT_ONCE", at_once)
-    states, rate, fits = learned_ensemble(kind, correction=correction)
+    with quick_switches():
+        states, rate, fits = learned_ensemble(kind, correction=correction)
     assert 0.15 < rate < 0.9 and fits > 1
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
