@@ -175,55 +175,100 @@ PAIRINGS = {
 }
 WAYS = {
     "draft": ("given", False, LSDIntegrator),
+    "draft, published rule": ("given", False, ConstantOffset),
     "draft, learning": ("given", True, LSDIntegrator),
     "auto": ("auto", None, LSDIntegrator),
-    "draft, published rule": ("given", False, ConstantOffset),
     "auto, published rule": ("auto", None, ConstantOffset),
 }
 KEYS = ("pairing", "K", "temperature", "pressure", "way", "seed")
 
 
-def count_steps(args, way, seed):
-    """Steps per round, and of what: KEYS say that, and the rest how it was counted."""
-    topology, positions, target, given, step_size, usual = PAIRINGS[args.pairing]()
-    temperature = args.temperature or usual
-    draft, learning, kind = WAYS[way]
-    system = systems.with_target(topology, target)
-    if args.pressure is not None:
-        system.addForce(openmm.MonteCarloBarostat(args.pressure, temperature, 25))
-    integrator = kind(
-        temperature,
-        1.0,
-        step_size,
-        given if draft == "given" else "auto",
-        windowLength=args.window,
-        randomNumberSeed=seed,
-        topology=topology,
-        learning=learning,
-    )
-    platform = openmm.Platform.getPlatform("Reference")
-    simulation = app.Simulation(topology, system, integrator, platform)
-    simulation.context.setPositions(positions)
-    simulation.context.setVelocitiesToTemperature(2 * temperature, seed)
-    warm_up, steps = args.warm_up, args.steps
-    if kind is ConstantOffset and draft == "given":  # nothing is learned, and it commits little
-        warm_up, steps = warm_up // 8, steps // 8
-    simulation.step(warm_up)
-    before = integrator.statistics
-    simulation.step(steps)
-    return {
-        "pairing": args.pairing,
-        "K": args.window,
-        "temperature": temperature,
-        "pressure": args.pressure,
-        "way": way,
-        "seed": seed,
-        "steps per round": integrator.statistics.since(before).steps_per_round,
-        "warm-up": warm_up,
-        "steps": steps,
-        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-        "machine": machine(),
-    }
+class Pairing:
+    """Runs of one pairing that begin with the same equilibrated atoms and the same drafts."""
+
+    def __init__(self, args, seed):
+        topology, positions, self.target, self.given, self.step_size, usual = PAIRINGS[
+            args.pairing
+        ]()
+        self.topology, self.positions = topology, positions
+        self.temperature = args.temperature or usual
+        self.args, self.seed = args, seed
+        self._started = None
+        self._warm = {}
+
+    def simulate(self, potential, integrator):
+        system = systems.with_target(self.topology, potential)
+        if self.args.pressure is not None:
+            barostat = openmm.MonteCarloBarostat(self.args.pressure, self.temperature, 25)
+            system.addForce(barostat)
+        platform = openmm.Platform.getPlatform("Reference")
+        simulation = app.Simulation(self.topology, system, integrator, platform)
+        simulation.context.setPositions(self.positions)
+        simulation.context.setVelocitiesToTemperature(2 * self.temperature, self.seed)
+        return simulation
+
+    def equilibrate(self):
+        """State after plain dynamics with the draft potential, which costs next to nothing.
+
+        None where no potential is given as a draft: the warm-up does it then.
+        """
+        if self._started is None and self.given != "auto":
+            plain = openmm.LangevinMiddleIntegrator(self.temperature, 1.0, self.step_size)
+            plain.setRandomNumberSeed(self.seed)
+            simulation = self.simulate(self.given, plain)
+            simulation.step(self.args.equilibration)
+            self._started = simulation.context.getState(positions=True, velocities=True)
+        return self._started
+
+    def begin(self, draft, learning, kind):
+        integrator = kind(
+            self.temperature,
+            1.0,
+            self.step_size,
+            self.given if draft == "given" else "auto",
+            windowLength=self.args.window,
+            randomNumberSeed=self.seed,
+            topology=self.topology,
+            learning=learning,
+        )
+        return self.simulate(self.target, integrator)
+
+    def warm_up(self, draft, learning):
+        """Checkpoint of a Simulation with our rule, whose draft has learned."""
+        if (draft, learning) not in self._warm:
+            simulation = self.begin(draft, learning, LSDIntegrator)
+            started = self.equilibrate()
+            if started is not None:
+                simulation.context.setState(started)
+            simulation.step(self.args.warm_up)
+            self._warm[draft, learning] = simulation.context.createCheckpoint()
+        return self._warm[draft, learning]
+
+    def count(self, way):
+        """Steps per round, and of what: KEYS say that, and the rest how it was counted."""
+        draft, learning, kind = WAYS[way]
+        warm = self.warm_up(draft, learning)
+        simulation = self.begin(draft, learning, kind)
+        simulation.context.loadCheckpoint(warm)
+        steps = self.args.steps
+        if kind is ConstantOffset:  # which commits little
+            steps //= 8 if draft == "given" else 2
+        before = simulation.integrator.statistics
+        simulation.step(steps)
+        return {
+            "pairing": self.args.pairing,
+            "K": self.args.window,
+            "temperature": self.temperature,
+            "pressure": self.args.pressure,
+            "way": way,
+            "seed": self.seed,
+            "steps per round": simulation.integrator.statistics.since(before).steps_per_round,
+            "equilibration": 0 if self.given == "auto" else self.args.equilibration,
+            "warm-up": self.args.warm_up,
+            "steps": steps,
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "machine": machine(),
+        }
 
 
 def write(count, outfile):
@@ -253,16 +298,22 @@ def main():
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
     parser.add_argument("--outfile", type=Path)
+    parser.add_argument(
+        "--equilibration", type=int, default=400, help="steps of plain dynamics with the draft"
+    )
     args = parser.parse_args()
-    for way in args.ways:
-        counts = []
-        for seed in args.seeds:
-            count = count_steps(args, way, seed)
-            counts.append(count["steps per round"])
+    counts = {way: [] for way in args.ways}
+    for seed in args.seeds:
+        pairing = Pairing(args, seed)
+        for way in args.ways:
+            count = pairing.count(way)
+            counts[way].append(count["steps per round"])
             if args.outfile is not None:
                 write(count, args.outfile)
-        error = np.std(counts, ddof=1) / np.sqrt(len(counts)) if len(counts) > 1 else np.nan
-        print(f"{args.pairing}, {way}: {np.mean(counts):.2f} +- {error:.2f}", flush=True)
+            print(f"{args.pairing}, {way}, seed {seed}: {counts[way][-1]:.2f}", flush=True)
+    for way, found in counts.items():
+        error = np.std(found, ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
+        print(f"{args.pairing}, {way}: {np.mean(found):.2f} +- {error:.2f}")
 
 
 if __name__ == "__main__":
