@@ -163,9 +163,9 @@ class WronglyShared(ContextEngine):
 @pytest.mark.parametrize(
     ("fault", "runs"),
     [
-        (FrameForgotten, 9_000),
+        (FrameForgotten, 6_000),
         (AcceptsAll, 500),
-        (ForcesOfAnotherSite, 9_000),
+        (ForcesOfAnotherSite, 6_000),
         (WronglyShared, 500),
     ],
 )
@@ -256,7 +256,7 @@ def dipeptide_in(water, molecules, tilt=0.0):
         ("tip3p", 40, 0.3, 40),
         ("tip4pew", 40, 0.0, 40),
         # A device sorts the atoms of large boxes every 250 steps.
-        pytest.param("tip3p", 700, 0.0, 600, marks=only_on_devices),
+        pytest.param("tip3p", 700, 0.0, 320, marks=only_on_devices),
     ],
 )
 def test_path_without_noise(water, molecules, tilt, steps):

@@ -214,7 +214,7 @@ class WronglyShared(SubsetEngine):
     [
         (NoMotionOfTheRest, 800),
         (NoiseDrawnAgain, 9_000),
-        (ForcesOfAnotherSite, 9_000),
+        (ForcesOfAnotherSite, 6_000),
         (WronglyShared, 500),
     ],
 )

@@ -98,6 +98,7 @@ def test_on_the_command_line(salt, tmp_path):
     status = command(
         *("run", "--topology", tmp_path / "salt.cif", "--target", "chgnet:0.3.0", "--steps", 10),
         *("--timestep", 2, "--window", 4, "--platform", "Reference", "--no-minimize"),
+        *("--equilibration", 20),
         *("--output-dir", tmp_path / "out"),
     )
     assert status == 0

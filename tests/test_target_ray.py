@@ -19,6 +19,7 @@ from openmm_lsd.core.clock import Times
 from openmm_lsd.core.schemes import SCHEMES
 from openmm_lsd.targets.base import BatchedTarget
 from openmm_lsd.targets.ray import RayTarget, WorkerError, _even_shares, _release
+from openmm_lsd.targets.raysessions import NICENESS
 
 ray = pytest.importorskip("ray")
 
@@ -30,6 +31,7 @@ FAR, DEADLY, STUCK, WAITING = 10.0, 20.0, 30.0, 40.0  # nm, x of atom 0: what ha
 def session():
     # Workers cannot import this file by its name.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    os.environ[NICENESS] = "0"  # else tests beside these starve the workers
     ray.init(
         num_cpus=CPUS,
         include_dashboard=False,
@@ -550,7 +552,7 @@ def descendants(pid):
 
 
 OWN_RAY = """
-    import sys, time
+    import os, sys, time
     import numpy as np
     from openmm_lsd.targets.base import BatchedTarget
     from openmm_lsd.targets.ray import RayTarget
@@ -559,11 +561,11 @@ OWN_RAY = """
         def evaluate(self, positions, box=None):
             if positions[0, 0, 0] == 1:
                 time.sleep(1000)
-            return positions.sum((1, 2)), -positions
+            return positions.sum((1, 2)), np.full(positions.shape, os.nice(0))
 
     first, second = RayTarget(Target, 1), RayTarget(Target, 1)
     first.close()
-    assert second.evaluate(np.zeros((2, 1, 3)))[0].shape == (2,)
+    assert (second.evaluate(np.zeros((2, 1, 3)))[1] == os.nice(0)).all()
     if "close" in sys.argv[1]:
         import ray
         second.close()
@@ -577,13 +579,18 @@ OWN_RAY = """
 
 @pytest.mark.parametrize("end", ["close", "interrupt"])
 def test_ray_that_was_started_for_us_is_gone(end):
-    """After close of the last RayTarget; and after Control-C, which a terminal sends to all."""
+    """After close of the last RayTarget; and after Control-C, which a terminal sends to all.
+
+    Its workers had the priority of the process that waits for them.
+    """
+    environment = {k: v for k, v in os.environ.items() if k != NICENESS}
     process = subprocess.Popen(
         [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(OWN_RAY), end],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        env=environment,
     )
     started = set()
     try:
@@ -621,7 +628,10 @@ class Target(BatchedTarget):
         node = int(ray.get_runtime_context().get_node_id()[:6], 16)
         return np.full(len(positions), float(node)), -positions
 
-cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+soon = {"health_check_period_ms": 300, "health_check_initial_delay_ms": 0,
+        "health_check_timeout_ms": 5000, "health_check_failure_threshold": 5}
+head = {"num_cpus": 1, "_system_config": soon}  # a lost node is noticed within seconds
+cluster = Cluster(initialize_head=True, head_node_args=head)
 try:
     other = cluster.add_node(num_cpus=1)
     with RayTarget(Target, 2, address=cluster.address) as target:  # a CPU each: one on each node

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 INSTALL = 'pip install "openmm-lsd[ray]"'
@@ -19,6 +22,26 @@ def import_ray() -> Any:
     return ray
 
 
+NICENESS = "RAY_worker_niceness"
+
+
+@contextmanager
+def _workers_as_urgent_as_this_process() -> Iterator[None]:
+    """Ray that is started in here gives its workers no lower priority, unless the user said so.
+
+    By default it does (a niceness of 15), and whatever else is busy on the machine, threads in
+    which drafts learn among it, would hold up the workers that the whole run waits for.
+    """
+    is_free = NICENESS not in os.environ
+    if is_free:
+        os.environ[NICENESS] = "0"
+    try:
+        yield
+    finally:
+        if is_free:
+            del os.environ[NICENESS]
+
+
 class Sessions:
     """Ray, as far as RayTargets have started it: shut down when the last of them is closed."""
 
@@ -29,7 +52,8 @@ class Sessions:
 
     def enter(self, ray: Any, address: str | None) -> None:
         if not ray.is_initialized():
-            ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
+            with _workers_as_urgent_as_this_process():
+                ray.init(address=address, include_dashboard=False, logging_level=logging.WARNING)
             self._targets, self._asked_for = 0, address
             self._ours = ray.get_runtime_context().gcs_address
         elif address is not None and not (self._is_ours(ray) and address == self._asked_for):
