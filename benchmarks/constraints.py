@@ -11,7 +11,6 @@ Each with --outfile FILE adds its results to that file.
 
 import argparse
 import copy
-import json
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -19,10 +18,11 @@ from time import perf_counter
 import numpy as np
 import openmm
 from openmm import app, unit
+from results import save
 
 from openmm_lsd import LSDIntegrator, systems
 from openmm_lsd.commands import Case
-from openmm_lsd.commands.benchmark import Kind, Way, machine, time_in_turns
+from openmm_lsd.commands.benchmark import Kind, Way, time_in_turns
 from openmm_lsd.contexts.constraints import SystemProjection, constraints_of
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.core.corrections import Corrections
@@ -358,9 +358,9 @@ def main():
     args = parser.parse_args()
     result = PARTS[args.part](args)
     if args.outfile:
-        document = json.loads(args.outfile.read_text()) if args.outfile.exists() else {}
-        document[args.part] = {"machine": machine(), "result": result}
-        args.outfile.write_text(json.dumps(document, indent=1) + "\n")
+        usual = args.part != "ensemble" or args.friction == FRICTION
+        name = args.part if usual else f"{args.part}, {args.friction:g}/ps"
+        save(args.outfile, {"result": result}, name)
 
 
 if __name__ == "__main__":

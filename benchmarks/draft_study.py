@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from openmm import app, unit
+from results import save
 from steps_per_round import gfn2_target, system_target
 
 from openmm_lsd import SpeculativeSampler, systems
@@ -102,6 +103,7 @@ def main():
     parser.add_argument("--temperature", type=float, default=300.0, help="kelvin")
     parser.add_argument("--friction", type=float, default=1.0, help="1/ps")
     parser.add_argument("--scheme", choices=SCHEMES, default="middle")
+    parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
 
     molecule, structure = read_structure(args)
@@ -139,6 +141,25 @@ def main():
                 )
             mean = len(late) / sum(1 / each for each in late)
             print(f"  K = {window:2d}  {variant:11s} mean: {mean:.2f} steps per round", flush=True)
+            if args.outfile is not None:
+                write(args, window, variant, late)
+
+
+def write(args, window, variant, late):
+    """Steps per round of the last part, a number for each seed."""
+    base = ", on its force field" if args.on_force_field else ""
+    found = {
+        "system": args.system.stem,
+        "target": "GFN2-xTB" if args.gfn2 else "its own",
+        "time step, fs": args.timestep,
+        "K": window,
+        "counted": args.ends[-2:],
+        "draft": variant + base,
+        "seeds": args.seeds,
+        "steps per round": late,
+    }
+    name = ", ".join(str(found[key]) for key in ("system", "target", "time step, fs", "K", "draft"))
+    save(args.outfile, found, name)
 
 
 if __name__ == "__main__":

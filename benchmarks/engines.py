@@ -9,7 +9,6 @@ milliseconds, without the slow force, which is free here.
 """
 
 import argparse
-import json
 from pathlib import Path
 from time import perf_counter
 
@@ -17,9 +16,9 @@ import numpy as np
 import openmm
 from mixed import ATOMS, in_water
 from openmm import app
+from results import save
 
 from openmm_lsd import LSDIntegrator, batched
-from openmm_lsd.commands.benchmark import machine
 
 MOLECULE = "alanine_dipeptide"
 
@@ -129,12 +128,10 @@ def main():
         )
         print(f"{row['atoms']:6d}{row['plain, ms per window']:18.1f}   {told}")
     if args.outfile is not None:
-        known = json.loads(args.outfile.read_text()) if args.outfile.exists() else {}
         name = args.platform + (f" {args.precision}" if args.precision else "")
         if len(args.engines) == 1:
             name += f", {args.engines[0]}"
-        known[name] = {"machine": machine(), "window": args.window, "rows": rows}
-        args.outfile.write_text(json.dumps(known, indent=1) + "\n")
+        save(args.outfile, {"window": args.window, "rows": rows}, name)
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ that alternate. The last column is the whole run.
 
 import argparse
 import dataclasses
-import json
 from pathlib import Path
 
 import numpy as np
+from results import save
 
 from openmm_lsd import systems
 from openmm_lsd.commands import Case
-from openmm_lsd.commands.benchmark import machine
 from openmm_lsd.commands.timing import fastest_plain, seconds_per_step, settings_of
 
 SYSTEMS = Path(__file__).resolve().parent.parent / "systems"
@@ -92,8 +91,7 @@ def main():
             }
         )
     if args.outfile:
-        document = {"machine": machine(), "block": BLOCK, "rows": rows}
-        args.outfile.write_text(json.dumps(document, indent=1) + "\n")
+        save(args.outfile, {"block": BLOCK, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from openmm import unit
+from results import save
 from steps_per_round import gfn2_target, system_target
 
 from openmm_lsd import SpeculativeSampler, systems
@@ -198,6 +199,7 @@ def main():
     parser.add_argument("--temperature", type=float, default=300.0, help="kelvin")
     parser.add_argument("--friction", type=float, default=1.0, help="1/ps")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
 
     molecule = systems.load(args.system, constraints=None, rigidWater=False)
@@ -219,6 +221,7 @@ def main():
     stages = {"first": STAGES[:1], "all": STAGES}
     for name in args.more:
         stages[f"all, {name}"] = (*STAGES, MORE[name])
+    rows = []
     for name, makers in stages.items():
         for weight in args.weights:
             start = auto_draft(graph, positions, box, stages=makers)
@@ -234,12 +237,18 @@ def main():
                 return {key: 100 * np.mean([one[key] for one in each]) for key in each[0]}
 
             print(f"{name}: {start.stages} parameters, weight of differences {weight:g}")
-            print(f"  steps {'0':>6s}  {text(look())}", flush=True)
+            errors = {0: look()}
+            print(f"  steps {'0':>6s}  {text(errors[0])}", flush=True)
             for row in range(max(args.looks)):
                 site = run["sites"][row]
                 draft.learn(row, site[None], (run["forces"][row] - draft(site))[None])
                 if row + 1 in args.looks:
-                    print(f"  steps {row + 1:6d}  {text(look())}", flush=True)
+                    errors[row + 1] = look()
+                    print(f"  steps {row + 1:6d}  {text(errors[row + 1])}", flush=True)
+            after = {str(steps): each["all"] for steps, each in errors.items()}
+            rows.append({"stages": name, "weight": weight, "percent after steps": after})
+    if args.outfile is not None:
+        save(args.outfile, {"system": args.system.name, "rows": rows})
 
 
 def text(errors):

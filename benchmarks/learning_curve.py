@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from openmm import unit
+from results import save
 
 from openmm_lsd import SpeculativeSampler, systems
 from openmm_lsd.contexts.checks import masses_of
@@ -81,6 +82,7 @@ def measure(args):
         "K": args.window,
         "time step, fs": args.timestep,
         "segment, steps": args.segment,
+        "left out, steps": args.after,
         "curves": {},
         "noise shifts": {},
     }
@@ -105,7 +107,7 @@ def measure(args):
         document["curves"][draft_name] = curves
         document["noise shifts"][draft_name] = shifts
     if args.outfile:
-        args.outfile.write_text(json.dumps(document, indent=1) + "\n")
+        save(args.outfile, document)
 
 
 def figure(files, output):

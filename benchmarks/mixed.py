@@ -10,7 +10,6 @@ Each with --outfile FILE adds its results to that file.
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -21,11 +20,12 @@ from time import perf_counter
 import numpy as np
 import openmm
 from openmm import app, unit
+from results import save
 from simulated_device import SPIN
 
 from openmm_lsd import LSDIntegrator, batched, systems
 from openmm_lsd.commands import Case
-from openmm_lsd.commands.benchmark import Kind, Way, machine, time_in_turns
+from openmm_lsd.commands.benchmark import Kind, Way, time_in_turns
 from openmm_lsd.commands.estimate import estimate
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import BatchedTarget, SystemTarget
@@ -361,13 +361,7 @@ def main():
     args = parser.parse_args()
     result = args.measure(args)
     if args.outfile is not None:
-        known = json.loads(args.outfile.read_text()) if args.outfile.exists() else {}
-        known["machine"] = machine()
-        if args.command == "counts" and "counts" in known:  # some of them may have been made anew
-            rows = [*known["counts"]["rows"], *result["rows"]]
-            result["rows"] = list({(row["molecule"], row["atoms"]): row for row in rows}.values())
-        known[args.command] = result
-        args.outfile.write_text(json.dumps(known, indent=1) + "\n")
+        save(args.outfile, result, args.command)
 
 
 if __name__ == "__main__":

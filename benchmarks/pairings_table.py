@@ -9,7 +9,7 @@ import json
 from collections import defaultdict
 
 import numpy as np
-from readme_table import ROOT, put_table
+from results import ROOT, markdown, put
 
 COUNTS = ROOT / "docs/benchmarks/pairings.json"
 # target, system and time step; cheap potential
@@ -42,7 +42,7 @@ def table(counts, pairings):
     for each in counts:
         case = each["temperature"], each["pressure"] or 0, -each["K"]
         found[each["pairing"], case, each["way"]].append(each["steps per round"])
-    lines = [HEADS, ["---"] * len(HEADS)]
+    lines = [HEADS]
     for pairing in pairings:
         name, cheap = SYSTEMS[pairing]
         for case in sorted({case for other, case, _ in list(found) if other == pairing}):
@@ -52,8 +52,8 @@ def table(counts, pairings):
             if cheap and cells[1]:
                 cells[1] = f"{cheap}: {cells[1]}"
             lines.append([name, where, str(-window), *cells])
-    used = [column for column in range(len(HEADS)) if any(line[column] for line in lines[2:])]
-    return "\n".join("| " + " | ".join(line[i] for i in used) + " |" for line in lines)
+    used = [column for column in range(len(HEADS)) if any(line[column] for line in lines[1:])]
+    return markdown([[line[i] for i in used] for line in lines])
 
 
 def told(counts):
@@ -72,7 +72,7 @@ def main():
     counts = json.loads(COUNTS.read_text())
     for page, pairings in PAGES.items():
         found = table(counts, pairings)
-        put_table(ROOT / f"docs/{page}.md", "benchmarks/pairings_table.py", found, args.check)
+        put(ROOT / f"docs/{page}.md", "benchmarks/pairings_table.py", found, args.check)
 
 
 if __name__ == "__main__":

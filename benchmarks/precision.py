@@ -8,12 +8,12 @@ Without rounding every step would be accepted: 16 steps per round.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import openmm
 from openmm import app
+from results import save
 from transfers import water
 
 from openmm_lsd import LSDIntegrator, batched
@@ -84,7 +84,7 @@ def main():
             rows.append(row)
             print(f"{precision:10s}{what:16s}{steps:8.2f}{shift:14.2e}", flush=True)
     if args.outfile is not None:
-        args.outfile.write_text(json.dumps({"window": WINDOW, "rows": rows}, indent=1) + "\n")
+        save(args.outfile, {"window": WINDOW, "rows": rows})
 
 
 if __name__ == "__main__":

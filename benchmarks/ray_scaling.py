@@ -13,13 +13,13 @@ Before that: what a call of two workers costs when their target takes no time at
 import argparse
 import copy
 import functools
-import json
 import time
 from pathlib import Path
 
 import numpy as np
 import openmm
 from openmm import app, unit
+from results import save
 
 from openmm_lsd import SpeculativeSampler
 from openmm_lsd.contexts.checks import masses_of
@@ -185,7 +185,7 @@ def main():
                     flush=True,
                 )
     if args.outfile:
-        args.outfile.write_text(json.dumps(document, indent=2) + "\n")
+        save(args.outfile, document)
     if args.figure:
         figure(document, args.figure)
 

@@ -7,11 +7,8 @@
 
 import argparse
 import json
-import re
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-RUNS = ROOT / "docs/benchmarks/run_all.json"  # when they were run
+from results import BENCHMARKS, ROOT, markdown, origin, put
 
 
 def table(documents):
@@ -25,7 +22,6 @@ def table(documents):
     auto, force_field = "LSD, auto draft", "LSD"
     lines = [
         ["", *heads],
-        ["---"] * (len(heads) + 1),
         [
             "plain `LangevinMiddleIntegrator`, ns/day",
             *(f"{row['plain']['ns/day']:.1f}" for row in rows),
@@ -44,7 +40,7 @@ def table(documents):
             *(f"{row['constant offset']['ratio']:.2f}" for row in rows),
         ],
     ]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def quartiles(row):
@@ -59,51 +55,17 @@ def best(estimate):
     return max(estimate["windows"], key=lambda window: window["speed_up"])
 
 
-def machines(documents):
-    """Where it was measured, once for each machine, and when."""
-    found = []
-    for document in documents:
-        about = dict(document["machine"])
-        about.pop("openmm-lsd", None)
-        processor = f"{about.pop('processor')}, {about.pop('cores')} cores"
-        words = ", ".join(f"{key} {value}" for key, value in about.items())
-        if f"{processor}, {words}" not in found:
-            found.append(f"{processor}, {words}")
-    runs = json.loads(RUNS.read_text()).items()
-    days = {each["date"][:10] for command, each in runs if "benchmarks/benchmark_" in command}
-    return "; ".join(found) + f"; {max(days)}"
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="only whether it is up to date")
     args = parser.parse_args()
-    files = sorted((ROOT / "docs" / "benchmarks").glob("benchmark_*.json"))
+    files = sorted(BENCHMARKS.glob("benchmark_*.json"))
     documents = [json.loads(file.read_text()) for file in files]
     documents.sort(
         key=lambda each: (each["benchmark"]["atoms"], -each["benchmark"]["timestep, fs"])
     )
-    result = f"{table(documents)}\n\n{machines(documents)}."
-    put_table(ROOT / "README.md", "benchmarks/readme_table.py", result, args.check)
-
-
-def put_table(page, script, result, check):
-    """Where the page says that this script makes the results; with check, is it there?"""
-    begin, end = f"<!-- results: {script} -->", "<!-- end of results -->"
-    text = page.read_text()
-    new, count = re.subn(
-        f"{begin}.*?{end}",
-        lambda match: f"{begin}\n\n{result}\n\n{end}",
-        text,
-        flags=re.DOTALL,
-    )
-    if count != 1:
-        raise SystemExit(f"{page.name} holds {count} places for the table")
-    if check:
-        if new != text:
-            raise SystemExit(f"{page.name} is not up to date")
-        return
-    page.write_text(new)
+    result = f"{table(documents)}\n\n{origin(*documents)}"
+    put(ROOT / "README.md", "benchmarks/readme_table.py", result, args.check)
 
 
 if __name__ == "__main__":

@@ -8,29 +8,39 @@ The pages are the list: every line of them that begins with ``python benchmarks/
 systems/make/`` or ``openmm-lsd benchmark`` and names no file of the user's is run. What each prints
 goes to build/run_all/, and docs/benchmarks/run_all.json says when, where, from which commit, and
 how long each took. A run that was stopped continues where it was (``--again`` runs all of them
-again). Figures and the README's table are made at the end; other tables are copied by hand.
+again). Tables and figures are made at the end; what a page shows as printed, after
+``<!-- results: COMMAND -->``, is put there at once.
 """
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
 import time
 from datetime import datetime, timezone
-from pathlib import Path
+
+from results import ROOT, put
 
 from openmm_lsd.commands.machine import machine
 
-ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / "docs/benchmarks/run_all.json"
 LOGS = ROOT / "build/run_all"
 RUN = re.compile(
-    r"    ((?:python (?:benchmarks|systems/make)/|openmm-lsd (?:benchmark|validate) ).*)"
+    r"    ((?:[A-Z_]+=\S+ )*"
+    r"(?:python (?:benchmarks|systems/make)/|openmm-lsd (?:benchmark|validate) ).*)"
 )
 # They need a card, another environment, or a file of the user's.
-LEFT_OUT = ("gpu_benchmark", "pairings.py copper", "run_all", "X.", "POSCAR", "benzylammonium")
-AT_LAST = ("python benchmarks/readme_table.py", "python benchmarks/make_figures.py")
+LEFT_OUT = ("gpu_benchmark", "pairings.py copper", "run_all", "_table", "X.", "POSCAR")
+AT_LAST = (
+    "python benchmarks/page_tables.py",
+    "python benchmarks/pairings_table.py",
+    "python benchmarks/readme_table.py",
+    "python benchmarks/make_figures.py",
+)
+# OpenMM prefers OpenCL as soon as there is one, so all others do not see it.
+WITH_OPENCL = ("OpenCL", "transfers.py", "precision.py")
 # The commands whose results the README's table is made of.
 README_TABLE = [
     f"openmm-lsd benchmark --system systems/{system} --timestep {timestep} --also-auto --estimate "
@@ -56,15 +66,23 @@ def commands_of(pages):
 
 
 def run(command, log):
-    """Seconds and exit status."""
+    """Seconds and exit status; what is printed goes to ``log``, and errors to a file beside it."""
+    environment = dict(os.environ)
+    if not any(word in command for word in WITH_OPENCL):
+        environment["OCL_ICD_VENDORS"] = "/nonexistent"
     begin = time.perf_counter()
-    with log.open("w") as file:
-        file.write(f"$ {command}\n")
-        file.flush()
+    with log.open("w") as output, log.with_suffix(".err").open("w") as errors:
         status = subprocess.run(
-            command, shell=True, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT
+            command, shell=True, cwd=ROOT, stdout=output, stderr=errors, env=environment
         ).returncode
     return time.perf_counter() - begin, status
+
+
+def show(command, text):
+    """In the pages that show what the command prints."""
+    for page in (ROOT / "docs").glob("*.md"):
+        if f"<!-- results: {command} -->" in page.read_text():
+            put(page, command, f"```text\n{text.rstrip()}\n```", check=False)
 
 
 def commit():
@@ -94,8 +112,11 @@ def main():
             continue
         words = re.sub(r"[^\w.]+", "_", command.split(" ", 1)[1])[:100]
         print(f"{number + 1} of {len(commands)}: {command}", flush=True)
-        seconds, status = run(command, LOGS / f"{words}.txt")
+        log = LOGS / f"{words}.txt"
+        seconds, status = run(command, log)
         failed += status != 0
+        if status == 0:
+            show(command, log.read_text())
         known[command] = {
             "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
             "commit": commit(),

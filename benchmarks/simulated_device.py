@@ -17,7 +17,6 @@ full) and what the device would take.
 
 import argparse
 import dataclasses
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -26,11 +25,12 @@ import numpy as np
 import openmm
 from gfn2_ray import gfn2_factory
 from openmm import app
+from results import save
 from water_boxes import perturb
 
 from openmm_lsd import systems
 from openmm_lsd.commands import Case
-from openmm_lsd.commands.benchmark import Kind, Way, machine, time_in_turns
+from openmm_lsd.commands.benchmark import Kind, Way, time_in_turns
 from openmm_lsd.contexts.forcecontext import ForceContext
 from openmm_lsd.targets import BatchedTarget
 
@@ -147,7 +147,6 @@ def main():
         )
         rows.append((milliseconds, plain, lsd, host))
     document = {
-        "machine": machine(),
         "per state": args.per_state,
         "rows": [
             {"device, ms": ms, "plain": plain.as_dict(), "LSD": lsd.as_dict(), "host, ms": host}
@@ -169,7 +168,7 @@ def main():
             print(f"{milliseconds:10g} ms per state: {result['ratios'][-1]:.2f} times plain")
         document["GFN2-xTB"] = result
     if args.outfile:
-        args.outfile.write_text(json.dumps(document, indent=1) + "\n")
+        save(args.outfile, document)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from openmm import unit
+from results import save
 
 from openmm_lsd import SpeculativeSampler, systems
 from openmm_lsd.commands import Case
@@ -65,6 +66,7 @@ def main():
     parser.add_argument("--steps", type=int, default=1000, help="measured, the first two")
     parser.add_argument("--equilibration", type=int, default=1000, help="steps")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
 
     molecule = systems.load(args.system)
@@ -96,10 +98,12 @@ def main():
             cm_removal_frequency=1,
         )
 
+    potential = "GFN2-xTB" if args.gfn2 else "its own"
     print(
-        f"{args.system.name}, target {'GFN2-xTB' if args.gfn2 else 'its own'}, K = {args.window}, "
+        f"{args.system.name}, target {potential}, K = {args.window}, "
         f"{args.timestep} fs, {args.temperature} K, {args.friction}/ps"
     )
+    rows = []
     for name in ["middle"] if molecule.target.getNumConstraints() else SCHEMES:
         scheme = Case.of(molecule, **conditions, scheme=name).build_scheme()
         start = sampler(scheme, "secant")
@@ -117,6 +121,17 @@ def main():
                 f"round ({counts.steps} steps, acceptance rate {counts.acceptance_rate:.3f})",
                 flush=True,
             )
+            rows.append(
+                {
+                    "scheme": name,
+                    "correction": correction,
+                    "steps per round": counts.steps_per_round,
+                    "steps": counts.steps,
+                }
+            )
+    if args.outfile is not None:
+        case = f"{args.system.name}, target {potential}, {args.timestep:g} fs"
+        save(args.outfile, {"window": args.window, "rows": rows}, case)
 
 
 if __name__ == "__main__":

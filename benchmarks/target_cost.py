@@ -19,6 +19,7 @@ import numpy as np
 import openmm
 import torch
 from openmm import unit
+from results import save
 
 from openmm_lsd import batched, systems
 from openmm_lsd.targets import (
@@ -183,9 +184,11 @@ def main():
     )
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32])
     parser.add_argument("--seconds", type=float, default=1.0, help="of measurement for each number")
+    parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
     print("| form | " + " | ".join(f"B = {batch}" for batch in args.batches) + " |")
     print("|---|" + "---|" * len(args.batches))
+    rows = {}
     for name, (make, packages) in FORMS.items():
         if not all(importlib.util.find_spec(package) for package in packages):
             continue
@@ -193,6 +196,9 @@ def main():
         costs = [milliseconds(target, positions, b, args.seconds) for b in args.batches]
         target.close()
         print(f"| {name} | " + " | ".join(f"{cost:.1f}" for cost in costs) + " |", flush=True)
+        rows[name] = costs
+    if args.outfile is not None:
+        save(args.outfile, {"batches": args.batches, "ms": rows})
 
 
 if __name__ == "__main__":

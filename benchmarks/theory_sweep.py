@@ -7,14 +7,13 @@ the measurement runs the sampler with one constant offset per window.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 from openmm import unit
+from results import save
 
 from openmm_lsd import SpeculativeSampler, systems, theory
-from openmm_lsd.commands.benchmark import machine
 from openmm_lsd.contexts.checks import cm_removal_frequency, masses_of
 from openmm_lsd.contexts.forcecontext import fastest_context
 from openmm_lsd.core.schemes import SCHEMES
@@ -66,9 +65,8 @@ def main():
                 }
             )
     if args.outfile:
-        document = {"machine": machine(), "system": args.system.name, "scheme": args.scheme}
-        document |= {"window": args.window, "rows": rows}
-        args.outfile.write_text(json.dumps(document, indent=2) + "\n")
+        document = {"system": args.system.name, "scheme": args.scheme}
+        save(args.outfile, document | {"window": args.window, "rows": rows})
     if args.figure:
         draw(rows, args).savefig(args.figure, dpi=150)
 

@@ -8,7 +8,6 @@ opencl_calls.c, which is compiled and preloaded. Counts are the same on every ma
 
 import argparse
 import ctypes
-import json
 import os
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import openmm
 from openmm import app, unit
+from results import save
 
 from openmm_lsd import LSDIntegrator, batched
 
@@ -191,7 +191,7 @@ def main():
             f"{writes:9.2f}{write_waits:10.2f}{written / 1e3:9.2f}"
         )
     if args.outfile is not None:
-        args.outfile.write_text(json.dumps(rows, indent=1) + "\n")
+        save(args.outfile, {"rows": rows}, args.precision)
 
 
 if __name__ == "__main__":

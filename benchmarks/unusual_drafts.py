@@ -10,11 +10,13 @@ Both against a draft without that.
 
 import argparse
 import dataclasses
+from pathlib import Path
 
 import ase.build
 import numpy as np
 from ase import Atoms
 from ase.calculators.emt import EMT
+from results import save
 
 from openmm_lsd import SpeculativeSampler
 from openmm_lsd.core.schemes import MOLAR_GAS_CONSTANT, Middle
@@ -50,8 +52,9 @@ def measure(name, atoms, calculator, drafts, step_size, args):
     masses = atoms.get_masses()
     target = ASETarget(calculator, atoms.numbers)
     scale = np.sqrt(MOLAR_GAS_CONSTANT * args.temperature / masses)[:, None]
+    found = {}
     for draft_name, make in drafts.items():
-        counts = []
+        counts = found[draft_name] = []
         for seed in args.seeds:
             sampler = SpeculativeSampler.of_forces(
                 Middle(args.temperature, 1.0, step_size),
@@ -69,6 +72,7 @@ def measure(name, atoms, calculator, drafts, step_size, args):
             counts.append(sampler.statistics.since(before).steps_per_round)
         numbers = ", ".join(f"{count:.2f}" for count in counts)
         print(f"{name}, {draft_name}: {numbers} steps per round", flush=True)
+    return {"system": name, "steps per round": found}
 
 
 def main():
@@ -79,10 +83,11 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--window", type=int, default=16)
     parser.add_argument("--temperature", type=float, default=300.0, help="kelvin")
+    parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
     copper = ase.build.bulk("Cu", cubic=True).repeat(2)
     drafts = {"no draft": lambda: zero, "auto": lambda: automatic(copper)}
-    measure("copper, 5 fs", copper, EMT(), drafts, 0.005, args)
+    rows = [measure("copper, 5 fs", copper, EMT(), drafts, 0.005, args)]
 
     from tblite.ase import TBLite
 
@@ -97,7 +102,9 @@ def main():
         "auto": lambda: automatic(dimer),
     }
     calculator = TBLite(method="GFN2-xTB", verbosity=0, charge=1)
-    measure("N2H7+, 0.5 fs", dimer, calculator, drafts, 0.0005, args)
+    rows.append(measure("N2H7+, 0.5 fs", dimer, calculator, drafts, 0.0005, args))
+    if args.outfile is not None:
+        save(args.outfile, {"window": args.window, "steps": args.steps, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -15,10 +15,12 @@ import resource
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import openmm
 from openmm import app, unit
+from results import save
 
 from openmm_lsd import LSDIntegrator, SpeculativeSampler
 from openmm_lsd.contexts.checks import cm_removal_frequency, masses_of
@@ -96,7 +98,9 @@ def measure(molecules, args):
     target = SystemTarget(simulation.system, positions, platform=platform)
     draft_forces = Draft(fastest_context(draft, positions))
     print(f"{molecules} molecules, {len(positions)} atoms", flush=True)
+    found = {"molecules": molecules, "atoms": len(positions), "steps per round": {}}
     for name in args.schemes:
+        counts = found["steps per round"][name] = {}
         for correction in ("per-step", "constant"):
             sampler = SpeculativeSampler.of_forces(
                 SCHEMES[name](TEMPERATURE, FRICTION, STEP_SIZE),
@@ -111,6 +115,7 @@ def measure(molecules, args):
             sampler.set_state(positions, velocities)
             sampler.advance(args.steps if correction == "per-step" else 20)
             print(f"  {name:7s} correction {correction:9s} {sampler.statistics}", flush=True)
+            counts[correction] = sampler.statistics.steps_per_round
         choice = DraftSpec(None, None, simulation.topology, learning=True)
         vectors = simulation.topology.getPeriodicBoxVectors().value_in_unit(unit.nanometer)
         auto = choice.build(positions, masses_of(draft), np.array(vectors))
@@ -139,6 +144,10 @@ def measure(molecules, args):
             f"parameters, {per_step:.0f} us per drafted step",
             flush=True,
         )
+        counts["auto"] = since.steps_per_round
+        found["draft, us per step"] = per_step
+        found["learning, us per step"] = 1e6 * since.learning_seconds / since.steps
+    return found
 
 
 def memory(run, molecules):
@@ -172,15 +181,20 @@ def main():
     parser.add_argument("--steps", type=int, default=200, help="measured, per-step corrections")
     parser.add_argument("--learning", type=int, default=300, help="steps before 'auto' is counted")
     parser.add_argument("--equilibration", type=int, default=2000, help="steps of 0.5 fs")
+    parser.add_argument("--outfile", type=Path)
     parser.add_argument("--memory-of", choices=["plain", "lsd"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.memory_of:
         memory_of(args.memory_of, args.molecules[0])
         return
+    rows = []
     for molecules in args.molecules:
-        measure(molecules, args)
+        row = measure(molecules, args)
         plain, lsd = memory("plain", molecules), memory("lsd", molecules)
         print(f"  peak memory: plain {plain:.0f} MB, LSD {lsd:.0f} MB, {lsd - plain:+.0f} MB")
+        rows.append(row | {"memory, MB": {"plain": plain, "LSD": lsd}})
+    if args.outfile is not None:
+        save(args.outfile, {"window": args.window, "steps": args.steps, "rows": rows})
 
 
 if __name__ == "__main__":

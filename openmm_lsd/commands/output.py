@@ -8,6 +8,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from datetime import datetime, timezone
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,13 @@ class Output:
         self.say(f"{case.name}: {case.conditions()}")
 
     def write_results(self, name: str, case: Case, **results: Any) -> None:
-        """Results beside what they were measured on, as JSON: printed, or NAME.json."""
-        document = {"machine": machine(), "system": case.name, "conditions": case.conditions()}
+        """Results beside when and where they were measured, as JSON: printed, or NAME.json."""
+        document = {
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "machine": machine(),
+            "system": case.name,
+            "conditions": case.conditions(),
+        }
         text = json.dumps({**document, **results})
         valid = json.loads(text, parse_constant=lambda _: None)  # NaN is none
         self._text = json.dumps(valid, indent=2)

@@ -170,7 +170,10 @@ class Benchmark:
             "friction, 1/ps": case.friction,
             "timestep, fs": 1e3 * case.step_size,
             "scheme": case.scheme,
-            "rows": [row.as_dict() for row in self.rows],
+            "rows": [
+                {**row.as_dict(), "temperature error, K": self._temperature_error(row)}
+                for row in self.rows
+            ],
             "estimates": {kind.value: each.as_dict() for kind, each in self.estimates.items()},
         }
 
