@@ -3,8 +3,9 @@
     python benchmarks/page_tables.py           # all, after any of the benchmarks was run again
     python benchmarks/page_tables.py --check   # whether they are up to date
 
-A table is a function of one JSON file, here named as that file or as a part of it. Where a page has
-``<!-- results: benchmarks/page_tables.py NAME -->``, that table is put.
+A table is a function of one JSON file or of several. Where a page has ``<!-- results:
+benchmarks/page_tables.py NAME -->``, that table is put; NAME is the function's, or the file's where
+one function makes a table of each.
 """
 
 import argparse
@@ -341,21 +342,18 @@ def seeds_and_mean(counts):
 
 
 LEARNING = {
-    "gfn2_1fs": "GFN2-xTB",
-    "gfn2_05fs": "GFN2-xTB",
-    "mlip_1fs": "shipped network",
-    "ibuprofen_1fs": "ibuprofen's network, GAFF2",
-    "amoeba_1fs": "64 AMOEBA waters",
+    "learning_gfn2_1fs": "GFN2-xTB",
+    "learning_gfn2_05fs": "GFN2-xTB",
+    "learning_mlip_1fs": "shipped network",
+    "learning_ibuprofen_1fs": "ibuprofen's network, GAFF2",
+    "learning_amoeba_1fs": "64 AMOEBA waters",
 }
 
 
-def learning():
+def learning(*documents):
     """Of several files; a number for each seed, from the steps that are not left out."""
     lines = [["target", "time step", "K", "after", "amber14", "amber14, learning", "auto"]]
-    documents = []
-    for name, potential in LEARNING.items():
-        document = json.loads((BENCHMARKS / f"learning_{name}.json").read_text())
-        documents.append(document)
+    for potential, document in zip(LEARNING.values(), documents, strict=True):
         after = document["left out, steps"]
         begin = after // document["segment, steps"]
         cells = []
@@ -401,53 +399,69 @@ def wall_time(document):
     return lines, [document]
 
 
-# Page, function and the file's name, which is also the function's unless it makes one of several.
+CRYSTALS = {"crystal_silicon": "silicon, 8 atoms", "crystal_NaCl": "NaCl, 8 atoms"}
+
+
+def crystals(*documents):
+    """Of several benchmarks; plain dynamics and the best LSD of each."""
+    lines = [["system", "ns/day, plain", "ns/day, LSD", "speed-up (quartiles)", "K", "steps/round"]]
+    for name, document in zip(CRYSTALS.values(), documents, strict=True):
+        plain, lsd, *_ = document["benchmark"]["rows"]
+        lines.append(
+            [
+                name,
+                *(f"{row['ns/day']:.1f}" for row in (plain, lsd)),
+                "{:.2f} ({:.2f} to {:.2f})".format(lsd["ratio"], *lsd["ratio quartiles"]),
+                f"{lsd['window']}",
+                f"{lsd['steps per round']:.1f}",
+            ]
+        )
+    return lines, documents
+
+
+# Page, function, and the names of the files that it needs.
 TABLES = [
-    ("measurements", steps_per_round, "steps_per_round"),
-    ("measurements", water_boxes, "water_boxes"),
+    ("measurements", steps_per_round, ["steps_per_round"]),
+    ("measurements", water_boxes, ["water_boxes"]),
     *(
-        ("measurements", wall_time, f"benchmark_{system}_{step}")
+        ("measurements", wall_time, [f"benchmark_{system}_{step}"])
         for system in ("alanine_dipeptide", "ibuprofen")
         for step in ("1fs", "05fs")
     ),
-    ("measurements", first_steps, "first_steps"),
-    ("constraints", constraints_counts, "constraints"),
-    ("constraints", constraints_ensemble, "constraints"),
-    ("solution", engines, "engines"),
-    ("solution", mixed_waits, "mixed"),
-    ("solution", mixed_counts, "mixed"),
-    ("solution", mixed_batch, "mixed"),
-    ("solution", mixed_host, "mixed"),
-    ("gpu", simulated_device, "simulated_device"),
-    ("gpu", transfers, "transfers"),
-    ("gpu", transfers_of_engines, "transfers"),
-    ("targets", target_cost, "target_cost"),
-    ("drafts", hessian_error, "hessian_error"),
-    ("drafts", unusual_drafts, "unusual_drafts"),
-    ("drafts", draft_study, "draft_study"),
-    ("drafts", learning, None),
+    ("measurements", first_steps, ["first_steps"]),
+    ("constraints", constraints_counts, ["constraints"]),
+    ("constraints", constraints_ensemble, ["constraints"]),
+    ("solution", engines, ["engines"]),
+    ("solution", mixed_waits, ["mixed"]),
+    ("solution", mixed_counts, ["mixed"]),
+    ("solution", mixed_batch, ["mixed"]),
+    ("solution", mixed_host, ["mixed"]),
+    ("gpu", simulated_device, ["simulated_device"]),
+    ("gpu", transfers, ["transfers"]),
+    ("gpu", transfers_of_engines, ["transfers"]),
+    ("targets", target_cost, ["target_cost"]),
+    ("materials", crystals, list(CRYSTALS)),
+    ("drafts", hessian_error, ["hessian_error"]),
+    ("drafts", unusual_drafts, ["unusual_drafts"]),
+    ("drafts", draft_study, ["draft_study"]),
+    ("drafts", learning, list(LEARNING)),
 ]
-
-
-def name_of(make, file):
-    return file if make is wall_time else make.__name__
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="only whether they are up to date")
     args = parser.parse_args()
-    for page, make, file in TABLES:
-        if file is not None and not (BENCHMARKS / f"{file}.json").exists():
-            print(f"{file}.json has still to be made")
+    for page, make, names in TABLES:
+        files = [BENCHMARKS / f"{name}.json" for name in names]
+        missing = [file.name for file in files if not file.exists()]
+        if missing:
+            print(f"{page}, {make.__name__}: {', '.join(missing)} has still to be made")
             continue
-        if file is None:
-            lines, documents = make()
-        else:
-            lines, documents = make(json.loads((BENCHMARKS / f"{file}.json").read_text()))
+        lines, documents = make(*(json.loads(file.read_text()) for file in files))
         result = "\n\n".join(filter(None, (markdown(lines), origin(*documents))))
-        source = f"benchmarks/page_tables.py {name_of(make, file)}"
-        put(ROOT / f"docs/{page}.md", source, result, args.check)
+        name = names[0] if make is wall_time else make.__name__
+        put(ROOT / f"docs/{page}.md", f"benchmarks/page_tables.py {name}", result, args.check)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import argparse
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -44,8 +45,7 @@ WITH_OPENCL = ("OpenCL", "transfers.py", "precision.py")
 # The commands whose results the README's table is made of.
 README_TABLE = [
     f"openmm-lsd benchmark --system systems/{system} --timestep {timestep} --also-auto --estimate "
-    f"--warm-up 2000 --json > build/benchmark.json && "
-    f"mv build/benchmark.json docs/benchmarks/benchmark_{system}_{name}.json"
+    f"--warm-up 2000 --json > docs/benchmarks/benchmark_{system}_{name}.json"
     for system in ("alanine_dipeptide", "ibuprofen")
     for timestep, name in ((1, "1fs"), (0.5, "05fs"))
 ]
@@ -66,7 +66,11 @@ def commands_of(pages):
 
 
 def run(command, log):
-    """Seconds and exit status; what is printed goes to ``log``, and errors to a file beside it."""
+    """Seconds and exit status; what is printed goes to ``log``, and errors to a file beside it.
+
+    A file that the command writes to (``> FILE``) is left as it was if the command fails.
+    """
+    command, _, outfile = command.partition(" > ")
     environment = dict(os.environ)
     if not any(word in command for word in WITH_OPENCL):
         environment["OCL_ICD_VENDORS"] = "/nonexistent"
@@ -75,6 +79,8 @@ def run(command, log):
         status = subprocess.run(
             command, shell=True, cwd=ROOT, stdout=output, stderr=errors, env=environment
         ).returncode
+    if outfile and status == 0:
+        shutil.copyfile(log, ROOT / outfile)
     return time.perf_counter() - begin, status
 
 
@@ -112,7 +118,7 @@ def main():
             continue
         words = re.sub(r"[^\w.]+", "_", command.split(" ", 1)[1])[:100]
         print(f"{number + 1} of {len(commands)}: {command}", flush=True)
-        log = LOGS / f"{words}.txt"
+        log = LOGS / f"{number + 1:02d}_{words}.txt"
         seconds, status = run(command, log)
         failed += status != 0
         if status == 0:
