@@ -65,7 +65,7 @@ def commands(page):
             line = line[:-1] + lines[end]
         words = shlex.split(line, comments=True) if "'" not in line else line.split("#")[0].split()
         if words and words[0] in ("python", "bash", "openmm-lsd"):
-            yield number + 1, words
+            yield number + 1, words[: words.index(">")] if ">" in words else words
 
 
 def run_page(page, steps=STEPS):
