@@ -419,6 +419,59 @@ def crystals(*documents):
     return lines, documents
 
 
+ON_THE_CARD = ("alanine_dipeptide", "ibuprofen")
+GPU_RUNS = {
+    "LSD, auto draft, K auto": '**LSD, draft `"auto"`, window `"auto"`**',
+    "LSD, auto draft, K = 16": "the same, K = 16",
+    "LSD, force field (Reference), K = 16": "force field as the draft, on the host, K = 16",
+    "LSD, force field (CUDA), K = 16": "force field as the draft, on the card, K = 16",
+}
+GPU_FORMS = {"graph": "CUDA graph", "scripted": "TorchScript as shipped"}
+
+
+def gpu_runs(document):
+    """A column for each molecule."""
+    found = [document["systems"][name] for name in ON_THE_CARD]
+    rows = [{row["run"]: row for row in each["rows"]} for each in found]
+    heads = zip(ON_THE_CARD, found, strict=True)
+    lines = [["", *(f"{name.replace('_', ' ')} ({each['atoms']} atoms)" for name, each in heads)]]
+    plain = [row["plain"] for row in rows]
+    lines.append(
+        [
+            "plain `LangevinMiddleIntegrator`, fastest form",
+            *(
+                f"{each['ms per step']:.2f} ms per step, {each['ns/day']:.0f} ns/day"
+                for each in plain
+            ),
+        ]
+    )
+    for run, name in GPU_RUNS.items():
+        cells = []
+        for row in rows:
+            quartiles = "{:.2f} to {:.2f}".format(*row[run]["ratio quartiles"])
+            count = f"{row[run]['steps per round']:.1f} steps per round"
+            cells.append(f"{row[run]['ratio']:.2f} ({quartiles}) times as fast; {count}")
+        lines.append([name, *cells])
+    parts = [each["profile"]["clock, ms per round"] for each in found]
+    lines.append(
+        [
+            "one round, K = 16: target / draft / learning / all else",
+            *(" / ".join(f"{ms:.2f}" for ms in each.values()) + " ms" for each in parts),
+        ]
+    )
+    return lines, [document]
+
+
+def gpu_batches(document, batches=("1", "4", "16", "64")):
+    lines = [["ms for a batch of", *batches]]
+    for system in ON_THE_CARD:
+        costs = document["systems"][system]["batch costs, ms"]
+        for form, name in GPU_FORMS.items():
+            cells = (f"{costs[form][batch]:.2f}" for batch in batches)
+            lines.append([f"{system.replace('_', ' ')}, {name}", *cells])
+    return lines, [document]
+
+
 # Page, function, and the names of the files that it needs.
 TABLES = [
     ("measurements", steps_per_round, ["steps_per_round"]),
@@ -436,6 +489,8 @@ TABLES = [
     ("solution", mixed_counts, ["mixed"]),
     ("solution", mixed_batch, ["mixed"]),
     ("solution", mixed_host, ["mixed"]),
+    ("gpu", gpu_runs, ["gpu_h200"]),
+    ("gpu", gpu_batches, ["gpu_h200"]),
     ("gpu", simulated_device, ["simulated_device"]),
     ("gpu", transfers, ["transfers"]),
     ("gpu", transfers_of_engines, ["transfers"]),

@@ -11,6 +11,7 @@ from openmm_lsd.commands.machine import machine
 
 ROOT = Path(__file__).resolve().parent.parent
 BENCHMARKS = ROOT / "docs/benchmarks"
+SHOWN = ("processor", "cores", "GPU", "python", "openmm", "torch", "openmm-lsd")  # of a machine
 
 
 def today():
@@ -46,7 +47,7 @@ def origin(*documents):
     for document in documents:
         if "machine" not in document:  # counts of earlier versions
             continue
-        about = dict(document["machine"])
+        about = {name: document["machine"][name] for name in SHOWN if name in document["machine"]}
         count = about.pop("cores")
         cores = f"{count} core{'s' * (count > 1)} of an {about.pop('processor')}"
         card = f" and an {about.pop('GPU')}" if "GPU" in about else ""
