@@ -256,7 +256,11 @@ def steps_per_round(document):
         counts = {(row["scheme"], row["correction"]): row for row in run["rows"]}
         for scheme in dict.fromkeys(row["scheme"] for row in run["rows"]):
             found = (counts[scheme, name]["steps per round"] for name in CORRECTIONS)
-            name = case.replace("_", " ").replace("target its own", "its network")
+            name = (
+                case.replace("_", " ")
+                .replace("target its own", "its network")
+                .replace("target ", "")
+            )
             lines.append([name, scheme, *(f"{count:.2f}" for count in found)])
     return lines, document.values()
 
