@@ -15,9 +15,6 @@ benchmarks/pairings_table.py makes the table of docs/materials.md.
 """
 
 import argparse
-import fcntl
-import json
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -25,6 +22,7 @@ import ase.build
 import numpy as np
 import openmm
 from openmm import app, unit
+from results import changing, today
 
 from openmm_lsd import LSDIntegrator, systems
 from openmm_lsd.commands.benchmark import machine
@@ -267,7 +265,7 @@ class Pairing:
             "equilibration": 0 if self.given == "auto" else self.args.equilibration,
             "warm-up": self.args.warm_up,
             "steps": steps,
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "date": today(),
             "machine": machine(),
         }
 
@@ -278,14 +276,9 @@ def write(count, outfile):
     def key(each):
         return [str(each[name]) for name in KEYS]
 
-    with outfile.open("a+") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        known = json.loads(file.read() or "[]")
-        known = [each for each in known if key(each) != key(count)]
-        known = sorted([*known, count], key=key)
-        file.truncate(0)
-        file.write("[\n " + ",\n ".join(map(json.dumps, known)) + "\n]\n")
+    with changing(outfile, "[]") as known:
+        others = [each for each in known if key(each) != key(count)]
+        known[:] = sorted([*others, count], key=key)
 
 
 def main():

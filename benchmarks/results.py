@@ -19,15 +19,21 @@ def today():
 
 
 @contextmanager
-def changing(outfile):
-    """The JSON document of a file, or {}; written at the end. Other runs wait meanwhile."""
+def changing(outfile, empty="{}"):
+    """The JSON document of a file, written at the end; other runs wait meanwhile.
+
+    A list gets a line for each entry.
+    """
     with outfile.open("a+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        document = json.loads(file.read() or "{}")
+        document = json.loads(file.read() or empty)
         yield document
         file.truncate(0)
-        file.write(json.dumps(document, indent=1) + "\n")
+        text = json.dumps(document, indent=1)
+        if isinstance(document, list):
+            text = "[\n " + ",\n ".join(map(json.dumps, document)) + "\n]"
+        file.write(text + "\n")
 
 
 def save(outfile, result, name=None):

@@ -31,16 +31,17 @@ FAR, DEADLY, STUCK, WAITING = 10.0, 20.0, 30.0, 40.0  # nm, x of atom 0: what ha
 def session():
     # Workers cannot import this file by its name.
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    os.environ[NICENESS] = "0"  # else tests beside these starve the workers
-    ray.init(
-        num_cpus=CPUS,
-        include_dashboard=False,
-        object_store_memory=100_000_000,
-        log_to_driver=False,
-        logging_level="ERROR",
-    )
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(NICENESS, "0")  # else tests beside these starve the workers
+        ray.init(
+            num_cpus=CPUS,
+            include_dashboard=False,
+            object_store_memory=100_000_000,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+        yield
+        ray.shutdown()
 
 
 class OutOfReachError(Exception):
