@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Sets up .venv and runs the tests; arguments go to pytest.
 . "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-python -m pip install --quiet --disable-pip-version-check --no-compile \
-    ruff mypy sphinx myst-parser furo proselint
+install ruff mypy sphinx myst-parser furo proselint
 ruff check .
 ruff format --check .
 mypy

@@ -1,9 +1,8 @@
 """A draft that learns: the fit, its schedule, what it may learn from, and the exact law."""
 
-import contextlib
 import dataclasses
-import sys
 import threading
+import types
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +15,7 @@ from test_law import TARGET, Z, ensemble, plain
 
 import openmm_lsd.drafts.learning as learning
 from openmm_lsd import SpeculativeSampler
-from openmm_lsd.core import jacobian, lessons, prediction
+from openmm_lsd.core import beside, jacobian, lessons, prediction
 from openmm_lsd.core.engine import NumpyEngine
 from openmm_lsd.core.schemes import ABOBA, MOLAR_GAS_CONSTANT, Middle
 from openmm_lsd.drafts.autodraft import auto_draft
@@ -490,15 +489,27 @@ def eager(monkeypatch):
         monkeypatch.setattr(learning, name, value)
 
 
-@contextlib.contextmanager
-def quick_switches():
-    """Two threads of Python wait for each other 5 ms at a time; target and fit take far less."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
+class ThreadInTurn:
+    """Does all of it when it is started or when it is waited for, by lot."""
+
+    _lots = np.random.default_rng(21)
+
+    def __init__(self, target):
+        self._target, self._waits = target, self._lots.random() < 0.5
+
+    def start(self):
+        if not self._waits:
+            self._target()
+
+    def join(self):
+        if self._waits:
+            self._target()
+
+
+@pytest.fixture
+def in_turn(monkeypatch):
+    """No threads: to wake one takes longer than what it has to do here."""
+    monkeypatch.setattr(beside, "threading", types.SimpleNamespace(Thread=ThreadInTurn))
 
 
 def learned_ensemble(kind, **options):
@@ -516,13 +527,23 @@ def learned_ensemble(kind, **options):
         (ABOBA, "none", lessons.LEARNED_AT_ONCE),
     ],
 )
-def test_law_while_learning(kind, correction, at_once, reference, eager, monkeypatch):
+def test_law_while_learning(kind, correction, at_once, reference, eager, in_turn, monkeypatch):
     monkeypatch.setattr(lessons, "LEARNED_AT_ONCE", at_once)
-    with quick_switches():
-        states, rate, fits = learned_ensemble(kind, correction=correction)
+    states, rate, fits = learned_ensemble(kind, correction=correction)
     assert 0.15 < rate < 0.9 and fits > 1
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) < Z, f"{name}: z = {score:.1f}"
+
+
+@pytest.mark.parametrize("correction", ["secant", "none"])
+def test_threads_take_the_same_path(correction, eager, monkeypatch, request):
+    """However they and the evaluation of the target come one after another."""
+    monkeypatch.setattr(lessons, "LEARNED_AT_ONCE", 0)
+    states, *_ = learned_ensemble(Middle, correction=correction, runs=100)
+    request.getfixturevalue("in_turn")
+    for _ in range(2):  # other lots
+        again, *_ = learned_ensemble(Middle, correction=correction, runs=100)
+        np.testing.assert_array_equal(again, states)
 
 
 def test_law_while_learning_with_a_jacobian(reference, eager, monkeypatch):
