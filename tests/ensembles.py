@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 import openmm
-from law import TEMPERATURE, worst, z_scores
+from law import TEMPERATURE, Differ, worst, z_scores
 from openmm import app
 from openmm_lsd._native import ContextAccess
 from particles import PLATFORM, lsd
@@ -50,8 +50,8 @@ class Case:
             context.applyVelocityConstraints(1e-8)
             yield
 
-    def states(self, integrator, count, seed):
-        """(count, 2, atoms, 3) after each of STEPS."""
+    def states(self, integrator, count, seed, until=None):
+        """(count, 2, atoms, 3) after each of STEPS; ``until``: see ``law.Differ``."""
         integrator.setConstraintTolerance(1e-6)
         topology = app.Topology()
         residue = topology.addResidue("X", topology.addChain())
@@ -78,6 +78,8 @@ class Case:
                     edges = np.diag(state.getPeriodicBoxVectors(asNumpy=True)._value)
                     both = np.concatenate([both, [[edges], [edges**2]]], axis=1)
                 row.append(both)
+            if until is not None and until(rows, count):
+                break
         return [np.array(row) for row in rows]
 
 
@@ -119,8 +121,8 @@ def assert_same_forces(case):
     np.testing.assert_allclose(*forces, rtol=1e-4, atol=0.1)
 
 
-def score_of(case, reference, kind=LSDIntegrator, **keywords):
-    """Statistics, the worst z, and what it is of."""
+def score_of(case, reference, kind=LSDIntegrator, faulty=False, **keywords):
+    """Statistics, the worst z, and what it is of; one that is faulty runs until it is caught."""
     integrator = lsd(
         TEMPERATURE,
         1 / case.step_size,
@@ -129,6 +131,7 @@ def score_of(case, reference, kind=LSDIntegrator, **keywords):
         kind,
         **{"windowLength": WINDOW, "learning": case.learning, **keywords},
     )
-    states = case.states(integrator, case.runs, seed=22)
+    until = Differ(reference, Z) if faulty else None
+    states = case.states(integrator, case.runs, seed=22, until=until)
     moment, z = worst(z_scores(states, reference))
     return integrator.statistics, z, f"{moment}: z = {z:.1f}"

@@ -170,7 +170,7 @@ class WronglyShared(ContextEngine):
     ],
 )
 def test_planted_faults_are_caught(fault, runs):
-    _, z, message = score(planted(_context_engine=fault, _correction="none"), runs)
+    _, z, message = score(planted(_context_engine=fault, _correction="none"), runs, faulty=True)
     assert abs(z) > Z, message
 
 

@@ -12,7 +12,15 @@ not be seen. The broken samplers below must be caught: they keep these tests hon
 
 import numpy as np
 import pytest
-from law import TEMPERATURE, TodaMolecule, plain_ensemble, speculative_ensemble, worst, z_scores
+from law import (
+    TEMPERATURE,
+    Differ,
+    TodaMolecule,
+    plain_ensemble,
+    speculative_ensemble,
+    worst,
+    z_scores,
+)
 
 from openmm_lsd.core import correctors, jumps
 from openmm_lsd.core.correctors import Following
@@ -178,14 +186,15 @@ class WithoutTransport(NumpyEngine):
 
 @pytest.mark.parametrize("kind", [Middle])
 def test_peeking_correction_is_caught(kind, reference):
-    states, _ = ensemble(kind, correction=Peeking)
+    states, _ = ensemble(kind, correction=Peeking, until=Differ(reference[kind], Z))
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
 
 
 @pytest.mark.parametrize("kind", [ABOBA])
 def test_correction_judged_by_the_next_row_is_caught(kind, mild_reference):
-    states, _ = ensemble(kind, MILD, draft=mild_draft, correction=JudgedByTheNextRow)
+    until = Differ(mild_reference[kind], Z)
+    states, _ = ensemble(kind, MILD, draft=mild_draft, correction=JudgedByTheNextRow, until=until)
     name, score = worst(z_scores(states, mild_reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
 
@@ -198,6 +207,7 @@ def test_noise_chosen_by_a_failing_site_is_caught(kind, reference):
         draft=pushing_draft,
         correction="none",
         engine=PlainBeforeFailingSite,
+        until=Differ(reference[kind], Z),
     )
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
@@ -205,6 +215,6 @@ def test_noise_chosen_by_a_failing_site_is_caught(kind, reference):
 
 @pytest.mark.parametrize("kind", [ABOBA])
 def test_missing_transport_is_caught(kind, reference):
-    states, _ = ensemble(kind, engine=WithoutTransport)
+    states, _ = ensemble(kind, engine=WithoutTransport, until=Differ(reference[kind], Z))
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"

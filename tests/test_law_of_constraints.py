@@ -245,5 +245,5 @@ class UnprojectedShift(NumpyEngine):
     ],
 )
 def test_planted_faults_are_caught(name, fault):
-    _, z, message = score(name, planted(_engine=fault))
+    _, z, message = score(name, planted(_engine=fault), faulty=True)
     assert abs(z) > Z, message

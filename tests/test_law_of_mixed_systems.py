@@ -139,7 +139,7 @@ def test_law_with_a_barostat():
 
 
 def test_box_without_the_molecules_is_caught():
-    _, z, message = score(planted(_moves=OnlyTheBox), 500, barostat=True)
+    _, z, message = score(planted(_moves=OnlyTheBox), 500, barostat=True, faulty=True)
     assert abs(z) > Z, message
 
 
@@ -219,5 +219,5 @@ class WronglyShared(SubsetEngine):
     ],
 )
 def test_planted_faults_are_caught(fault, runs):
-    _, z, message = score(planted(_subset_engine=fault, _correction="none"), runs)
+    _, z, message = score(planted(_subset_engine=fault, _correction="none"), runs, faulty=True)
     assert abs(z) > Z, message
