@@ -110,7 +110,7 @@ def measure(args):
     simulation = simulation_of(topology, positions, make(1.01), integrator)
     integrator.step(30)
     in_rounds, queued, drafted = [], [], 0
-    for _ in range(args.steps):
+    for _ in range(args.steps // 3):
         had = len(rounds)
         counts = counter.of(lambda: integrator.step(1))
         if len(rounds) == had:
@@ -122,10 +122,14 @@ def measure(args):
     shown = np.mean(queued, axis=0)  # at the end of every step()
     add("integrator.step(1) from the queue", shown, 1)
     add("a drafted and evaluated state", np.sum(in_rounds - shown, axis=0), drafted)
-    add("integrator.step(10), a step of it", counter.of(lambda: simulation.step(200)), 200)
+    add(
+        "integrator.step(10), a step of it",
+        counter.of(lambda: simulation.step(args.steps)),
+        args.steps,
+    )
 
     for engine in ("host", "context"):
-        measure_mixed(engine, topology, positions, make(), counter, add)
+        measure_mixed(engine, topology, positions, make(), args.steps, counter, add)
 
     # A draft that costs as much as the target: 'auto' does plain steps.
     automatic = LSDIntegrator(300, 1, 0.0005, make(), randomNumberSeed=1, draftPlatform="OpenCL")
@@ -150,7 +154,7 @@ def springs(positions, box, parameters):
     return 50.0 * (apart**2).sum(axis=(1, 2)), forces
 
 
-def measure_mixed(engine, topology, positions, system, counter, add):
+def measure_mixed(engine, topology, positions, system, steps, counter, add):
     """Where a molecule has a slow force of its own, computed on the host."""
     slow = openmm.PythonForce(springs)
     slow.setParticles([0, 1, 2])
@@ -164,18 +168,18 @@ def measure_mixed(engine, topology, positions, system, counter, add):
     simulation.step(30)
     sampler = integrator.probe().sampler
     del rounds[:]
-    counts = counter.of(lambda: sampler.advance(200))  # nothing is shown
+    counts = counter.of(lambda: sampler.advance(steps))  # nothing is shown
     add(f"mixed, {engine} engine: a drafted step", counts, sum(each.drafted for each in rounds))
     integrator.step(30)
-    counts = counter.of(lambda: simulation.step(200))
-    add(f"mixed, {engine} engine: integrator.step(10), a step of it", counts, 200)
+    counts = counter.of(lambda: simulation.step(steps))
+    add(f"mixed, {engine} engine: integrator.step(10), a step of it", counts, steps)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--molecules", type=int, default=216)
     parser.add_argument("--precision", default="single", choices=("single", "mixed", "double"))
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=200, help="in each count (default: 200)")
     parser.add_argument("--outfile", type=Path)
     args = parser.parse_args()
     if LIBRARY not in os.environ:

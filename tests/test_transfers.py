@@ -20,9 +20,8 @@ pytestmark = [
 @pytest.mark.parametrize("precision", ["single", "mixed"])
 def test_nothing_crosses_that_nobody_needs(tmp_path, precision):
     file = tmp_path / "transfers.json"
-    subprocess.run(
-        [sys.executable, SCRIPT, "--outfile", file, "--precision", precision], check=True
-    )
+    options = ["--outfile", file, "--precision", precision, "--steps", "60"]
+    subprocess.run([sys.executable, SCRIPT, *options], check=True)
     rows = json.loads(file.read_text())[precision]["rows"]
     parts = 2 if precision == "mixed" else 1  # a position is written, and read, as so many arrays
     # A state is shown: positions and velocities.
