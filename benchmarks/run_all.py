@@ -13,7 +13,6 @@ again). Tables and figures are made at the end; what a page shows as printed, af
 """
 
 import argparse
-import json
 import os
 import re
 import shutil
@@ -22,7 +21,7 @@ import sys
 import time
 from datetime import datetime, timezone
 
-from results import ROOT, put
+from results import ROOT, changing, put
 
 from openmm_lsd.commands.machine import machine
 
@@ -96,6 +95,17 @@ def commit():
     return subprocess.run(words, cwd=ROOT, capture_output=True, text=True).stdout.strip()
 
 
+def was_run(command):
+    """Also by another run_all.py, of other pages, at the same time."""
+    with changing(RECORD) as known:
+        return known.get(command, {}).get("status") == 0
+
+
+def record(command, **facts):
+    with changing(RECORD) as known:
+        known[command] = facts
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("pages", nargs="*", help="names in docs/, or README; default: all")
@@ -111,10 +121,9 @@ def main():
         print("\n".join(commands))
         return
     LOGS.mkdir(parents=True, exist_ok=True)
-    known = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     failed = 0
     for number, command in enumerate(commands):
-        if known.get(command, {}).get("status") == 0 and not args.again:
+        if was_run(command) and not args.again:
             continue
         words = re.sub(r"[^\w.]+", "_", command.split(" ", 1)[1])[:100]
         print(f"{number + 1} of {len(commands)}: {command}", flush=True)
@@ -123,14 +132,14 @@ def main():
         failed += status != 0
         if status == 0:
             show(command, log.read_text())
-        known[command] = {
-            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
-            "commit": commit(),
-            "machine": machine(),
-            "seconds": round(seconds),
-            "status": status,
-        }
-        RECORD.write_text(json.dumps(known, indent=1) + "\n")
+        record(
+            command,
+            date=datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M"),
+            commit=commit(),
+            machine=machine(),
+            seconds=round(seconds),
+            status=status,
+        )
         print(f"    {seconds:.0f} s, status {status}", flush=True)
     for command in AT_LAST:
         print(command, flush=True)
