@@ -11,7 +11,12 @@ fi
 # twenty thousand modules a few hundred are ever imported: those are compiled when they are.
 # What uv unpacks stays beside .venv's links to it: a home directory may have no room for 8 GB.
 export UV_CACHE_DIR=${UV_CACHE_DIR:-$VIRTUAL_ENV/uv-cache}
-with_uv() { python -m uv pip install --quiet --system-certs "$@"; }
+uv_works=true
+with_uv() {
+    $uv_works && python -m uv pip install --quiet --system-certs "$@" && return
+    uv_works=false # what cannot be reached is not waited for again
+    return 1
+}
 with_pip() { python -m pip install --quiet --disable-pip-version-check --no-compile "$@"; }
 install() { with_uv "$@" || with_pip "$@"; }
 with_pip uv || true
