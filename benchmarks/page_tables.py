@@ -291,7 +291,7 @@ def water_boxes(document):
 
 
 def hessian_error(document):
-    names = {"first": "terms of the first stage", "all": "both"}
+    names = {"first": "terms of the first stage", "all": "terms of both stages"}
     steps = list(document["rows"][0]["percent after steps"])
     lines = [["steps", *steps]]
     for row in document["rows"]:
@@ -302,8 +302,8 @@ def hessian_error(document):
 
 def unusual_drafts(document):
     what = {
-        "no draft": "no draft; contacts",
-        "bonds of the start": "the bonds of the start; those that form are added",
+        "no draft": "(without: no draft; auto: contacts)",
+        "bonds of the start": "(without: the bonds of the start; auto: those that form, too)",
     }
     lines = [
         [f"K = {document['window']}, 300 K; after {document['steps']} steps", "without", "auto"]
@@ -311,7 +311,7 @@ def unusual_drafts(document):
     for row in document["rows"]:
         without, _ = counts = row["steps per round"]
         told = (", ".join(f"{count:.2f}" for count in counts[name]) for name in (without, "auto"))
-        lines.append([f"{row['system']}: {what[without]}", *told])
+        lines.append([f"{row['system']} {what[without]}", *told])
     return lines, [document]
 
 

@@ -210,10 +210,9 @@ class Benchmark:
         row = self.fastest(Kind.LSD, Kind.AUTO_DRAFT)
         assert row.spent is not None
         committed = row.spent.steps_per_round
-        batch = row.time_breakdown()["target"] * committed
         slower = "" if row.ratio >= 1 else " (slower)"
         return (
             f"{row.name}: {row.ratio:.2f} times as fast as plain dynamics here{slower}: each "
-            f"batch gives {committed:.2f} exact steps and costs what "
-            f"{batch / self.rows[0].ms_per_step:.2f} plain steps cost."
+            f"round gives {committed:.2f} exact steps in the time of "
+            f"{committed / row.ratio:.2f} plain steps."
         )
