@@ -309,7 +309,7 @@ def test_planted_faults(fault, draft):
     case = copy.copy(law_case())
     case.draft = draft()
     kind = planted(_engine=fault or NativeEngine, _correction="none")
-    _, z, message = score_of(case, reference(), kind, draftPlatform=None)
+    _, z, message = score_of(case, reference(), kind, faulty=fault is not None, draftPlatform=None)
     assert (abs(z) > Z) == (fault is not None), message
 
 
