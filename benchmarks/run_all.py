@@ -96,7 +96,7 @@ def commit():
 
 
 def was_run(command):
-    """Also by another run_all.py, of other pages, at the same time."""
+    """Whether it was; another run_all.py, of other pages, may have done it in the meantime."""
     with changing(RECORD) as known:
         return known.get(command, {}).get("status") == 0
 

@@ -7,7 +7,7 @@ import dataclasses
 
 import numpy as np
 import openmm
-from law import TEMPERATURE, Differ, worst, z_scores
+from law import TEMPERATURE, Caught, worst, z_scores
 from openmm import app
 from openmm_lsd._native import ContextAccess
 from particles import PLATFORM, lsd
@@ -51,7 +51,7 @@ class Case:
             yield
 
     def states(self, integrator, count, seed, until=None):
-        """(count, 2, atoms, 3) after each of STEPS; ``until``: see ``law.Differ``."""
+        """(count, 2, atoms, 3) after each of STEPS; ``until``: see ``law.Caught``."""
         integrator.setConstraintTolerance(1e-6)
         topology = app.Topology()
         residue = topology.addResidue("X", topology.addChain())
@@ -131,7 +131,7 @@ def score_of(case, reference, kind=LSDIntegrator, faulty=False, **keywords):
         kind,
         **{"windowLength": WINDOW, "learning": case.learning, **keywords},
     )
-    until = Differ(reference, Z) if faulty else None
+    until = Caught(reference, Z) if faulty else None
     states = case.states(integrator, case.runs, seed=22, until=until)
     moment, z = worst(z_scores(states, reference))
     return integrator.statistics, z, f"{moment}: z = {z:.1f}"

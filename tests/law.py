@@ -71,7 +71,7 @@ def speculative_ensemble(
 ):
     """The same of the sampler: independent runs, one seed each; options of ``make_sampler``.
 
-    ``until``: see ``Differ``.
+    ``until``: see ``Caught``.
     """
     states = [[] for _ in steps]
     runs = []
@@ -125,7 +125,7 @@ def z_scores(states, reference):
     return scores
 
 
-class Differ:
+class Caught:
     """Ends the runs of a faulty sampler as soon as it is caught: their worst z is beyond ``limit``.
 
     Looks at them an eighth of all at a time, from a quarter on.

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from law import Differ, make_sampler, worst, z_scores
+from law import Caught, make_sampler, worst, z_scores
 from openmm_lsd._native import add_differences, solve_ridge
 from test_law import MILD, Z, ensemble, mild_draft, plain
 
@@ -361,7 +361,7 @@ def test_law_with_a_jacobian(kind, reference, eager):
 
 
 def test_learning_from_sites_ahead_is_caught(reference, eager):
-    until = Differ(reference[Middle], Z)
+    until = Caught(reference[Middle], Z)
     states, _ = ensemble(Middle, MILD, draft=mild_draft, correction=LearnsAhead, until=until)
     name, score = worst(z_scores(states, reference[Middle]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
@@ -379,7 +379,7 @@ class SecantsToTheNextStep(Following):
 
 
 def test_a_secant_to_the_next_step_is_caught(reference, eager):
-    until = Differ(reference[Middle], Z)
+    until = Caught(reference[Middle], Z)
     states, _ = ensemble(
         Middle, MILD, draft=mild_draft, correction=SecantsToTheNextStep, until=until
     )

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from law import (
     TEMPERATURE,
-    Differ,
+    Caught,
     TodaMolecule,
     plain_ensemble,
     speculative_ensemble,
@@ -186,14 +186,14 @@ class WithoutTransport(NumpyEngine):
 
 @pytest.mark.parametrize("kind", [Middle])
 def test_peeking_correction_is_caught(kind, reference):
-    states, _ = ensemble(kind, correction=Peeking, until=Differ(reference[kind], Z))
+    states, _ = ensemble(kind, correction=Peeking, until=Caught(reference[kind], Z))
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
 
 
 @pytest.mark.parametrize("kind", [ABOBA])
 def test_correction_judged_by_the_next_row_is_caught(kind, mild_reference):
-    until = Differ(mild_reference[kind], Z)
+    until = Caught(mild_reference[kind], Z)
     states, _ = ensemble(kind, MILD, draft=mild_draft, correction=JudgedByTheNextRow, until=until)
     name, score = worst(z_scores(states, mild_reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
@@ -207,7 +207,7 @@ def test_noise_chosen_by_a_failing_site_is_caught(kind, reference):
         draft=pushing_draft,
         correction="none",
         engine=PlainBeforeFailingSite,
-        until=Differ(reference[kind], Z),
+        until=Caught(reference[kind], Z),
     )
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"
@@ -215,6 +215,6 @@ def test_noise_chosen_by_a_failing_site_is_caught(kind, reference):
 
 @pytest.mark.parametrize("kind", [ABOBA])
 def test_missing_transport_is_caught(kind, reference):
-    states, _ = ensemble(kind, engine=WithoutTransport, until=Differ(reference[kind], Z))
+    states, _ = ensemble(kind, engine=WithoutTransport, until=Caught(reference[kind], Z))
     name, score = worst(z_scores(states, reference[kind]))
     assert abs(score) > Z, f"{name}: z = {score:.1f}"

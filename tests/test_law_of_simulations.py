@@ -13,7 +13,7 @@ import functools
 import numpy as np
 import openmm
 import pytest
-from law import TEMPERATURE, Differ, worst, z_scores
+from law import TEMPERATURE, Caught, worst, z_scores
 from openmm import app, unit
 from openmm_lsd._native import ContextAccess
 from particles import PLATFORM, planted
@@ -169,7 +169,7 @@ def reference(case):
 def score(case, kind=LSDIntegrator, faulty=False):
     integrator = lsd(case, kind)
     wanted = reference(case.replace("NPT after NVT", "barostat"))
-    until = Differ(wanted, Z) if faulty else None
+    until = Caught(wanted, Z) if faulty else None
     states = Runs(case, integrator).states(RUNS, seed=22, until=until)
     statistics = integrator.statistics
     assert 0.1 < statistics.acceptance_rate < 0.95

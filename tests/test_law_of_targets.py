@@ -6,7 +6,7 @@ import numpy as np
 import openmm
 import pytest
 import torch
-from law import Differ, worst, z_scores
+from law import Caught, worst, z_scores
 from test_law import TARGET, Z, ensemble, plain
 
 from openmm_lsd.core.schemes import ABOBA, Middle
@@ -90,5 +90,5 @@ def test_law_through_a_target(name, kind, reference):
 
 
 def test_mixed_up_rows_are_caught(reference):
-    moment, z = score(Middle, MixedUp(Toda()), reference, Differ(reference[Middle], Z))
+    moment, z = score(Middle, MixedUp(Toda()), reference, Caught(reference[Middle], Z))
     assert abs(z) > Z, f"{moment}: z = {z:.1f}"

@@ -9,7 +9,7 @@ import numpy as np
 import openmm
 import pytest
 import test_law
-from law import Differ, make_sampler, worst, z_scores
+from law import Caught, make_sampler, worst, z_scores
 from openmm import app, unit
 from test_law import TARGET, Z, ensemble, plain
 
@@ -539,7 +539,8 @@ def test_law_while_learning(kind, correction, at_once, reference, eager, in_turn
 def test_threads_take_the_same_path(correction, eager, monkeypatch, request):
     """However they and the evaluation of the target come one after another."""
     monkeypatch.setattr(lessons, "LEARNED_AT_ONCE", 0)
-    states, *_ = learned_ensemble(Middle, correction=correction, runs=100)
+    states, _, fits = learned_ensemble(Middle, correction=correction, runs=100)
+    assert fits > 0
     request.getfixturevalue("in_turn")
     for _ in range(2):  # other lots
         again, *_ = learned_ensemble(Middle, correction=correction, runs=100)
@@ -569,7 +570,7 @@ def test_law_while_learning_with_a_jacobian(reference, eager, monkeypatch):
 @pytest.mark.parametrize("kind", [Middle])
 def test_learning_from_uncommitted_steps_is_caught(kind, reference, eager):
     """Without corrections, which take back most of what a fit changes."""
-    until = Differ(reference[kind], Z)
+    until = Caught(reference[kind], Z)
     states, _, _ = learned_ensemble(
         kind, correction="none", engine=LearnsFromTheNextSite, until=until
     )

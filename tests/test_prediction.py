@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from law import Differ, worst, z_scores
+from law import Caught, worst, z_scores
 from test_law import MILD, Z, ensemble, mild_draft, plain
 
 from openmm_lsd import _native
@@ -245,7 +245,7 @@ def test_law_with_predictions(kind, reference, eager):
 
 
 def test_predictions_of_earlier_steps_are_caught(reference, eager):
-    until = Differ(reference[Middle], Z)
+    until = Caught(reference[Middle], Z)
     states, _ = ensemble(
         Middle, MILD, draft=mild_draft, correction=PredictsBackwards, runs=1_000, until=until
     )
