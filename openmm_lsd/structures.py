@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import logging
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from openmm import app, unit
 
 from .contexts.periodicity import topology_box
 from .drafts.molgraph import graph_of_positions, molecules_of
+from .pdbnames import NAME_WIDTH, with_unique_names
 from .targets.ase import INSTALL, PARTLY_PERIODIC
 
 if TYPE_CHECKING:
@@ -28,19 +28,14 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float64]
 
-logger = logging.getLogger(__name__)
-
 AMBER_TOPOLOGIES, AMBER_COORDINATES = (
     (".prmtop", ".parm7"),
     (".inpcrd", ".rst7", ".restrt", ".ncrst"),
 )
 READABLE = (".pdb", ".mmcif", ".pdbx")
 OF_ASE = (".cif", ".xyz", ".extxyz", ".vasp", ".poscar", ".traj")
+TOTALS = ("charge", "spin")  # in the info of Atoms, as networks for ions read them
 FORMATS = ".pdb, .cif (mmCIF or crystals), POSCAR, .xyz, .extxyz or .traj"
-DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-ATOM_RECORDS = ("ATOM  ", "HETATM")
-NAME_WIDTH = 4  # of an atom's name in a PDB file
-SYMBOLS = {app.Element.getByAtomicNumber(number).symbol for number in range(1, 117)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +53,9 @@ class Structure:
         Where they are said; else they are those of the elements. Zero: does not move.
     sources : dict
         Where 'positions', 'box', 'velocities' and 'masses' are from, in words.
+    species : ase.Atoms, optional
+        What ASE read, without box and constraints: calculators look at its charges, magnetic
+        moments and ``info`` too.
     """
 
     topology: app.Topology
@@ -65,6 +63,7 @@ class Structure:
     velocities: unit.Quantity | None = None
     masses: Array | None = None
     sources: dict[str, str] = dataclasses.field(default_factory=dict)
+    species: ase.Atoms | None = None
 
     @property
     def atoms(self) -> int:
@@ -205,7 +204,8 @@ def _with_coordinates(base: Structure, topology: Path, file: Path) -> Structure:
     masses = other.masses if base.masses is None else base.masses
     if base.masses is not None and other.masses is not None:  # fixed atoms
         masses = np.where(other.masses == 0, 0.0, base.masses)
-    return Structure(base.topology, other.positions, other.velocities, masses, sources)
+    species = base.species if other.species is None else other.species
+    return Structure(base.topology, other.positions, other.velocities, masses, sources, species)
 
 
 def _is_readable(file: Path) -> bool:
@@ -268,7 +268,7 @@ def _drop_dummy_box(topology: app.Topology) -> None:
 
 
 def _read_pdb(file: Path) -> Structure:
-    text, count = _with_unique_names(file)
+    text, count = with_unique_names(file)
     with warnings.catch_warnings():  # of duplicate atoms, whose number is checked instead
         warnings.simplefilter("ignore", UserWarning)
         pdb = _read(app.PDBFile, file, io.StringIO(text))
@@ -281,75 +281,6 @@ def _read_pdb(file: Path) -> Structure:
     return Structure(
         pdb.topology, pdb.positions, sources=_sources(file, pdb.topology, positions=True)
     )
-
-
-def _with_unique_names(file: Path) -> tuple[str, int]:
-    """The first model of a PDB file, and its number of atoms; alternate locations count once.
-
-    OpenMM drops all atoms but one that have the same name in a residue, as ASE and Open Babel write
-    them. They are renamed, by element and number.
-    """
-    lines = file.read_text(errors="replace").splitlines()
-    models = [number for number, line in enumerate(lines) if line.startswith("ENDMDL")]
-    if models and any(line.startswith(ATOM_RECORDS) for line in lines[models[0] :]):
-        logger.warning("%s holds several models; the first is used", file)
-        lines = [
-            line
-            for number, line in enumerate(lines)
-            if number <= models[0] or line.startswith("CONECT")
-        ]
-    residues: list[list[int]] = []
-    last: tuple[str, ...] | None = None
-    for number, line in enumerate(lines):
-        if line.startswith("TER"):
-            last = None
-        if not line.startswith(ATOM_RECORDS):
-            continue
-        alternate = line[16:17].strip()
-        key = (line[21:22], line[22:27], last[2] if alternate and last else line[17:20])
-        if key != last:
-            residues.append([])
-            last = key
-        residues[-1].append(number)
-    count = 0
-    for residue in residues:
-        names = [(lines[number][12:16], lines[number][16:17]) for number in residue]
-        location_of = dict(reversed(names))  # the first of each name
-        count += sum(location_of[name] == location for name, location in names)
-        if len(set(names)) < len(names):
-            _rename(file, lines, residue)
-    return "\n".join(lines) + "\n", count
-
-
-def _rename(file: Path, lines: list[str], residue: list[int]) -> None:
-    """Give the atoms in these lines names of their own."""
-    used: Counter[str] = Counter()
-    part = 0
-    for number in residue:
-        line = f"{lines[number]:<80}"
-        symbol = line[76:78].strip().capitalize()
-        if symbol not in SYMBOLS:
-            raise ValueError(
-                f"{file}: residue {line[17:20].strip()} {line[22:27].strip()} has several atoms "
-                f"named {line[12:16].strip()}, and columns 77 and 78 do not name the element; give "
-                "the atoms different names"
-            )
-        width = NAME_WIDTH - len(symbol)
-        if used[symbol] == len(DIGITS) ** width:  # the rest goes into another residue
-            used.clear()
-            part += 1
-        name = symbol + _in_base_36(used[symbol], width)
-        used[symbol] += 1
-        insertion = line[26:27] if part == 0 else DIGITS[9 + part]
-        lines[number] = f"{line[:12]}{name} {line[17:26]}{insertion}{line[27:]}"
-
-
-def _in_base_36(number: int, width: int) -> str:
-    result = ""
-    for _ in range(width):
-        number, digit = divmod(number, len(DIGITS))
-        result = DIGITS[digit] + result
-    return result
 
 
 def _read_mmcif(file: Path) -> Structure:
@@ -415,7 +346,29 @@ def structure_of_atoms(atoms: ase.Atoms, source: str = "the Atoms") -> Structure
         velocities,
         masses,
         _sources(source, topology, **said),
+        _species_of(atoms),
     )
+
+
+def _species_of(atoms: ase.Atoms) -> ase.Atoms:
+    """A copy without box, constraints and momenta."""
+    species = atoms.copy()
+    species.set_constraint()
+    species.set_pbc(False)
+    species.set_cell(None)
+    species.set_momenta(None)
+    return species
+
+
+def charges_in_words(species: ase.Atoms | None) -> str:
+    """What is said of charges and magnetic moments, in a few words; empty if nothing is."""
+    if species is None:
+        return ""
+    charges, moments = species.get_initial_charges(), species.get_initial_magnetic_moments()
+    words = [f"charges that sum to {charges.sum():.4g}"] * bool(np.any(charges))
+    words += ["magnetic moments"] * bool(np.any(moments))
+    words += [f"{key} {species.info[key]}" for key in TOTALS if key in species.info]
+    return ", ".join(words)
 
 
 def _masses_of(atoms: ase.Atoms) -> Array | None:

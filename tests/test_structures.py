@@ -9,7 +9,7 @@ import pytest
 from openmm import app, unit
 from particles import REFERENCE
 
-from openmm_lsd import LSDIntegrator, structures, systems
+from openmm_lsd import LSDIntegrator, pdbnames, structures, systems
 from openmm_lsd.contexts.checks import cm_removal_frequency, masses_of
 from openmm_lsd.drafts.molgraph import graph_of_positions
 from openmm_lsd.structures import read_structure
@@ -94,7 +94,7 @@ def test_names_that_repeat_without_elements_are_an_error(tmp_path):
 def test_a_reader_that_loses_atoms_is_an_error(tmp_path, monkeypatch):
     """Planted: names that repeat are left as they are."""
     lines = [atom_line(i + 1, "Cu", "MOL", 1, i, element="Cu") for i in range(4)]
-    monkeypatch.setattr(structures, "_rename", lambda *_: None)
+    monkeypatch.setattr(pdbnames, "_rename", lambda *_: None)
     with pytest.raises(ValueError, match=r"has 4 atoms and is read as 1"):
         read_structure(pdb(tmp_path, *lines))
 

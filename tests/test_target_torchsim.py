@@ -3,6 +3,7 @@
 MACE through TorchSim, also in a triclinic box, is in test_target_openmmml.py.
 """
 
+import dataclasses
 import subprocess
 import sys
 
@@ -270,6 +271,46 @@ def test_wrong_arguments_are_errors(argon):
     for wrong in (states(2)[:, :-1], states(2)[0]):
         with pytest.raises(ValueError, match=r"expected \(B, 64, 3\)"):
             target.evaluate(wrong)
+
+
+def test_the_model_is_told_charge_and_spin(watched, monkeypatch):
+    """Each system and each atom; TorchSim 0.3, which is tested here, has nothing for them."""
+    with pytest.raises(ValueError, match=r"cannot be told charge, spin; it takes version 0\.6"):
+        TorchSimTarget(watched(), ARGON, system_extras={"charge": 1, "spin": 2})
+    torch_sim = pytest.importorskip("torch_sim")
+
+    @dataclasses.dataclass
+    class LaterState:
+        positions: torch.Tensor
+        masses: torch.Tensor
+        cell: torch.Tensor
+        pbc: bool
+        atomic_numbers: torch.Tensor
+        system_idx: torch.Tensor
+        _system_extras: dict = dataclasses.field(default_factory=dict)
+        _atom_extras: dict = dataclasses.field(default_factory=dict)
+
+    class Listens(type(watched())):
+        def forward(self, state):
+            self.seen.append(state)
+            return {"energy": torch.zeros(2), "forces": torch.zeros_like(state.positions)}
+
+    monkeypatch.setattr(torch_sim, "SimState", LaterState)
+    moments = np.arange(64.0)
+    model = Listens()
+    target = TorchSimTarget(
+        model,
+        ARGON,
+        system_extras={"charge": 1, "field": [0.0, 0.0, 0.5]},
+        atom_extras={"moment": moments},
+    )
+    target.evaluate(states(2))
+    (state,) = model.seen
+    assert state._system_extras["charge"].tolist() == [1.0, 1.0]
+    assert state._system_extras["field"].tolist() == 2 * [[0.0, 0.0, 0.5]]
+    assert state._atom_extras["moment"].tolist() == [*moments, *moments]
+    with pytest.raises(ValueError, match=r"moment has shape \(2,\); the first axis must be that"):
+        TorchSimTarget(model, ARGON, atom_extras={"moment": [1.0, 2.0]})
 
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):

@@ -215,7 +215,9 @@ def _from_files(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
     target = target_system(args.target, structure, args.cutoff, rigidity, names, ml_atoms)
     if args.no_box and target.usesPeriodicBoundaryConditions():
         raise ValueError(f"--no-box, and the System in {args.target} is periodic")
-    draft = named_draft(names, structure.topology, args.cutoff, target, rigidity, ml_atoms)
+    draft = named_draft(
+        names, structure.topology, args.cutoff, target, rigidity, ml_atoms, structure.species
+    )
     return Case(
         structure.topology,
         structure.positions,

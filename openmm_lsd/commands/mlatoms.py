@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import openmm
@@ -14,9 +14,13 @@ from ..contexts.periodicity import box_of
 from ..contexts.subsets import reduce_topology
 from ..core.errors import last_line
 from ..selections import select_atoms
+from ..structures import TOTALS
 from ..systems import with_target, with_torch_force
 from ..targets.ofsubset import arguments_of_module
-from .forms import FORMS, Form
+from .forms import FORMS, Form, warn_of_charges
+
+if TYPE_CHECKING:
+    import ase
 
 
 class MLAtoms(NamedTuple):
@@ -33,6 +37,7 @@ def embed_target(
     selection: str,
     needs_energies: bool = True,
     positions: unit.Quantity | None = None,
+    species: ase.Atoms | None = None,
 ) -> openmm.System:
     """The System with a target in the place of what acts between some of its atoms.
 
@@ -46,11 +51,14 @@ def embed_target(
         See ``systems.with_target``.
     positions : Quantity, (N, 3), optional
         Of everything; where they are given, a file with a model is tried there first.
+    species : ase.Atoms, optional
+        Of everything, with charges and magnetic moments.
 
     Raises
     ------
     ValueError
-        If the target is of no known form, or is none of these atoms.
+        If the target is of no known form, or is none of these atoms; or the species says the charge
+        or the spin of everything.
     """
     atoms = select_atoms(topology, selection)
     if spec.endswith((".pt", ".pth")) and Path(spec).is_file():
@@ -63,7 +71,18 @@ def embed_target(
             f"--ml-atoms: the target must be a model of the atoms, not {spec!r}; use model.pt, "
             + ", ".join(form.usage for form in FORMS.values())
         )
-    return _embed(FORMS[kind], rest, system, topology, atoms, needs_energies)
+    own = None if species is None else _of_atoms(species, atoms)
+    return _embed(FORMS[kind], rest, system, topology, atoms, needs_energies, own)
+
+
+def _of_atoms(species: ase.Atoms, atoms: list[int]) -> ase.Atoms:
+    said = [key for key in TOTALS if key in species.info]
+    if said:
+        raise ValueError(
+            f"--ml-atoms: the {' and the '.join(said)} in the structure's file are those of "
+            "everything; leave them out there, and say those of the atoms in the target's call"
+        )
+    return species[atoms]
 
 
 def _try_model(
@@ -100,11 +119,13 @@ def _embed(
     topology: app.Topology,
     atoms: list[int],
     needs_energies: bool,
+    species: ase.Atoms | None,
 ) -> openmm.System:
     if form.prefix == "openmmml":
         from openmmml import MLPotential
 
+        warn_of_charges(species, f"openmmml:{rest}")
         return MLPotential(rest).createMixedSystem(topology, system, atoms)
-    made = form.build(rest, reduce_topology(topology, np.array(atoms)))
+    made = form.build(rest, reduce_topology(topology, np.array(atoms)), species)
     assert not isinstance(made, openmm.System)
     return with_target(system, made, atoms=atoms, needs_energies=needs_energies)

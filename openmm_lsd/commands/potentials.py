@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import openmm
@@ -28,6 +28,9 @@ from ..targets import BatchedTarget
 from .forms import FORMS, in_words
 from .mlatoms import MLAtoms, embed_target
 from .rigidity import Rigidity, repartition_masses
+
+if TYPE_CHECKING:
+    import ase
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +84,9 @@ def target_system(
         options = {**nonbonded_options(topology, cutoff), **rigidity.of_force_field()}
         around = _classical_system(ml_atoms.environment, topology, options)
         at = structure.positions
-        system = embed_target(spec, around, topology, ml_atoms.selection, positions=at)
+        system = embed_target(
+            spec, around, topology, ml_atoms.selection, positions=at, species=structure.species
+        )
     if system.getNumParticles() != structure.atoms:
         raise ValueError(
             f"{spec} has {system.getNumParticles()} particles, and the structure, from "
@@ -131,7 +136,7 @@ def _network_system(spec: str, structure: Structure) -> openmm.System:
         return with_torch_force(structure, spec)
     if not separator or Path(spec).exists() or kind not in FORMS:
         raise ValueError(f"target {spec!r} is of no known form; use {in_words()}")
-    made = FORMS[kind].build(rest, structure.topology)
+    made = FORMS[kind].build(rest, structure.topology, structure.species)
     return made if isinstance(made, openmm.System) else with_target(structure, made)
 
 
@@ -196,12 +201,14 @@ def named_draft(
     target: openmm.System,
     rigidity: Rigidity = USUAL,
     ml_atoms: MLAtoms | None = None,
+    species: ase.Atoms | None = None,
 ) -> openmm.System | BatchedTarget | str:
     """The draft: 'auto', an Amber prmtop, a serialized System, OpenMM force field files; or a
     potential, as ``target_system`` takes it.
 
     In the box of the Topology, if it has one; the masses in force field files do not count. A
-    potential is that of the atoms of which the target is: with ``ml_atoms`` of these.
+    potential is that of the atoms of which the target is: with ``ml_atoms`` of these. ``species``
+    says their charges and magnetic moments (``structures.Structure``).
 
     Raises
     ------
@@ -215,11 +222,18 @@ def named_draft(
     if not is_potential(names):
         draft = _draft_system(names, topology, cutoff, target)
     elif ml_atoms is None:
-        draft = _potential_draft(names[0], topology, target)
+        draft = _potential_draft(names[0], topology, target, species)
     else:
         options = {**nonbonded_options(topology, cutoff), **rigidity.of_force_field()}
         around = _classical_system(ml_atoms.environment, topology, options)
-        draft = embed_target(names[0], around, topology, ml_atoms.selection, needs_energies=False)
+        draft = embed_target(
+            names[0],
+            around,
+            topology,
+            ml_atoms.selection,
+            needs_energies=False,
+            species=species,
+        )
         _take_particles(draft, target)
     if isinstance(draft, openmm.System):
         check_system(draft, "draft")
@@ -234,14 +248,14 @@ def is_potential(names: Sequence[str]) -> bool:
 
 
 def _potential_draft(
-    spec: str, topology: app.Topology, target: openmm.System
+    spec: str, topology: app.Topology, target: openmm.System, species: ase.Atoms | None
 ) -> openmm.System | BatchedTarget:
     if spec.endswith(MODULE):
         particles = without_forces(target)
         copy_constraints(target, particles)
         return with_torch_force(particles, spec)
     kind, _, rest = spec.partition(":")
-    made = FORMS[kind].build(rest, topology)
+    made = FORMS[kind].build(rest, topology, species)
     if isinstance(made, openmm.System):
         _take_particles(made, target)
     return made

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -50,6 +51,12 @@ def import_torch_sim() -> Any:
     return torch_sim
 
 
+def takes_extras() -> bool:
+    """Whether the SimState of this TorchSim does; it must be installed."""
+    fields = dataclasses.fields(import_torch_sim().SimState)
+    return "_system_extras" in {field.name for field in fields}
+
+
 class TorchSimTarget(BatchedTarget):
     """Energies and forces from a TorchSim model; the batch is one SimState of B systems.
 
@@ -61,6 +68,11 @@ class TorchSimTarget(BatchedTarget):
     atomic_numbers : (N,) int
     masses : (N,) amu, optional
         For the few models that read them; default those of the elements.
+    system_extras : mapping of str to number or array, optional
+        What else the model reads of a system, as SimState's ``_system_extras``: networks for ions
+        read ``{"charge": 1, "spin": 2}``. Without it these take them for neutral.
+    atom_extras : mapping of str to (N, ...) array, optional
+        The same of the atoms.
 
     Raises
     ------
@@ -69,7 +81,8 @@ class TorchSimTarget(BatchedTarget):
     TypeError
         If ``model`` is not a TorchSim model.
     ValueError
-        If the model computes no forces, or the numbers of atoms differ.
+        If the model computes no forces, the numbers of atoms differ, or the installed TorchSim,
+        before 0.6, has no extras.
 
     Notes
     -----
@@ -83,6 +96,8 @@ class TorchSimTarget(BatchedTarget):
         atomic_numbers: Sequence[int],
         *,
         masses: Sequence[float] | None = None,
+        system_extras: Mapping[str, Any] | None = None,
+        atom_extras: Mapping[str, Any] | None = None,
     ) -> None:
         self._torch_sim = import_torch_sim()
         import torch
@@ -111,6 +126,14 @@ class TorchSimTarget(BatchedTarget):
                 f"there are masses of shape {self._masses.shape} for {len(self._numbers)} atomic "
                 "numbers"
             )
+        self._system_extras = self._extras(system_extras)
+        self._atom_extras = self._extras(atom_extras)
+        for name, values in self._atom_extras.items():
+            if values.shape[:1] != self._numbers.shape:
+                raise ValueError(
+                    f"atom_extras: {name} has shape {tuple(values.shape)}; the first axis must be "
+                    f"that of the {len(self._numbers)} atoms"
+                )
         self._cell = CachedOnDevice(self._tensor)
         self._on_device = (
             self._tensor(self._masses),
@@ -164,7 +187,31 @@ class TorchSimTarget(BatchedTarget):
             pbc=box is not None,
             atomic_numbers=numbers.repeat(batch),
             system_idx=systems.repeat_interleave(len(numbers)),
+            **self._extras_of(batch),
         )
+
+    def _extras(self, given: Mapping[str, Any] | None) -> dict[str, torch.Tensor]:
+        if given and not takes_extras():
+            raise ValueError(
+                f"this TorchSim has no extras, so the model cannot be told {', '.join(given)}; it "
+                "takes version 0.6 or later"
+            )
+        return {name: self._tensor(np.asarray(value)) for name, value in (given or {}).items()}
+
+    def _extras_of(self, batch: int) -> dict[str, dict[str, torch.Tensor]]:
+        """As arguments of SimState; none where there are none, for older versions."""
+        found = {}
+        if self._system_extras:
+            found["_system_extras"] = {
+                name: value.expand(batch, *value.shape)
+                for name, value in self._system_extras.items()
+            }
+        if self._atom_extras:
+            found["_atom_extras"] = {
+                name: value.repeat(batch, *(1 for _ in value.shape[1:]))
+                for name, value in self._atom_extras.items()
+            }
+        return found
 
     def _tensor(self, array: Array) -> torch.Tensor:
         return self._torch.tensor(array, dtype=self._model.dtype, device=self._model.device)
