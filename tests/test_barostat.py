@@ -5,13 +5,16 @@ box included. (Not LangevinMiddleIntegrator's: it draws its noise from the baros
 """
 
 import itertools
+import sys
+from functools import partial
 
 import numpy as np
 import openmm
 import pytest
-from openmm import unit
+from openmm import app, unit
 from particles import COLD, ROUNDING, SEED, Cycling, always, lsd, planted
 
+from openmm_lsd.commands import Case, benchmark, estimate
 from openmm_lsd.integrator.barostat import BarostatMoves
 
 EDGE = 2.0  # nm
@@ -263,6 +266,61 @@ def test_failing_energy_of_a_move(build_fluid, at):
     assert count == {5: 9, 12: 14}[at]  # the fifth step begins with a move, the tenth...
 
 
+class Interrupted(BarostatMoves):
+    """Ctrl-C after the first move that is accepted: before anybody hears of it, or after that."""
+
+    armed, late = True, False
+
+    def __init__(self, access, show, moved):
+        super().__init__(access, show, self._hear)
+        self._hear_of_it, self._box = moved, access.get_box()
+
+    def _hear(self):
+        if not self.late:
+            self._interrupt()
+        self._hear_of_it()
+
+    def _interrupt(self):
+        if self.armed and not np.array_equal(self._access.get_box(), self._box):
+            self.armed = False
+            raise KeyboardInterrupt
+
+    def apply(self, state):
+        result = super().apply(state)
+        self._interrupt()
+        return result
+
+    def count_begun(self, steps):
+        super().count_begun(steps)
+        self._interrupt()
+
+
+@pytest.mark.parametrize(("window", "late"), [(4, False), (4, True), (1, False)])
+def test_an_interrupt_does_not_leave_half_of_a_move(build_fluid, window, late):
+    """The last state before it is shown, in its own box, and the run continues from there."""
+    plain = build_fluid(isotropic(), plain=True)
+    expected = history(plain, [1] * 40)
+    kind = planted(_moves=type("Interrupted", (Interrupted,), {"late": late}))
+    simulation = build_fluid(isotropic(), plain=False, kind=kind, windowLength="auto")
+    simulation.step(1)
+    always(simulation.integrator, window)
+    with pytest.raises(KeyboardInterrupt):
+        simulation.step(40)
+    done = simulation.context.getStepCount()
+    (state,) = history(simulation, [0])
+    assert_same([state], [expected[done - 1]])
+    if window == 1:  # which has begun some steps for nothing, as far as the barostat knows
+        simulation.step(10)
+        return
+    assert done % 5 == 4  # a move is due
+    without = build_fluid(isotropic(0), plain=True, box=state[2])
+    for name, values in zip(("Positions", "Velocities"), state, strict=False):
+        getattr(without.context, f"set{name}")(values)
+    assert_same(history(simulation, [1, 1, 1]), history(without, [1, 1, 1]))
+    simulation.step(20)
+    assert not np.array_equal(history(simulation, [0])[0][2], state[2])
+
+
 def test_interrupted_run_continues_as_if_it_had_not_been(build_fluid):
     """The steps one by one, with looks at the energy: the same run."""
     runs = []
@@ -273,6 +331,49 @@ def test_interrupted_run_continues_as_if_it_had_not_been(build_fluid):
             simulation.context.getState(energy=True)
         runs.append(history(simulation, [0]))
     assert_same(*runs, 1e-12)
+
+
+def case_of_fluid(frequency):
+    topology = app.Topology()
+    residue = topology.addResidue("X", topology.addChain())
+    for index in range(COUNT):
+        topology.addAtom(f"X{index}", app.element.carbon, residue)
+    return Case(
+        topology,
+        lattice() * unit.nanometer,
+        fluid(0.8),
+        fluid(1.0, isotropic(frequency)),
+        platform="Reference",
+        minimize=False,
+    )
+
+
+@pytest.mark.parametrize(("frequency", "windows"), [(25, [4, 8, 16, 24]), (5, [4])])
+def test_an_estimate_between_moves(monkeypatch, frequency, windows):
+    """A round of a longer window is always cut short, and would be waited for in vain."""
+    module = sys.modules["openmm_lsd.commands.estimate"]  # the package has the function's name
+    monkeypatch.setattr(module, "ENOUGH_SECONDS", 0.1)
+    said = []
+    found = estimate(case_of_fluid(frequency), steps=10, warm_up=10, log=said.append)
+    assert [each.window for each in found.windows] == windows
+    assert f"the barostat moves every {frequency} steps: no longer windows are tried" in said
+
+
+def test_windows_that_have_no_room():
+    for predict in (estimate, partial(benchmark, predict=True)):
+        with pytest.raises(ValueError, match=r"every 5 steps, and .* window of 8; give"):
+            predict(case_of_fluid(5), windows=(8, 16))
+        with pytest.raises(ValueError, match="windows begin at 2 steps"):
+            predict(case_of_fluid(5), windows=(1, 4))
+
+
+def test_runs_of_a_command_go_on_in_the_box_of_the_other():
+    first, second = case_of_fluid(5).plain(), case_of_fluid(5).plain()
+    first.step(40)
+    second.set_state(*first.state_in_box)
+    assert abs(second.state_in_box[2] - CUBE).max() > 1e-4
+    for ours, theirs in zip(second.state_in_box, first.state_in_box, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12)
 
 
 def test_density_of_an_ideal_gas_of_molecules(simulate):

@@ -15,9 +15,9 @@ import openmm
 
 from ..integrator.integrator import LSDIntegrator
 from ..plots import speed_up, time_breakdown
-from .case import Array, Case, Log, Run
+from .case import Array, Case, Log, Run, StateInBox
 from .caseoptions import case_of
-from .estimate import Estimate, estimate
+from .estimate import Estimate, estimate, windows_with_room
 from .machine import machine
 from .multipletimesteps import MultipleTimeSteps
 from .options import Options, positive_integer, positive_number, window_length
@@ -75,17 +75,19 @@ def benchmark(
     warm_up : int
         Steps of LSD before, in which a draft learns and the window is found.
     windows : sequence of int
-        A row for each, instead of one with 'auto'.
+        A row for each that has room between a barostat's moves, instead of one with 'auto'.
     also_auto : bool
         A row with the draft 'auto' and window 'auto', besides that of the draft System.
     predict : bool
         Whether to ``estimate`` after the warm-up.
     log : callable, optional
     """
+    if windows:
+        windows = windows_with_room(case, windows, log)
     scout = case.plain()
     log(case.start_in_words)
     scout.equilibrate(case, 1)
-    plain = fastest_plain(case, scout.state, PLAIN_STEPS, log)
+    plain = fastest_plain(case, scout.state_in_box, PLAIN_STEPS, log)
     if block is None:
         steps = round(BLOCK_SECONDS / seconds_per_step(plain, PLAIN_STEPS))
         block = int(np.clip(steps, *BLOCK_STEPS))
@@ -94,9 +96,9 @@ def benchmark(
     speculative = _speculative(case, windows)
     first = speculative[0].run
     log(f"{first.platform}: {warm_up} steps of LSD")
-    first.set_state(*scout.state)
+    first.set_state(*scout.state_in_box)
     first.step(warm_up)
-    state = first.state
+    state = first.state_in_box
     ways = [Way(Kind.PLAIN.value, Kind.PLAIN, plain), *speculative]
     estimates: dict[Kind, Estimate] = {}
     if predict:
@@ -153,7 +155,7 @@ class ConstantOffset(LSDIntegrator):
 def time_in_turns(
     case: Case,
     ways: Sequence[Way],
-    state: tuple[Array, Array],
+    state: StateInBox,
     seconds: float,
     block: int,
     log: Log,

@@ -31,6 +31,7 @@ from .rigidity import constraints_in_words
 
 Array = NDArray[np.float64]
 Log = Callable[[str], Any]
+StateInBox = tuple[Array, Array, Array | None]  # positions, velocities, box vectors
 
 CONSTRAINT_TOLERANCE = 1e-5  # of OpenMM's integrators
 
@@ -266,8 +267,19 @@ class Run:
         velocities = state.getVelocities(asNumpy=True)
         return positions, velocities.value_in_unit(unit.nanometer / unit.picosecond)
 
-    def set_state(self, positions: Array, velocities: Array) -> None:
-        """Go on from these."""
+    @property
+    def state_in_box(self) -> StateInBox:
+        """The same and the box vectors (3, 3) in nm, if there are any: what ``set_state`` takes."""
+        box = None
+        if self.simulation.system.usesPeriodicBoundaryConditions():
+            state = self.simulation.context.getState()
+            box = state.getPeriodicBoxVectors(asNumpy=True).value_in_unit(unit.nanometer)
+        return (*self.state, box)
+
+    def set_state(self, positions: Array, velocities: Array, box: Array | None = None) -> None:
+        """Go on from these; without a box in that of before."""
+        if box is not None:
+            self.simulation.context.setPeriodicBoxVectors(*box)
         self.simulation.context.setPositions(positions)
         self.simulation.context.setVelocities(velocities)
 

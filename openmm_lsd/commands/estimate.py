@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .. import theory
-from ..contexts.checks import masses_of
+from ..contexts.checks import barostat_frequency, masses_of
 from ..core.statistics import Round
 from ..plots import speed_up
 from ..targets import BatchedTarget
@@ -139,18 +139,25 @@ def estimate(
     warm_up : int
         LSD steps before; a draft that learns needs thousands until it is at its best.
     windows : sequence of int
+        Those with room between a barostat's moves are taken.
     run : Run, optional
         An LSD run of the case with windowLength='auto' that is warm already.
     log : callable, optional
         Gets lines about the progress.
+
+    Raises
+    ------
+    ValueError
+        If a window is of one step, or none has room.
     """
     begin = perf_counter()
+    windows = windows_with_room(case, windows, log)
     if run is None:
         run = case.lsd("auto")
         log(f"{case.start_in_words}; {warm_up} steps of LSD")
         run.equilibrate(case, warm_up)
-    plain = fastest_plain(case, run.state, 2 * PLAIN_STEPS, log)
-    plain.set_state(*run.state)
+    plain = fastest_plain(case, run.state_in_box, 2 * PLAIN_STEPS, log)
+    plain.set_state(*run.state_in_box)
     log(f"windows {', '.join(map(str, windows))} in turns")
     turns, before = _Turns(run), run.integrator.statistics
     plain_seconds: list[float] = []
@@ -181,6 +188,23 @@ def estimate(
         turns.steps,
         perf_counter() - begin,
     )
+
+
+def windows_with_room(case: Case, windows: Sequence[int], log: Log) -> list[int]:
+    """The windows (at least 2) that are not longer than the steps between a barostat's moves."""
+    if min(windows) < 2:
+        raise ValueError("a window of one step is plain dynamics: windows begin at 2 steps")
+    room = barostat_frequency(case.target)
+    if room is None or max(windows) <= room:
+        return list(windows)
+    found = [window for window in windows if window <= room]
+    if not found:
+        raise ValueError(
+            f"the barostat moves every {room} steps, and there is no room for a window of "
+            f"{min(windows)}; give shorter ones"
+        )
+    log(f"the barostat moves every {room} steps: no longer windows are tried")
+    return found
 
 
 def _go_on(passes: int, too_few_steps: bool, seconds: float) -> bool:

@@ -12,7 +12,7 @@ from ..core.clock import Times
 from ..systems import with_target
 from ..targets import SystemTarget
 from ..targets.base import Array, BatchedTarget, Evaluation
-from .case import Case, Run
+from .case import Case, Run, StateInBox
 
 
 class MultipleTimeSteps(Run):
@@ -21,7 +21,7 @@ class MultipleTimeSteps(Run):
     def __init__(self, case: Case, ratio: int, positions: Array) -> None:
         assert isinstance(case.draft, openmm.System)
         self._ratio = ratio
-        self._start: tuple[Array, Array] | None = None
+        self._start: StateInBox | None = None
         platform = openmm.Platform.getPlatform(case.platform or "Reference")
         target = SystemTarget(case.target, positions, platform=platform.getName())
         target.prepare(positions, 1)
@@ -46,7 +46,7 @@ class MultipleTimeSteps(Run):
         these steps is left out: what is timed then is of no use anyway.
         """
         if self._start is None:
-            self._start = self.state
+            self._start = self.state_in_box
         try:
             super().step(steps // self._ratio)
         except openmm.OpenMMException as error:

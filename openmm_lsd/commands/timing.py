@@ -10,7 +10,7 @@ import openmm
 from ..contexts.autotune import time_candidates
 from ..contexts.cores import allowed_cores
 from ..targets.torchplugin import as_torch_force
-from .case import Array, Case, Log, Run
+from .case import Case, Log, Run, StateInBox
 
 TRIALS = 5
 
@@ -42,7 +42,7 @@ def step_for(run: Run, enough: float, least: int) -> tuple[float, int]:
     return seconds, steps
 
 
-def fastest(candidates: Sequence[Run], state: tuple[Array, Array], steps: int, log: Log) -> Run:
+def fastest(candidates: Sequence[Run], state: StateInBox, steps: int, log: Log) -> Run:
     """The run with the shortest median time per step; one candidate is not timed."""
     if len(candidates) == 1:
         return candidates[0]
@@ -54,7 +54,7 @@ def fastest(candidates: Sequence[Run], state: tuple[Array, Array], steps: int, l
     return min(seconds, key=seconds.__getitem__)
 
 
-def fastest_plain(case: Case, state: tuple[Array, Array], steps: int, log: Log) -> Run:
+def fastest_plain(case: Case, state: StateInBox, steps: int, log: Log) -> Run:
     """Plain dynamics on the platform and with the number of torch threads that are fastest."""
     platforms = [case.platform] if case.platform else _platforms()
     uses_torch = any(as_torch_force(force) is not None for force in case.target.getForces())

@@ -393,10 +393,10 @@ class SpeculativeSampler:
         self._corrector.interrupt()
         front, outlook = self._front, self._outlook
         positions, velocities = outside.apply(front)
+        self._state = State(positions, velocities, front.step)
         displacements = (positions - front.positions)[self.engine.subset]
         corrections = outlook.corrections.moved(displacements)
         self._outlook = outlook._replace(corrections=corrections)
-        self._state = State(positions, velocities, front.step)
 
     def _begin_lessons(self) -> Callable[[], bool] | None:
         """Learn at once, if it is time to; or what to do while the target is evaluated."""

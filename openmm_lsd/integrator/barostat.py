@@ -75,7 +75,10 @@ class BarostatMoves:
         self._begun = step
 
     def apply(self, state: AnyState) -> tuple[Array, Array]:
-        """See Intervention; if the move fails the Context has its box back."""
+        """See Intervention; if the move fails the Context has its box back.
+
+        If it is interrupted afterwards ``ContextState.take_back_box`` undoes it.
+        """
         access, box = self._access, self._access.get_box()
         self._tell(state.step)
         self._show(state)

@@ -37,6 +37,7 @@ class ContextState:
         self.time = self._step_size = 0.0
         self._start_velocities: Array = np.zeros((len(masses), 3))
         self._shown: Array | None = None  # positions of a state that the Context itself has made
+        self._in_box: tuple[Array, Array] | None = None  # positions shown last, and their box
 
     def read(self) -> tuple[Array, Array]:
         """Positions and velocities (N, 3) from which a run starts; later ones are counted from it.
@@ -69,6 +70,7 @@ class ContextState:
     def begin(self, step_size: float) -> None:
         """Steps of this size are about to be done, from the state that is shown."""
         self.time, self._step_size = self._access.get_time()[0], step_size
+        self._in_box = None
 
     def show(self, state: AnyState) -> None:
         """Put a state into the Context, with its time and step count."""
@@ -77,13 +79,14 @@ class ContextState:
             time += self._step_size
         if self._has_immobile:  # OpenMM leaves them alone, their velocities too
             velocities = np.where(self._immobile, self._start_velocities, velocities)
+        self._in_box = state.positions, self._access.get_box()
         self._access.set_state(state.positions, velocities, time, self.step_count + done)
 
     def show_for_plain_steps(self, state: AnyState) -> None:
         """Unless the Context has come to it by itself."""
         if state.positions is not self._shown:
             self.show(state)
-        self._shown = None
+        self._shown, self._in_box = None, (state.positions, self._access.get_box())
 
     def take_plain(self) -> tuple[Array, Array]:
         """Positions and velocities to which the Context has come by itself."""
@@ -92,6 +95,19 @@ class ContextState:
             velocities = np.where(self._immobile, 0.0, velocities)
         self._shown = positions
         return positions, velocities
+
+    def take_back_box(self, state: AnyState) -> bool:
+        """Give this state the box in which it was shown; whether the Context had another.
+
+        It has if an interrupt came between a barostat's move and the state that follows it.
+        """
+        if self._in_box is None or state.positions is not self._in_box[0]:
+            return False
+        box = self._in_box[1]
+        if np.array_equal(self._access.get_box(), box):
+            return False
+        self._access.set_box(box)
+        return True
 
     def end(self, state: AnyState) -> None:
         """The steps end at this state, which is shown."""
