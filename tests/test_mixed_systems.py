@@ -392,6 +392,23 @@ def test_windows_of_any_length():
     assert integrator.statistics.rounds > 5
 
 
+@batched
+def centred(positions, box, parameters):
+    """Springs to the centre. Changes its argument, as a function of the user's may."""
+    positions -= positions.mean(axis=1, keepdims=True)
+    return 5.0 * (positions**2).sum(axis=(1, 2)), -10.0 * positions
+
+
+def test_a_function_that_changes_positions_is_refused():
+    """It changes the sites of which draft and corrections learn, and no force tells."""
+    topology, positions, cheap = box_of("dipeptide", None)
+    target = copy.deepcopy(cheap)
+    target.addForce(openmm.PythonForce(centred))
+    simulation = simulation_of(target, topology, positions, lsd(300, 1, 0.001, cheap))
+    with pytest.raises(TargetMismatchError, match="changes the positions"):
+        simulation.step(1)
+
+
 def test_a_force_taken_for_that_of_fewer_atoms_is_found(monkeypatch):
     """Before the first step: what is shared and the rest are not the Context's forces."""
     topology, positions, _, target, _ = case_of("solute")

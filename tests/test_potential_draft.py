@@ -46,6 +46,7 @@ from openmm_lsd.commands.caseoptions import case_of
 from openmm_lsd.commands.estimate import compare_drafts
 from openmm_lsd.core.subset import SubsetEngine
 from openmm_lsd.drafts.nativeengine import NativeEngine, NativeSubsetEngine
+from openmm_lsd.integrator.restart import RestartError
 from openmm_lsd.targets import (
     ASETarget,
     BatchedTarget,
@@ -199,6 +200,42 @@ def test_a_checkpoint_continues_the_run(kind, learning):
         other.context.loadCheckpoint(checkpoint)
         other.step(40)
         np.testing.assert_array_equal(state_of(other), state_of(simulation))
+
+
+OTHERS = {
+    "forces": functools.partial(bond_forces, constant=2100.0),
+    "nothing": lambda positions: np.zeros_like(positions),
+    "an error": lambda positions: 1 / 0,
+}
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_checkpoint_of_another_potential_is_refused(other, learning):
+    """The classes are the same; forces of the same to single precision are taken for the same."""
+    simulation = run_of(bond_forces, learning=learning)
+    simulation.step(20)
+    checkpoint = simulation.context.createCheckpoint()
+    another = run_of(OTHERS[other], learning=learning)
+    before = state_of(another)
+    with pytest.raises(RestartError, match=r"another draft; give .* the same System or potential"):
+        another.context.loadCheckpoint(checkpoint)
+    np.testing.assert_array_equal(state_of(another), before)
+    same = run_of(lambda x: bond_forces(x.astype(np.float32)), learning=learning)
+    same.context.loadCheckpoint(checkpoint)
+    same.step(20)
+
+
+def test_a_checkpoint_that_is_written_again_is_of_the_same_potential():
+    """Before the first step after it was loaded, and after others."""
+    simulation = run_of(bond_forces)
+    simulation.step(20)
+    for _ in range(2):
+        simulation.context.loadCheckpoint(simulation.context.createCheckpoint())
+        other = run_of(OTHERS["forces"])
+        with pytest.raises(RestartError, match="another draft"):
+            other.context.loadCheckpoint(simulation.context.createCheckpoint())
+        simulation.step(20)
 
 
 def test_copies():
@@ -488,6 +525,7 @@ def test_virtual_sites():
     integrator.step(50)
     assert integrator.statistics.acceptance_rate == 1.0
     sites = np.concatenate(draft_calls)
+    context.loadCheckpoint(context.createCheckpoint())
     placed = 0.3 * sites[:, 0] + 0.7 * sites[:, 1]
     np.testing.assert_allclose(sites[:, 2], placed, atol=1e-12)
 

@@ -27,6 +27,7 @@ from ..targets.base import BatchedTarget
 from ..targets.system import SystemTarget
 from .autodraft import NO_PAIRS, AutoDraft, auto_draft
 from .bonds import BondMonitor
+from .fingerprint import is_of
 from .learning import WEIGHT_OF_DIFFERENCES, Learner
 from .molgraph import (
     Pairs,
@@ -277,6 +278,13 @@ class DraftSpec(NamedTuple):
             return digest_of(type(self.potential).__name__, self.learning)
         system = "auto" if self.system is None else describe_system(self.system)
         return digest_of(system, self.learning)
+
+    def may_continue(self, record: Mapping[str, Any]) -> bool:
+        """Whether the draft of a checkpoint with this record was the same, as far as is known."""
+        if record["draft"] != self.digest():
+            return False
+        fingerprint = record.get("draft forces")
+        return self.potential is None or fingerprint is None or is_of(fingerprint, self.potential)
 
     def build(
         self,

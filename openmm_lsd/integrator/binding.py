@@ -307,6 +307,7 @@ class Binding:
             **self._spec.snapshot(),
             "sampler": sampler.snapshot() if is_in_step and sampler is not None else None,
             "barostats": self._access.get_barostat_memory(),
+            "draft forces": self.pair.fingerprint_of_draft(),
             "decisions": autotune.snapshot(),
             "begun": 0,  # always; readers of before ask for it
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import numpy as np
 import openmm
@@ -22,6 +23,7 @@ from ..core.schemes import Scheme
 from ..core.statistics import Statistics
 from ..core.window import Verified
 from ..drafts.draft import DraftSpec
+from ..drafts.fingerprint import state_beside, take_fingerprint
 from ..drafts.molgraph import Pairs, pairs_within
 from ..targets import BatchedTarget
 from ..targets.base import Evaluation
@@ -93,6 +95,8 @@ class BoundPair:
             warn_of_missing_forces(given, self._is_periodic)
         cores = allowed_cores(access.get_properties().get("Threads"))
         self.sharing: Sharing | None = None
+        self._potential, self._beside = spec.potential, state_beside(positions)
+        self._fingerprint: dict[str, Any] | None = None
         if spec.potential is not None and virtual_sites(system):
             spec = spec._replace(potential=VirtualSiteTarget(spec.potential, system))
         if given is None and spec.potential is None:
@@ -129,6 +133,14 @@ class BoundPair:
             constraints=constraints,
         )
         self.take_environment()
+
+    def fingerprint_of_draft(self) -> dict[str, Any] | None:
+        """Of a potential, of which nothing but its forces is known; always at the same state."""
+        if self._potential is not None and self._fingerprint is None:
+            self._fingerprint = take_fingerprint(
+                self._potential, self._beside, self.find_box(), self._access.get_parameters()
+            )
+        return self._fingerprint
 
     def describe_subset(self) -> str | None:
         """A digest; None if nothing is shared."""

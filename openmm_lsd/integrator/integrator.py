@@ -367,7 +367,8 @@ class LSDIntegrator(openmm.CustomIntegrator):
         if record is None:
             return
         is_on_device = ContextAccess(int(self.this)).on_device
-        check_record(record, self._identity(), is_on_device)
+        has_same_draft = self._draft.may_continue(record)
+        check_record(record, self._identity(), is_on_device, has_same_draft)
 
     def _take_record(self, record: Record | None) -> None:
         """The state in the Context was loaded, and this is what belongs to it."""

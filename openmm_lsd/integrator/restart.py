@@ -153,7 +153,7 @@ def _check_checkpoint(context: openmm.Context, integrator: Any, checkpoint: byte
         raise RestartError(f"the checkpoint was not loaded: {error}") from error
 
 
-def check_record(record: Record, own: Record, is_on_device: bool) -> None:
+def check_record(record: Record, own: Record, is_on_device: bool, has_same_draft: bool) -> None:
     """Raise RestartError if a run cannot continue a record, by what must be the same in both."""
     for name, meaning in (
         ("particles", "number of particles"),
@@ -170,8 +170,8 @@ def check_record(record: Record, own: Record, is_on_device: bool) -> None:
             "its particles have other masses, which a checkpoint brings back on this platform; "
             "call reinitialize() without preserveState, or load a State"
         )
-    if record["draft"] != own["draft"]:
+    if not has_same_draft:
         raise RestartError(
-            "it was written with another draft; give the integrator the same System (and the "
-            "same learning)"
+            "it was written with another draft; give the integrator the same System or potential "
+            "(and the same learning)"
         )

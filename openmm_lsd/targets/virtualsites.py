@@ -32,7 +32,7 @@ class VirtualSiteTarget(BatchedTarget):
         self._sites = ForceContext(without_forces(system), _reference())
         self.gives_energies, self.conservative = target.gives_energies, target.conservative
         self.uses_times = target.uses_times
-        self.takes_box = target.takes_box
+        self.takes_box, self.keeps_cores_busy = target.takes_box, target.keeps_cores_busy
 
     @property
     def one_by_one(self) -> str | None:
