@@ -27,6 +27,7 @@ from test_law import RUNS, STEPS, TARGET, Z, draft, make_scheme, plain
 
 import openmm_lsd.core.statistics
 from openmm_lsd import LSDIntegrator, SpeculativeSampler, TargetError
+from openmm_lsd.core.noise import StepNoise
 from openmm_lsd.core.schemes import ABOBA, Middle
 from openmm_lsd.core.tuning import WARMUP_ROUNDS, WINDOWS, Acceptance, WindowTuner
 from openmm_lsd.targets import BatchedTarget
@@ -311,6 +312,34 @@ def test_plain_middle_steps_are_those_of_langevin_middle_integrator(simulate, st
     found = stepped(lsd(windowLength="auto", randomNumberSeed=7))
     np.testing.assert_array_equal(found.positions, expected.positions)
     np.testing.assert_array_equal(found.velocities, expected.velocities)
+
+
+@pytest.mark.parametrize("change", ["velocities", "temperature"])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_noise_of_discarded_steps(simulate, monkeypatch, change, tuned):
+    """A tuner has seen what became of it, so it must not decide on other steps."""
+    drawn, draw = [], StepNoise.draw
+    monkeypatch.setattr(
+        StepNoise, "draw", lambda self, *given: drawn.append(given) or draw(self, *given)
+    )
+    integrator = lsd(windowLength="auto" if tuned else 8)
+    simulation = simulate(target_system(), integrator, POSITIONS, VELOCITIES)
+    integrator.step(1)
+    if tuned:
+        always(integrator, 8)
+    sampler = integrator.probe().sampler
+    while len(sampler._queue) < 2:
+        integrator.step(1)
+    shown, front = sampler.state.step, sampler.next_draft_step
+    if change == "velocities":
+        simulation.context.setVelocities(VELOCITIES)
+    else:
+        integrator.setTemperature(310)
+    integrator.step(1)
+    assert drawn[-1][0] == (front if tuned else shown)
+    assert drawn[-1][2] == shown == simulation.context.getStepCount() - 1
+    integrator.step(20)
+    assert simulation.context.getStepCount() == shown + 21
 
 
 def test_plain_steps_that_fail_leave_the_last_committed_state(simulate, state_of):

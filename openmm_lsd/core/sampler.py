@@ -258,6 +258,11 @@ class SpeculativeSampler:
         return self._state
 
     @property
+    def next_draft_step(self) -> int:
+        """Index of the first step that is not committed."""
+        return self._front.step
+
+    @property
     def _front(self) -> AnyState:
         """The committed state from which the next window is drafted."""
         return self._queue[-1] if self._queue else self.state

@@ -210,6 +210,9 @@ class Binding:
             return sampler
         if self._sampler is not None:
             self._sampler.finish_lessons(self.noise_step)
+            if self.tuner is not None:  # it knows what became of the steps that are discarded
+                self._shown.set_step(max(self.noise_step, self._sampler.next_draft_step))
+                self._moves.begin(self.noise_step)
         if sampler is None or self._changes.unchecked:
             scheme = self._spec.make_scheme(settings)
             self._check_target(settings, scheme)
