@@ -125,7 +125,6 @@ class Binding:
         self._may_step_plainly = not has_uneven_triangles(system)
         self._settings: Settings | None = None
         self._sampler: SpeculativeSampler | None = None
-        self._is_cut_short = False  # the sampler knows of a barostat's move that was taken back
         self._record: Record | None = None  # to resume from
 
     def settings(self) -> Settings:
@@ -177,7 +176,7 @@ class Binding:
         try:
             sampler.advance(steps, plain_steps)
         finally:
-            self._is_cut_short |= self._shown.take_back_box(sampler.state)
+            self._shown.take_back_box(sampler.state)
             self._moves.end(sampler.state.step)
             self._shown.end(sampler.state)
             self._access.mark_clean()
@@ -225,7 +224,6 @@ class Binding:
             step, step_count = self.noise_step, self._shown.step_count
             sampler.set_state(positions, velocities, step, step_count=step_count)
         self._sampler, self._settings, self._record = sampler, settings, None
-        self._is_cut_short = False
         return sampler
 
     def _follow_changes(self, settings: Settings) -> bool:
@@ -253,7 +251,7 @@ class Binding:
         """Whether the Context shows the step, and where it matters the time, of the sampler."""
         time, step_count = self._access.get_time()
         return (
-            not self._is_cut_short
+            not self._shown.is_cut_short
             and sampler.state.step == self.noise_step
             and self._shown.step_count == step_count
             and (self._shown.time == time or not self.pair.uses_times)

@@ -27,6 +27,8 @@ class ContextState:
         The Context's, likewise.
     time : float
         Likewise, in ps.
+    is_cut_short : bool
+        Whether a sampler knows of a barostat's move that was taken back.
     """
 
     def __init__(self, access: ContextAccess, masses: Array) -> None:
@@ -37,6 +39,7 @@ class ContextState:
         self.time = self._step_size = 0.0
         self._start_velocities: Array = np.zeros((len(masses), 3))
         self._shown: Array | None = None  # positions of a state that the Context itself has made
+        self.is_cut_short = False
         self._in_box: tuple[Array, Array] | None = None  # positions shown last, and their box
 
     def read(self) -> tuple[Array, Array]:
@@ -49,6 +52,7 @@ class ContextState:
         """
         positions, velocities, self.step_count = self.read_checked()
         self._start_velocities, self._shown = velocities, None
+        self.is_cut_short = False
         return positions, velocities
 
     def read_checked(self) -> tuple[Array, Array, int]:
@@ -96,18 +100,17 @@ class ContextState:
         self._shown = positions
         return positions, velocities
 
-    def take_back_box(self, state: AnyState) -> bool:
-        """Give this state the box in which it was shown; whether the Context had another.
+    def take_back_box(self, state: AnyState) -> None:
+        """Give this state the box in which it was shown, if the Context has another.
 
         It has if an interrupt came between a barostat's move and the state that follows it.
         """
-        if self._in_box is None or state.positions is not self._in_box[0]:
-            return False
-        box = self._in_box[1]
-        if np.array_equal(self._access.get_box(), box):
-            return False
-        self._access.set_box(box)
-        return True
+        if self._in_box is None:
+            return
+        positions, box = self._in_box
+        if state.positions is positions and not np.array_equal(self._access.get_box(), box):
+            self._access.set_box(box)
+            self.is_cut_short = True
 
     def end(self, state: AnyState) -> None:
         """The steps end at this state, which is shown."""
