@@ -18,9 +18,8 @@ python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
 if [ $# -eq 0 ] && [ -e "$vendors/pocl.icd" ]; then
     echo "the same on OpenMM's OpenCL platform"
     OCL_ICD_VENDORS=$vendors OPENMM_LSD_TEST_PLATFORM=OpenCL python -m pytest -n 2 \
-        tests/test_changes.py tests/test_context_engine.py tests/test_device.py \
-        tests/test_everyday.py tests/test_integrator.py \
-        tests/test_mixed_systems.py \
-        tests/test_reporters.py tests/test_rigid_molecules.py \
-        tests/test_transfers.py tests/test_virtual_sites.py
+        tests/test_context_engine.py tests/test_transfers.py tests/test_changes.py \
+        tests/test_device.py tests/test_everyday.py tests/test_integrator.py \
+        tests/test_mixed_systems.py tests/test_reporters.py tests/test_rigid_molecules.py \
+        tests/test_virtual_sites.py
 fi

@@ -4,6 +4,7 @@ import torch  # before openmm, which cannot load the TorchForce plugin without t
 
 # isort: split
 import signal
+import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -52,6 +53,19 @@ class ContextState(NamedTuple):
 def pytest_collection_modifyitems(items):
     """The longest file first, so that nothing waits for it at the end."""
     items.sort(key=lambda item: item.path.name != "test_target_ray.py")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def hasty_timings():
+    """No timings are tested: commands need not wait for good ones."""
+    timing, estimate = (
+        sys.modules[f"openmm_lsd.commands.{name}"] for name in ("timing", "estimate")
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(timing, "TRIALS", 2)
+        patch.setattr(estimate, "ENOUGH_SECONDS", 0.2)
+        patch.setattr(estimate, "PLAIN_SECONDS", 0.05)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -256,7 +256,7 @@ def dipeptide_in(water, molecules, tilt=0.0):
         ("tip3p", 40, 0.3, 40),
         ("tip4pew", 40, 0.0, 40),
         # A device sorts the atoms of large boxes every 250 steps.
-        pytest.param("tip3p", 700, 0.0, 320, marks=only_on_devices),
+        pytest.param("tip3p", 700, 0.0, 256, marks=only_on_devices),
     ],
 )
 def test_path_without_noise(water, molecules, tilt, steps):
@@ -380,7 +380,7 @@ def test_changes_between_steps(make):
 
 def test_windows_longer_than_the_first(make):
     simulation = make(windowLength=40)
-    simulation.step(100)
+    simulation.step(41)
     assert np.isfinite(state_of(simulation)).all()
 
 

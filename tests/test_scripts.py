@@ -1,6 +1,9 @@
 """The scripts run, and the shipped potential is what its README says. No timings are tested."""
 
+import contextlib
+import io
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -19,12 +22,31 @@ FOLDERS = ("scripts", "benchmarks", "systems/make")
 ALANINE = ROOT / "systems" / "alanine_dipeptide"
 
 
-def run_script(name, *arguments):
+def path_of(name):
     (file,) = (file for folder in FOLDERS if (file := ROOT / folder / name).exists())
-    command = [sys.executable, file, *map(str, arguments)]
+    return file
+
+
+def run_alone(name, *arguments):
+    """In a process of its own, as from a shell; what it prints."""
+    command = [sys.executable, path_of(name), *map(str, arguments)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert result.returncode == 0, result.stderr + result.stdout
     return result.stdout
+
+
+def run_script(name, *arguments):
+    """The same in this process, which has imported torch and OpenMM already."""
+    file, printed = path_of(name), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.chdir(ROOT)
+        patch.syspath_prepend(file.parent)
+        patch.setattr(sys, "argv", [str(file), *map(str, arguments)])
+        try:
+            runpy.run_path(str(file), run_name="__main__")
+        except SystemExit as end:
+            assert not end.code, printed.getvalue()
+    return printed.getvalue()
 
 
 def test_steps_per_round_of_the_shipped_potential():
@@ -158,7 +180,7 @@ def test_make_figures(tmp_path):
 
 @pytest.mark.parametrize("script", ["page_tables.py", "pairings_table.py", "readme_table.py"])
 def test_tables_of_the_pages_are_those_of_the_benchmarks(script):
-    run_script(script, "--check")
+    run_alone(script, "--check")
 
 
 def test_benchmark_on_files(tmp_path):
