@@ -214,7 +214,7 @@ def test_seeds(alanine, prmtop, state_of):
         simulation.step(3)
         return state_of(simulation).positions
 
-    seeds = [5, 6, -5, -6, 2**31 - 1, -(2**31)]
+    seeds = [5, 6, -(2**31)] if ON_DEVICE else [5, 6, -5, -6, 2**31 - 1, -(2**31)]
     runs = [positions(seed) for seed in seeds]
     for i, seed in enumerate(seeds):
         assert np.array_equal(runs[i], positions(seed))

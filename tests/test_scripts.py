@@ -62,8 +62,11 @@ def test_steps_per_round_of_the_shipped_potential():
     assert len(counts) == 2 and min(counts) > 3.0, output
 
 
+SHORT_RUNS = ("--equilibration", 200, "--learning", 40, "--steps", 60)
+
+
 def test_water_boxes():
-    output = run_script("water_boxes.py", "--molecules", 216, "--equilibration", 200, "--steps", 60)
+    output = run_script("water_boxes.py", "--molecules", 216, *SHORT_RUNS)
     assert "648 atoms" in output and "peak memory" in output
     counts = [float(part.split()[-1]) for part in output.split(" steps per round")[:-1]]
     assert counts[0] > 2.2 and counts[1] < 1.3, output
