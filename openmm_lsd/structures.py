@@ -34,7 +34,7 @@ AMBER_TOPOLOGIES, AMBER_COORDINATES = (
 )
 READABLE = (".pdb", ".mmcif", ".pdbx")
 OF_ASE = (".cif", ".xyz", ".extxyz", ".vasp", ".poscar", ".traj")
-TOTALS = ("charge", "spin")  # in the info of Atoms, as networks for ions read them
+NEUTRAL = {"charge": (0.0,), "spin": (0.0, 1.0)}  # in the info of Atoms; spin: 2 S + 1, or none
 FORMATS = ".pdb, .cif (mmCIF or crystals), POSCAR, .xyz, .extxyz or .traj"
 
 
@@ -204,7 +204,7 @@ def _with_coordinates(base: Structure, topology: Path, file: Path) -> Structure:
     masses = other.masses if base.masses is None else base.masses
     if base.masses is not None and other.masses is not None:  # fixed atoms
         masses = np.where(other.masses == 0, 0.0, base.masses)
-    species = base.species if other.species is None else other.species
+    species = other.species if charges_in_words(other.species) else base.species or other.species
     return Structure(base.topology, other.positions, other.velocities, masses, sources, species)
 
 
@@ -346,17 +346,20 @@ def structure_of_atoms(atoms: ase.Atoms, source: str = "the Atoms") -> Structure
         velocities,
         masses,
         _sources(source, topology, **said),
-        _species_of(atoms),
+        _species_of(atoms, turn),
     )
 
 
-def _species_of(atoms: ase.Atoms) -> ase.Atoms:
-    """A copy without box, constraints and momenta."""
+def _species_of(atoms: ase.Atoms, turn: Array) -> ase.Atoms:
+    """A copy without box, constraints and momenta; vectors of magnetic moments are turned."""
     species = atoms.copy()
     species.set_constraint()
     species.set_pbc(False)
     species.set_cell(None)
     species.set_momenta(None)
+    moments = species.get_initial_magnetic_moments()
+    if moments.ndim == 2:
+        species.set_initial_magnetic_moments(moments @ turn)
     return species
 
 
@@ -367,8 +370,32 @@ def charges_in_words(species: ase.Atoms | None) -> str:
     charges, moments = species.get_initial_charges(), species.get_initial_magnetic_moments()
     words = [f"charges that sum to {charges.sum():.4g}"] * bool(np.any(charges))
     words += ["magnetic moments"] * bool(np.any(moments))
-    words += [f"{key} {species.info[key]}" for key in TOTALS if key in species.info]
+    words += [
+        f"{key} {value:g}" for key, value in totals_of(species).items() if value not in NEUTRAL[key]
+    ]
     return ", ".join(words)
+
+
+def totals_of(species: ase.Atoms | None) -> dict[str, float]:
+    """Charge and spin in the ``info``, as far as they are said.
+
+    Raises
+    ------
+    ValueError
+        If one of them is not a number.
+    """
+    if species is None:
+        return {}
+    found = {}
+    for key in NEUTRAL:
+        said = species.info.get(key)
+        if said is None:
+            continue
+        try:
+            found[key] = float(np.asarray(said, dtype=np.float64).item())
+        except ValueError:
+            raise ValueError(f"the structure's file says {key} = {said!r}, not a number") from None
+    return found
 
 
 def _masses_of(atoms: ase.Atoms) -> Array | None:

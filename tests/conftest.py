@@ -3,8 +3,8 @@
 import torch  # before openmm, which cannot load the TorchForce plugin without torch's libraries
 
 # isort: split
+import importlib
 import signal
-import sys
 from typing import NamedTuple
 
 import numpy as np
@@ -59,7 +59,7 @@ def pytest_collection_modifyitems(items):
 def hasty_timings():
     """No timings are tested: commands need not wait for good ones."""
     timing, estimate = (
-        sys.modules[f"openmm_lsd.commands.{name}"] for name in ("timing", "estimate")
+        importlib.import_module(f"openmm_lsd.commands.{name}") for name in ("timing", "estimate")
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(timing, "TRIALS", 2)

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import openmm
 import pytest
+import torch
 from ase import Atoms, io
 from ase.calculators.calculator import Calculator, all_changes
 from openmm import app, unit
@@ -14,7 +15,7 @@ from openmm_lsd import systems
 from openmm_lsd.cli import parse
 from openmm_lsd.commands.caseoptions import case_of
 from openmm_lsd.commands.mlatoms import embed_target
-from openmm_lsd.structures import charges_in_words, read_structure
+from openmm_lsd.structures import charges_in_words, read_structure, structure_of_atoms
 from openmm_lsd.targets import BatchedTarget
 
 
@@ -94,12 +95,12 @@ def test_the_command_line_runs_the_ion_of_the_file(tmp_path, said):
     np.testing.assert_allclose(drafted[0], expected, rtol=1e-6)
 
 
-def test_coordinates_bring_the_charges(tmp_path):
-    """To the topology of another file, which says none."""
+def test_charges_of_either_file(tmp_path):
+    """Those of the coordinates, or of the topology if these say none."""
     neutral, file = tmp_path / "neutral.xyz", write(tmp_path, ion(charges=[1.0, 0.0]))
     io.write(neutral, ion())
     assert charges_in_words(read_structure(neutral).species) == ""
-    for both in ((neutral, file), (file, file)):
+    for both in ((neutral, file), (file, file), (file, neutral)):
         assert charges_in_words(read_structure(*both).species) == "charges that sum to 1"
 
 
@@ -115,6 +116,37 @@ def test_targets_that_are_not_told_are_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
         case_from(write(tmp_path, ion()), "--target", "python:test_charges:Trap()")
     assert not caplog.text
+
+
+def test_a_torchscript_model_is_not_told(tmp_path, caplog):
+    class Still(torch.nn.Module):
+        def forward(self, positions: torch.Tensor) -> torch.Tensor:
+            return (0.0 * positions).sum()
+
+    torch.jit.script(Still()).save(tmp_path / "model.pt")
+    model = tmp_path / "model.pt"
+    case_from(write(tmp_path, ion(**SAID[0])), "--target", model, "--draft", model)
+    assert caplog.text.count(f"charges that sum to 1, which {model} is not told") == 2
+
+
+@pytest.mark.parametrize("words", ["one", [1, 2]])
+def test_a_charge_that_is_no_number(tmp_path, words):
+    atoms = ion()
+    atoms.info["charge"] = words
+    with pytest.raises(ValueError, match=r"says charge = .*, not a number"):
+        case_from(write(tmp_path, atoms), "--target", "python:test_charges:Trap()")
+
+
+def test_vectors_of_moments_are_turned(tmp_path):
+    """With the structure, into OpenMM's form of the cell."""
+    cell = [[0.0, 8.0, 0.0], [8.0, 0.0, 0.0], [0.0, 0.0, 8.0]]
+    atoms = Atoms("N2", positions=[[0, 0, 0], [0, 1.15, 0]], cell=cell, pbc=True)
+    atoms.set_initial_magnetic_moments([[0, 1.0, 0], [0, 2.0, 0]])
+    structure = structure_of_atoms(atoms)
+    along = structure.positions[1].value_in_unit(unit.angstrom) / 1.15
+    moments = structure.species.get_initial_magnetic_moments()
+    np.testing.assert_allclose(moments, [along, 2 * along], atol=1e-12)
+    assert abs(along[1]) < 1e-12
 
 
 def chain():
@@ -144,9 +176,11 @@ def test_some_atoms_have_their_own_charges():
     np.testing.assert_allclose(forces[2], own[1] * 964.853321, rtol=1e-6)
 
 
-@pytest.mark.parametrize("key", ["charge", "spin"])
-def test_the_charge_of_everything_is_not_that_of_some_atoms(key):
+@pytest.mark.parametrize(("key", "value"), [("charge", 1), ("spin", 2)])
+def test_the_charge_of_everything_is_not_that_of_some_atoms(key, value):
     topology, system = chain()
-    species = Atoms("N3", info={key: 1})
+    neutral = Atoms("N3", info={"charge": 0, "spin": 1})
+    embed_target("ase:test_charges:Ions()", system, topology, "name B C", species=neutral)
+    species = Atoms("N3", info={key: value})
     with pytest.raises(ValueError, match=f"the {key} in the structure's file"):
         embed_target("ase:test_charges:Ions()", system, topology, "name B C", species=species)

@@ -314,7 +314,7 @@ def test_plain_middle_steps_are_those_of_langevin_middle_integrator(simulate, st
     np.testing.assert_array_equal(found.velocities, expected.velocities)
 
 
-@pytest.mark.parametrize("change", ["velocities", "temperature"])
+@pytest.mark.parametrize("change", ["velocities", "velocities, checkpoint", "temperature"])
 @pytest.mark.parametrize("tuned", [True, False])
 def test_noise_of_discarded_steps(simulate, monkeypatch, change, tuned):
     """A tuner has seen what became of it, so it must not decide on other steps."""
@@ -331,15 +331,34 @@ def test_noise_of_discarded_steps(simulate, monkeypatch, change, tuned):
     while len(sampler._queue) < 2:
         integrator.step(1)
     shown, front = sampler.state.step, sampler.next_draft_step
-    if change == "velocities":
-        simulation.context.setVelocities(VELOCITIES)
-    else:
+    if change == "temperature":
         integrator.setTemperature(310)
+    else:
+        simulation.context.setVelocities(VELOCITIES)
+    if change == "velocities, checkpoint":
+        simulation.context.loadCheckpoint(simulation.context.createCheckpoint())
     integrator.step(1)
     assert drawn[-1][0] == (front if tuned else shown)
     assert drawn[-1][2] == shown == simulation.context.getStepCount() - 1
     integrator.step(20)
     assert simulation.context.getStepCount() == shown + 21
+
+
+@pytest.mark.parametrize("edit", [False, True])
+def test_a_tuner_does_not_know_the_future_of_a_checkpoint(simulate, edit):
+    integrator = lsd(windowLength="auto")
+    simulation = simulate(target_system(), integrator, POSITIONS, VELOCITIES)
+    integrator.step(30)
+    checkpoint = simulation.context.createCheckpoint()
+    integrator.step(100)
+    knows = integrator._binding.tuner
+    simulation.context.loadCheckpoint(checkpoint)
+    if edit:
+        integrator.setTemperature(310)
+    integrator.step(1)
+    tuner = integrator._binding.tuner
+    assert tuner is not knows and tuner.windows == knows.windows
+    assert integrator.probe().sampler._tuner is tuner
 
 
 def test_plain_steps_that_fail_leave_the_last_committed_state(simulate, state_of):

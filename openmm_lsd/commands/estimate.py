@@ -192,6 +192,8 @@ def estimate(
 
 def windows_with_room(case: Case, windows: Sequence[int], log: Log) -> list[int]:
     """The windows (at least 2) that are not longer than the steps between a barostat's moves."""
+    if not windows:
+        raise ValueError("there are no windows to try")
     if min(windows) < 2:
         raise ValueError("a window of one step is plain dynamics: windows begin at 2 steps")
     room = barostat_frequency(case.target)

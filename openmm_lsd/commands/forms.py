@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import openmm
 from openmm import app
 
-from ..structures import TOTALS, atomic_numbers, charges_in_words
+from ..structures import atomic_numbers, charges_in_words, totals_of
 from ..targets import ASETarget, BatchedTarget, CHGNetTarget, TorchSimTarget, as_target
 from ..targets.torchsim import takes_extras
 from .callspec import evaluate_call_spec
@@ -68,11 +68,12 @@ def _ase(call: str, topology: app.Topology, species: ase.Atoms | None) -> Batche
 
 def _torchsim(call: str, topology: app.Topology, species: ase.Atoms | None) -> BatchedTarget:
     model, numbers = evaluate_call_spec(call), atomic_numbers(topology).tolist()
-    said = {} if species is None else {k: species.info[k] for k in TOTALS if k in species.info}
-    if not said or not takes_extras():
+    totals = totals_of(species)
+    if not totals or not takes_extras():
         warn_of_charges(species, f"torchsim:{call}")
         return TorchSimTarget(model, numbers)
-    return TorchSimTarget(model, numbers, system_extras=said)
+    logger.info("%s is told %s", f"torchsim:{call}", totals)
+    return TorchSimTarget(model, numbers, system_extras=totals)
 
 
 def _chgnet(name: str, topology: app.Topology) -> BatchedTarget:

@@ -14,7 +14,7 @@ from ..contexts.periodicity import box_of
 from ..contexts.subsets import reduce_topology
 from ..core.errors import last_line
 from ..selections import select_atoms
-from ..structures import TOTALS
+from ..structures import NEUTRAL, totals_of
 from ..systems import with_target, with_torch_force
 from ..targets.ofsubset import arguments_of_module
 from .forms import FORMS, Form, warn_of_charges
@@ -64,6 +64,7 @@ def embed_target(
     if spec.endswith((".pt", ".pth")) and Path(spec).is_file():
         if positions is not None:
             _try_model(spec, system, atoms, positions)
+        warn_of_charges(species, spec)
         return with_torch_force(system, spec, atoms=atoms)
     kind, _, rest = spec.partition(":")
     if kind not in FORMS:
@@ -76,7 +77,7 @@ def embed_target(
 
 
 def _of_atoms(species: ase.Atoms, atoms: list[int]) -> ase.Atoms:
-    said = [key for key in TOTALS if key in species.info]
+    said = [key for key, value in totals_of(species).items() if value not in NEUTRAL[key]]
     if said:
         raise ValueError(
             f"--ml-atoms: the {' and the '.join(said)} in the structure's file are those of "

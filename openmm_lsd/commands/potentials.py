@@ -25,7 +25,7 @@ from ..contexts.periodicity import box_in_words, is_same_box, topology_box
 from ..structures import Structure
 from ..systems import read_system, with_target, with_torch_force
 from ..targets import BatchedTarget
-from .forms import FORMS, in_words
+from .forms import FORMS, in_words, warn_of_charges
 from .mlatoms import MLAtoms, embed_target
 from .rigidity import Rigidity, repartition_masses
 
@@ -133,6 +133,7 @@ def _target_system(
 def _network_system(spec: str, structure: Structure) -> openmm.System:
     kind, separator, rest = spec.partition(":")
     if (not separator or Path(spec).exists()) and spec.endswith(MODULE):
+        warn_of_charges(structure.species, spec)
         return with_torch_force(structure, spec)
     if not separator or Path(spec).exists() or kind not in FORMS:
         raise ValueError(f"target {spec!r} is of no known form; use {in_words()}")
@@ -251,6 +252,7 @@ def _potential_draft(
     spec: str, topology: app.Topology, target: openmm.System, species: ase.Atoms | None
 ) -> openmm.System | BatchedTarget:
     if spec.endswith(MODULE):
+        warn_of_charges(species, spec)
         particles = without_forces(target)
         copy_constraints(target, particles)
         return with_torch_force(particles, spec)

@@ -227,6 +227,10 @@ class WindowTuner:
         self._said: int | None = None
         self._said_plain = False
 
+    def anew(self) -> WindowTuner:
+        """One that knows nothing of the steps so far, whose noise is about to be used again."""
+        return WindowTuner(self.windows[-1])
+
     def resume_at(self, window: int) -> None:
         """Continue with this window, if it is one of those that are tried, and with what the draft
         has learned."""

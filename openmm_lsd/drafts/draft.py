@@ -280,11 +280,27 @@ class DraftSpec(NamedTuple):
         return digest_of(system, self.learning)
 
     def may_continue(self, record: Mapping[str, Any]) -> bool:
-        """Whether the draft of a checkpoint with this record was the same, as far as is known."""
-        if record["draft"] != self.digest():
-            return False
+        """Whether the forces that only a fingerprint tells apart are those of the record."""
         fingerprint = record.get("draft forces")
-        return self.potential is None or fingerprint is None or is_of(fingerprint, self.potential)
+        if fingerprint is None:
+            return True
+        potential = self.unknown_forces(fingerprint["positions"])
+        return potential is not None and is_of(fingerprint, potential)
+
+    def unknown_forces(self, positions: Array) -> BatchedTarget | None:
+        """Those of which ``digest`` knows a name only: a potential, or Python's in the System.
+
+        ``positions`` (N, 3) nm: where they can be evaluated. None if there are none, or they
+        cannot.
+        """
+        if self.potential is not None or self.system is None:
+            return self.potential
+        python = [i for i, force in enumerate(self.system.getForces()) if holds_python(force)]
+        try:
+            return SystemTarget(self.system, positions, indices=python) if python else None
+        except Exception as error:  # whatever a user's function may raise
+            logger.info("the draft's functions cannot be evaluated to tell them apart: %s", error)
+            return None
 
     def build(
         self,

@@ -48,14 +48,16 @@ def take_fingerprint(
         return None
     if not np.isfinite(forces).all():
         return None
-    return {"positions": positions, "box": box, "parameters": dict(parameters), "forces": forces}
+    pairs = [[name, value] for name, value in parameters.items()]
+    return {"positions": positions, "box": box, "parameters": pairs, "forces": forces}
 
 
 def is_of(fingerprint: Mapping[str, Any], potential: BatchedTarget) -> bool:
     """Whether the potential has these forces there."""
     expected, positions = fingerprint["forces"], fingerprint["positions"]
     try:
-        found = _forces(potential, positions, fingerprint["box"], fingerprint["parameters"])
+        parameters = dict(fingerprint["parameters"])
+        found = _forces(potential, positions, fingerprint["box"], parameters)
     except Exception as error:  # whatever a potential may raise
         logger.info("the draft fails at a state at which that of the checkpoint did not: %s", error)
         return False
@@ -70,4 +72,5 @@ def _forces(
 ) -> Array:
     potential.set_parameters(parameters)
     times = Times.same(1, 0.0, 0) if potential.uses_times else None
-    return np.array(potential.forces_at(positions[None], box, times), dtype=np.float64)[0]
+    states = positions[None].copy()  # which some potentials change
+    return np.array(potential.forces_at(states, box, times), dtype=np.float64)[0]

@@ -76,17 +76,14 @@ class PotentialDraft(NativeDraft):
 
     def roll_out(self, *arguments: Any, times: Times | None) -> tuple:
         """See NativeDraft."""
-        self._function.begin()
         return self.access.rollout(*arguments, *(times or ()))
 
     def roll_out_whole(self, *arguments: Any, times: Times | None) -> tuple:
         """See NativeDraft."""
-        self._function.begin()
         return self.access.rollout_whole(*arguments, *(times or ()))
 
     def roll_out_in_context(self, *arguments: Any) -> tuple:
         """See NativeDraft."""
-        self._function.begin()
         return self.access.rollout_in_context(*arguments)
 
 
@@ -133,6 +130,8 @@ class _Function:
     def _evaluate(self, site: Array, time: float, step_count: int) -> Array:
         potential = self._potential
         times = Times.same(1, time, step_count) if potential.uses_times else None
+        if self._parameters:  # it may have been another Simulation's in the meantime
+            potential.set_parameters(self._parameters)
         forces = potential.forces_at(site[None], self._box, times)
         # A copy: the potential may use its array again.
         result = checked_forces(forces, (1, *site.shape), "it")[0].copy()
@@ -156,11 +155,6 @@ class _Function:
             self._evaluate(positions, 0.0, 0)
         except Exception as error:
             raise ValueError(f"the draft fails at the starting positions: {error}") from error
-
-    def begin(self) -> None:
-        """A window: the potential may have been another Simulation's in the meantime."""
-        if self._parameters:
-            self._potential.set_parameters(self._parameters)
 
     def set_environment(self, box: Array | None, parameters: Mapping[str, float]) -> None:
         """See NativeDraft."""

@@ -234,6 +234,8 @@ class Binding:
         if self._record is not None:
             self._sampler = None
             self._spec.seed.resume(self._record["seed"])
+            if isinstance(self.tuner, WindowTuner):
+                self._spec.take_tuner(self.tuner.anew())
         elif self._spec.seed.follow_fork(self._access.get_settings()[3]):
             self._sampler = None
             self._access.renew_plain_noise()
@@ -297,9 +299,13 @@ class Binding:
             and not self._changes.touch_state
             and self._is_where_it_was(sampler)
         )
+        noise_step = self.noise_step
         if sampler is not None and not is_in_step:  # as the next step would
-            sampler.finish_lessons(self.noise_step)
+            sampler.finish_lessons(noise_step)
+            if self.tuner is not None:
+                noise_step = max(noise_step, sampler.next_draft_step)
         return {
+            "noise step": noise_step,
             "seed": self._spec.seed.of(settings),
             "settings": list(settings),
             "system": self._system.digest,

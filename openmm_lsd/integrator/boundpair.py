@@ -95,8 +95,7 @@ class BoundPair:
             warn_of_missing_forces(given, self._is_periodic)
         cores = allowed_cores(access.get_properties().get("Threads"))
         self.sharing: Sharing | None = None
-        self._potential, self._beside = spec.potential, state_beside(positions)
-        self._fingerprint: dict[str, Any] | None = None
+        self._given_draft, self._beside = spec, state_beside(positions)
         if spec.potential is not None and virtual_sites(system):
             spec = spec._replace(potential=VirtualSiteTarget(spec.potential, system))
         if given is None and spec.potential is None:
@@ -135,12 +134,12 @@ class BoundPair:
         self.take_environment()
 
     def fingerprint_of_draft(self) -> dict[str, Any] | None:
-        """Of a potential, of which nothing but its forces is known; always at the same state."""
-        if self._potential is not None and self._fingerprint is None:
-            self._fingerprint = take_fingerprint(
-                self._potential, self._beside, self.find_box(), self._access.get_parameters()
-            )
-        return self._fingerprint
+        """Of what may have been changed between two checkpoints; always at the same state."""
+        potential = self._given_draft.unknown_forces(self._beside)
+        if potential is None:
+            return None
+        box, parameters = self.find_box(), self._access.get_parameters()
+        return take_fingerprint(potential, self._beside, box, parameters)
 
     def describe_subset(self) -> str | None:
         """A digest; None if nothing is shared."""

@@ -355,20 +355,19 @@ class LSDIntegrator(openmm.CustomIntegrator):
                 "Context holds no complete step; let the handler set a flag, and save the "
                 "checkpoint when step() has returned"
             )
-        record = {**self._identity(), "noise step": self._value(NOISE_STEP)}
+        record: Record = {"noise step": self._value(NOISE_STEP)}
         if self._record is not None:  # no step since
-            return {**self._record, **record}
-        if self._binding is None:
-            return record
-        return {**self._binding.record(self._binding.settings()), **record}
+            record |= self._record
+        elif self._binding is not None:
+            record |= self._binding.record(self._binding.settings())
+        return {**record, **self._identity()}
 
     def check_compatible(self, record: Record | None) -> None:
         """RestartError if it cannot continue a record; called before a checkpoint is loaded."""
         if record is None:
             return
         is_on_device = ContextAccess(int(self.this)).on_device
-        has_same_draft = self._draft.may_continue(record)
-        check_record(record, self._identity(), is_on_device, has_same_draft)
+        check_record(record, self._identity(), is_on_device, self._draft.may_continue)
 
     def _take_record(self, record: Record | None) -> None:
         """The state in the Context was loaded, and this is what belongs to it."""

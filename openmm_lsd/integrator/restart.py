@@ -153,7 +153,9 @@ def _check_checkpoint(context: openmm.Context, integrator: Any, checkpoint: byte
         raise RestartError(f"the checkpoint was not loaded: {error}") from error
 
 
-def check_record(record: Record, own: Record, is_on_device: bool, has_same_draft: bool) -> None:
+def check_record(
+    record: Record, own: Record, is_on_device: bool, has_same_forces: Callable[[Record], bool]
+) -> None:
     """Raise RestartError if a run cannot continue a record, by what must be the same in both."""
     for name, meaning in (
         ("particles", "number of particles"),
@@ -170,8 +172,13 @@ def check_record(record: Record, own: Record, is_on_device: bool, has_same_draft
             "its particles have other masses, which a checkpoint brings back on this platform; "
             "call reinitialize() without preserveState, or load a State"
         )
-    if not has_same_draft:
+    if record["draft"] != own["draft"]:
         raise RestartError(
             "it was written with another draft; give the integrator the same System or potential "
             "(and the same learning)"
+        )
+    if not has_same_forces(record):
+        raise RestartError(
+            "it was written with another draft: at the same state this one has forces that differ "
+            "by more than half a percent; give the integrator the same potential, or load a State"
         )

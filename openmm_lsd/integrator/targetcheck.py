@@ -44,7 +44,7 @@ class Surroundings(NamedTuple):
 
     def forces(self, target: BatchedTarget) -> Array:
         """Forces (1, N, 3) at present: the Context's, or those of the target."""
-        states = self.positions[None]
+        states = self.positions[None].copy()  # which some targets change
         if self.reference is not None:
             return self.reference(states)
         times = Times.same(1, self.time, self.step_count)
