@@ -315,6 +315,18 @@ def unusual_drafts(document):
     return lines, [document]
 
 
+STUDIED = {
+    ("GFN2-xTB", "alanine_dipeptide"): "GFN2-xTB, alanine dipeptide",
+    ("its own", "alanine_dipeptide"): "ANI network of alanine dipeptide",
+    ("its own", "ibuprofen"): "ibuprofen, its network",
+    ("its own", "amoeba_water"): "64 AMOEBA waters",
+    ("GFN2-xTB", "benzylammonium"): "GFN2-xTB, benzylammonium (+1)",
+    ("GFN2-xTB", "methionine_amide"): "GFN2-xTB, methionine amide",
+    ("GFN2-xTB", "dimethyl_phosphate"): "GFN2-xTB, dimethyl phosphate (-1)",
+    ("GFN2-xTB", "2-butynyl_acetate"): "GFN2-xTB, 2-butynyl acetate",
+}
+
+
 def draft_study(document):
     """A row for each case and window; the drafts of earlier versions beside today's."""
     lines = [["target", "time step", "K", "steps counted", "without", "with"]]
@@ -324,11 +336,13 @@ def draft_study(document):
             continue
         case = run["target"], run["system"], run["time step, fs"], run["K"], *run["counted"]
         cases.setdefault(case, {})[run["draft"]] = run["steps per round"]
-    for (potential, system, step_size, window, begin, end), drafts in cases.items():
-        system = system.replace("_", " ")
+    order = list(STUDIED)
+    rows = sorted(cases, key=lambda case: (order.index(case[:2]), -case[2], case[3]))
+    for potential, system, step_size, window, begin, end in rows:
+        drafts = cases[potential, system, step_size, window, begin, end]
         lines.append(
             [
-                f"{potential}, {system}" if potential != "its own" else f"{system}, its own",
+                STUDIED[potential, system],
                 f"{step_size:g} fs",
                 str(window),
                 f"{begin}-{end}",
