@@ -1,7 +1,7 @@
 """Steps per round with the draft potentials that users have, beside draft='auto'. Counts, no times.
 
     python benchmarks/pairings.py gfn        # alanine dipeptide, GFN1-xTB under GFN2-xTB
-    python benchmarks/pairings.py copper     # 32 atoms, ASE's EMT under CHGNet
+    python benchmarks/pairings.py copper     # 32 atoms, ASE's EMT under CHGNet; copper4 for tests
     python benchmarks/pairings.py salt       # NaCl, 64 atoms, CHGNet; 'auto' only
     python benchmarks/pairings.py copper32   # and copper108: EMT under SevenNet's 7net-0
     python benchmarks/pairings.py silicon64  # salt64 and urea32: 7net-0; 'auto' only
@@ -48,11 +48,10 @@ def gfn():
     return molecule.topology, np.array(positions), target, draft, 0.001, 300.0
 
 
-def copper():
-    """32 atoms."""
+def copper(repeats):
     from ase.calculators.emt import EMT
 
-    atoms = ase.build.bulk("Cu", cubic=True) * (2, 2, 2)
+    atoms = ase.build.bulk("Cu", cubic=True) * repeats
     draft = ASETarget(EMT(), atoms.numbers)
     return *crystal(atoms), CHGNetTarget("0.3.0", atoms.numbers), draft, 0.005, 300.0
 
@@ -159,7 +158,8 @@ def crystal(atoms):
 
 PAIRINGS = {
     "gfn": gfn,
-    "copper": copper,
+    "copper": partial(copper, (2, 2, 2)),
+    "copper4": partial(copper, (1, 1, 1)),
     "salt": salt,
     "copper32": partial(copper_by_sevennet, 2),
     "copper108": partial(copper_by_sevennet, 3),

@@ -197,3 +197,20 @@ def test_benchmark_on_files(tmp_path):
     assert "times as fast as plain dynamics" in output
     rows = json.loads(outfile.read_text())["benchmark"]["rows"]
     assert [row["run"] for row in rows[:2]] == ["plain", "LSD, K = 4"]
+
+
+@pytest.mark.parametrize("pairing", ["gfn", "copper4", "ensemble"])
+def test_a_cheap_potential_drafts_for_an_expensive_one(tmp_path, pairing):
+    """GFN1-xTB for GFN2-xTB, EMT for CHGNet, a member for its ensemble; with no draft it is 1.1.
+
+    In so few steps 'auto' has learned next to nothing, and nothing can be added to a draft.
+    """
+    pytest.importorskip("tblite" if pairing == "gfn" else "chgnet")
+    outfile = tmp_path / "counts.json"
+    ways = ("draft", "draft, learning", "auto")
+    short = ("--window", 4, "--seeds", 1, "--warm-up", 6, "--steps", 9, "--equilibration", 20)
+    run_script("pairings.py", pairing, *short, "--ways", *ways, "--outfile", outfile)
+    counts = {each["way"]: each["steps per round"] for each in json.loads(outfile.read_text())}
+    assert set(counts) == set(ways)
+    assert counts["draft"] >= 2.0 and counts["draft, learning"] >= 2.0, counts
+    assert counts["draft"] >= counts["auto"] >= 1.0, counts

@@ -5,6 +5,11 @@ sevenn needs e3nn 0.5 or later and mace-torch 0.4.4, so this runs in an environm
     pip install "openmm-lsd[sevennet]" pytest && pytest tests/test_target_sevennet.py
 """
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import openmm
 import pytest
@@ -59,3 +64,17 @@ def test_a_run(silicon):
     positions = simulation.context.getState(positions=True).getPositions(asNumpy=True)
     moved = positions.value_in_unit(unit.nanometer) - 0.1 * silicon.positions
     assert 0 < np.abs(moved).max() < 0.05
+
+
+def test_a_small_network_drafts_for_a_large_one(tmp_path):
+    """In so few steps nothing can be added to the draft by learning."""
+    outfile = tmp_path / "counts.json"
+    ways = ["draft", "draft, learning", "auto"]
+    short = "--window 4 --seeds 1 --warm-up 6 --steps 9 --equilibration 20"
+    script = Path(__file__).resolve().parent.parent / "benchmarks" / "pairings.py"
+    command = [sys.executable, script, "silicon8", *short.split(), "--ways", *ways]
+    subprocess.run([*command, "--outfile", outfile], check=True, timeout=900)
+    counts = {each["way"]: each["steps per round"] for each in json.loads(outfile.read_text())}
+    assert set(counts) == set(ways)
+    assert counts["draft"] >= 2.0 and counts["draft, learning"] >= 2.0, counts
+    assert counts["draft"] >= counts["auto"] >= 1.0, counts
