@@ -77,7 +77,7 @@ def main():
         for workers, threads in ((1, 1), (1, cores), (cores, 1)):
             if name == "compiled" and workers > 1:  # the compiler is not for several threads
                 continue
-            row = []
+            row, first = [], []
             for batch in args.batches:
                 noise = 0.003 * np.random.default_rng(0).standard_normal((batch, *positions.shape))
                 states = torch.tensor(positions + noise)
@@ -90,11 +90,16 @@ def main():
                     run = lambda way=way, shares=shares, pool=pool: list(  # noqa: E731
                         pool.map(lambda share: forces(way, share), shares)
                     )
+                begin = time.perf_counter()
                 try:
+                    run()
+                    first.append(f"{time.perf_counter() - begin:10.1f}")
                     row.append(f"{milliseconds(run):10.2f}")
                 except Exception as error:  # torch.compile may not cope with the neighbour list
                     row.append(f"{type(error).__name__[:9]:>10s}")
             print(f"{name:12s}{f'{workers} x {threads}':>10s}" + "".join(row), flush=True)
+            if name == "compiled" and threads == 1:
+                print(f"{'  its first call, s':22s}" + "".join(first), flush=True)
 
 
 if __name__ == "__main__":

@@ -69,6 +69,26 @@ def constraints_counts(document):
     return lines, [document["counts"]]
 
 
+def constraints_cost(document):
+    part = document["cost"]
+    lines = [["waters", "both projections, µs per water", "drafted step, µs: rigid", "flexible"]]
+    for row in part["result"]:
+        both = row["velocities, us per water"] + row["positions, us per water"]
+        steps = (f"{row[f'drafted step, us, {kind}']:.0f}" for kind in ("rigid", "flexible"))
+        lines.append([str(row["waters"]), f"{both:.2f}", *steps])
+    return lines, [part]
+
+
+def constraints_amoeba(document):
+    part = document["amoeba"]
+    lines = [["", "times as fast as plain dynamics", "ms per step", "steps per round"]]
+    for row in part["result"]["rows"]:
+        count = f"{row['steps per round']:.1f}" if "steps per round" in row else ""
+        name = {"LSD": 'LSD, `windowLength="auto"`'}.get(row["run"], row["run"])
+        lines.append([name, f"{row['ratio']:.2f}", f"{row['ms per step']:.1f}", count])
+    return lines, [part]
+
+
 def constraints_ensemble(document):
     lines = [
         [
@@ -501,7 +521,9 @@ TABLES = [
     ),
     ("measurements", first_steps, ["first_steps"]),
     ("constraints", constraints_counts, ["constraints"]),
+    ("constraints", constraints_cost, ["constraints"]),
     ("constraints", constraints_ensemble, ["constraints"]),
+    ("constraints", constraints_amoeba, ["constraints"]),
     ("solution", engines, ["engines"]),
     ("solution", mixed_waits, ["mixed"]),
     ("solution", mixed_counts, ["mixed"]),
@@ -526,12 +548,9 @@ def main():
     parser.add_argument("--check", action="store_true", help="only whether they are up to date")
     args = parser.parse_args()
     for page, make, names in TABLES:
-        files = [BENCHMARKS / f"{name}.json" for name in names]
-        missing = [file.name for file in files if not file.exists()]
-        if missing:
-            print(f"{page}, {make.__name__}: {', '.join(missing)} has still to be made")
-            continue
-        lines, documents = make(*(json.loads(file.read_text()) for file in files))
+        lines, documents = make(
+            *(json.loads((BENCHMARKS / f"{name}.json").read_text()) for name in names)
+        )
         result = "\n\n".join(filter(None, (markdown(lines), origin(*documents))))
         name = names[0] if make is wall_time else make.__name__
         put(ROOT / f"docs/{page}.md", f"benchmarks/page_tables.py {name}", result, args.check)
