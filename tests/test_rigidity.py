@@ -197,8 +197,8 @@ def test_validation_with_constraints(capsys):
     status = cli.main(
         [
             *("validate", "--topology", f"{STEM}.pdb", *NETWORK, "--draft", AMBER),
-            *("--constraints", "h-bonds", "--timestep", "2", "--runs", "80"),
-            *("--path-steps", "200", "--long-steps", "1200", "--equilibration", "200"),
+            *("--constraints", "h-bonds", "--timestep", "2", "--runs", "40"),
+            *("--path-steps", "100", "--long-steps", "600", "--equilibration", "200"),
             *("--seed", "1"),
         ]
     )

@@ -208,7 +208,7 @@ def test_a_cheap_potential_drafts_for_an_expensive_one(tmp_path, pairing):
     pytest.importorskip("tblite" if pairing == "gfn" else "chgnet")
     outfile = tmp_path / "counts.json"
     ways = ("draft", "draft, learning", "auto")
-    short = ("--window", 4, "--seeds", 1, "--warm-up", 6, "--steps", 9, "--equilibration", 20)
+    short = ("--window", 4, "--seeds", 1, "--warm-up", 4, "--steps", 6, "--equilibration", 20)
     run_script("pairings.py", pairing, *short, "--ways", *ways, "--outfile", outfile)
     counts = {each["way"]: each["steps per round"] for each in json.loads(outfile.read_text())}
     assert set(counts) == set(ways)
