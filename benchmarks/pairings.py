@@ -37,6 +37,13 @@ class ConstantOffset(LSDIntegrator):
     _correction = "constant"
 
 
+class NoDraft(BatchedTarget):
+    """No forces: what corrections alone achieve."""
+
+    def evaluate(self, positions, box=None):
+        return np.zeros(len(positions)), np.zeros_like(positions)
+
+
 def gfn():
     """Topology, positions in nm, target, draft, time step in ps and temperature."""
     from tblite.ase import TBLite
@@ -178,6 +185,7 @@ WAYS = {
     "auto": ("auto", None, LSDIntegrator),
     "auto, published rule": ("auto", None, ConstantOffset),
 }
+NO_DRAFT = {"no draft": ("none", False, LSDIntegrator)}
 KEYS = ("pairing", "K", "temperature", "pressure", "way", "seed")
 
 
@@ -223,7 +231,7 @@ class Pairing:
             self.temperature,
             1.0,
             self.step_size,
-            self.given if draft == "given" else "auto",
+            {"given": self.given, "none": NoDraft(), "auto": "auto"}[draft],
             windowLength=self.args.window,
             randomNumberSeed=self.seed,
             topology=self.topology,
@@ -244,7 +252,7 @@ class Pairing:
 
     def count(self, way):
         """Steps per round, and of what: KEYS say that, and the rest how it was counted."""
-        draft, learning, kind = WAYS[way]
+        draft, learning, kind = {**WAYS, **NO_DRAFT}[way]
         warm = self.warm_up(draft, learning)
         simulation = self.begin(draft, learning, kind)
         simulation.context.loadCheckpoint(warm)
@@ -254,6 +262,7 @@ class Pairing:
             simulation.step(steps)
         before = simulation.integrator.statistics
         simulation.step(steps)
+        spent = simulation.integrator.statistics.since(before)
         return {
             "pairing": self.args.pairing,
             "K": self.args.window,
@@ -261,7 +270,8 @@ class Pairing:
             "pressure": self.args.pressure,
             "way": way,
             "seed": self.seed,
-            "steps per round": simulation.integrator.statistics.since(before).steps_per_round,
+            "steps per round": spent.steps_per_round,
+            "noise shift of steps not measured before": spent.noise_shifts_by_measurement[0],
             "equilibration": 0 if self.given == "auto" else self.args.equilibration,
             "warm-up": self.args.warm_up,
             "steps": steps,
@@ -290,7 +300,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--warm-up", type=int, default=600, help="steps, in which drafts learn")
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=list(WAYS))
+    parser.add_argument("--ways", nargs="+", choices=[*WAYS, *NO_DRAFT], default=list(WAYS))
     parser.add_argument("--outfile", type=Path)
     parser.add_argument(
         "--equilibration", type=int, default=400, help="steps of plain dynamics with the draft"

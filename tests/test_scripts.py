@@ -199,18 +199,22 @@ def test_benchmark_on_files(tmp_path):
     assert [row["run"] for row in rows[:2]] == ["plain", "LSD, K = 4"]
 
 
-@pytest.mark.parametrize("pairing", ["gfn", "copper4", "ensemble"])
-def test_a_cheap_potential_drafts_for_an_expensive_one(tmp_path, pairing):
-    """GFN1-xTB for GFN2-xTB, EMT for CHGNet, a member for its ensemble; with no draft it is 1.1.
+@pytest.mark.parametrize(
+    ("pairing", "largest"), [("gfn", 5.0), ("copper4", 1.2), ("ensemble", 1.2)]
+)
+def test_a_cheap_potential_drafts_for_an_expensive_one(tmp_path, pairing, largest):
+    """GFN1-xTB for GFN2-xTB, EMT for CHGNet, a member for its ensemble.
 
-    In so few steps 'auto' has learned next to nothing, and nothing can be added to a draft.
+    Corrections hide how good a draft is, so its steps that were not measured before are looked at:
+    without a draft they are worse, or there are none. In so few steps nothing is learned.
     """
     pytest.importorskip("tblite" if pairing == "gfn" else "chgnet")
     outfile = tmp_path / "counts.json"
-    ways = ("draft", "draft, learning", "auto")
+    ways = ("draft", "draft, learning", "auto", "no draft")
     short = ("--window", 4, "--seeds", 1, "--warm-up", 4, "--steps", 6, "--equilibration", 20)
     run_script("pairings.py", pairing, *short, "--ways", *ways, "--outfile", outfile)
-    counts = {each["way"]: each["steps per round"] for each in json.loads(outfile.read_text())}
-    assert set(counts) == set(ways)
-    assert counts["draft"] >= 2.0 and counts["draft, learning"] >= 2.0, counts
-    assert counts["draft"] >= counts["auto"] >= 1.0, counts
+    counts = {each["way"]: each for each in json.loads(outfile.read_text())}
+    shifts = {way: counts[way]["noise shift of steps not measured before"] for way in ways}
+    assert 0 < shifts["draft"] < largest and 0 < shifts["draft, learning"] < largest, shifts
+    assert shifts["no draft"] is None or shifts["no draft"] > largest, shifts
+    assert counts["draft"]["steps per round"] >= 2 and counts["auto"]["steps per round"] >= 1

@@ -67,14 +67,15 @@ def test_a_run(silicon):
 
 
 def test_a_small_network_drafts_for_a_large_one(tmp_path):
-    """In so few steps nothing can be added to the draft by learning."""
+    """Its steps that were not measured before are those of a draft; see test_scripts.py."""
     outfile = tmp_path / "counts.json"
-    ways = ["draft", "draft, learning", "auto"]
-    short = "--window 4 --seeds 1 --warm-up 6 --steps 9 --equilibration 20"
+    ways = ["draft", "draft, learning", "auto", "no draft"]
+    short = "--window 4 --seeds 1 --warm-up 4 --steps 6 --equilibration 20"
     script = Path(__file__).resolve().parent.parent / "benchmarks" / "pairings.py"
     command = [sys.executable, script, "silicon8", *short.split(), "--ways", *ways]
     subprocess.run([*command, "--outfile", outfile], check=True, timeout=900)
-    counts = {each["way"]: each["steps per round"] for each in json.loads(outfile.read_text())}
-    assert set(counts) == set(ways)
-    assert counts["draft"] >= 2.0 and counts["draft, learning"] >= 2.0, counts
-    assert counts["draft"] >= counts["auto"] >= 1.0, counts
+    counts = {each["way"]: each for each in json.loads(outfile.read_text())}
+    shifts = {way: counts[way]["noise shift of steps not measured before"] for way in ways}
+    assert 0 < shifts["draft"] < 1.5 and 0 < shifts["draft, learning"] < 1.5, shifts
+    assert shifts["no draft"] > 1.5, shifts
+    assert counts["draft"]["steps per round"] >= 2 and counts["auto"]["steps per round"] >= 1

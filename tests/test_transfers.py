@@ -19,7 +19,7 @@ pytestmark = [
 
 def test_nothing_crosses_that_nobody_needs(tmp_path, monkeypatch):
     """In mixed precision, where there is more that could."""
-    monkeypatch.delenv("POCL_EXTRA_BUILD_FLAGS", raising=False)  # for steps enough to pay
+    monkeypatch.delenv("POCL_EXTRA_BUILD_FLAGS", raising=False)  # its steps pay for them
     file = tmp_path / "transfers.json"
     options = ["--outfile", file, "--precision", "mixed", "--steps", "60"]
     subprocess.run([sys.executable, SCRIPT, *options], check=True)
