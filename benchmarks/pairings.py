@@ -9,7 +9,7 @@
     python benchmarks/pairings.py metal32 --pressure 1  # with a barostat
 
 Each pairing: the draft as it is, the same with learning, 'auto', and the published rule (one
-constant offset for the whole window) on the same draft. With --outfile every count is written as
+constant offset for the whole window) on each of these. With --outfile every count is written as
 soon as it is known, so several of these can run side by side;
 benchmarks/pairings_table.py makes the table of docs/materials.md.
 """
@@ -182,6 +182,7 @@ WAYS = {
     "draft": ("given", False, LSDIntegrator),
     "draft, published rule": ("given", False, ConstantOffset),
     "draft, learning": ("given", True, LSDIntegrator),
+    "draft, learning, published rule": ("given", True, ConstantOffset),
     "auto": ("auto", None, LSDIntegrator),
     "auto, published rule": ("auto", None, ConstantOffset),
 }

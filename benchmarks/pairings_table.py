@@ -29,10 +29,15 @@ PAGES = {
     "materials": [name for name in SYSTEMS if name not in ("gfn", "ensemble")],
     "drafts": ["gfn", "copper32", "copper108", "silicon8", "ensemble"],
 }
-WAYS = ("auto", "draft", "draft, learning", "draft, published rule", "auto, published rule")
+DRAFTS = {
+    "auto": '`"auto"`',
+    "draft": "cheap potential",
+    "draft, learning": "the same, learning",
+}
+WAYS = [way for draft in DRAFTS for way in (draft, f"{draft}, published rule")]
 HEADS = (
-    *("target and system", "conditions", "K", '`"auto"`', "cheap potential"),
-    *("the same, learning", "published rule on it", "published rule on `auto`"),
+    *("target and system", "conditions", "K"),
+    *(head for name in DRAFTS.values() for head in (name, "published rule")),
 )
 
 
@@ -49,8 +54,8 @@ def table(counts, pairings):
             temperature, pressure, window = case
             where = f"{temperature:g} K" + (f", {pressure:g} bar" if pressure else "")
             cells = [told(found[pairing, case, way]) for way in WAYS]
-            if cheap and cells[1]:
-                cells[1] = f"{cheap}: {cells[1]}"
+            if cheap and cells[2]:
+                cells[2] = f"{cheap}: {cells[2]}"
             lines.append([name, where, str(-window), *cells])
     used = [column for column in range(len(HEADS)) if any(line[column] for line in lines[1:])]
     return markdown([[line[i] for i in used] for line in lines])

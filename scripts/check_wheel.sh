@@ -33,4 +33,4 @@ testing=$work/testing/bin
 "$testing/python" -c "import openmm_lsd; print('testing', openmm_lsd.__file__)"
 # The settings of scripts/test.sh; the command openmm-lsd is that of the wheel.
 export OCL_ICD_VENDORS=/nonexistent OMP_WAIT_POLICY=PASSIVE PATH=$testing:$PATH
-pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"

@@ -13,15 +13,17 @@ wait $pages
 vendors=${OCL_ICD_VENDORS:-/etc/OpenCL/vendors}
 export OCL_ICD_VENDORS=/nonexistent
 # Threads that wait for each other must not burn the cores that they wait for.
-# Files side by side: most tests keep one core busy, and some wait.
+# Files side by side: most tests keep one core busy. When a process dies, the run ends: pytest-xdist
+# may wait forever for the one that takes its place.
 export OMP_WAIT_POLICY=PASSIVE
-python -m pytest -n 3 --dist loadfile --no-loadscope-reorder "$@"
+python -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"
 # The code of GPU platforms, on the CPU: Debian's pocl-opencl-icd.
 if [ $# -eq 0 ] && [ -e "$vendors/pocl.icd" ]; then
     echo "the same on OpenMM's OpenCL platform"
     # Kernels of tiny systems take longer to optimise than to run.
     export POCL_EXTRA_BUILD_FLAGS=-cl-opt-disable
-    OCL_ICD_VENDORS=$vendors OPENMM_LSD_TEST_PLATFORM=OpenCL python -m pytest -n 2 \
+    OCL_ICD_VENDORS=$vendors OPENMM_LSD_TEST_PLATFORM=OpenCL \
+        python -m pytest -n 2 --max-worker-restart 0 \
         tests/test_context_engine.py tests/test_transfers.py tests/test_changes.py \
         tests/test_device.py tests/test_everyday.py tests/test_integrator.py \
         tests/test_mixed_systems.py tests/test_reporters.py tests/test_rigid_molecules.py \

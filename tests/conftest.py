@@ -4,6 +4,7 @@ import torch  # before openmm, which cannot load the TorchForce plugin without t
 
 # isort: split
 import importlib
+import os
 import signal
 from typing import NamedTuple
 
@@ -28,6 +29,9 @@ from particles import (
 # Which plan wins for modules this small is a matter of luck; one thread leaves fewer to try.
 torch.set_num_threads(1)
 
+
+# Ray of our own: that of another program, or of a test in another process, ends with it.
+os.environ["RAY_ADDRESS"] = "local"
 
 # A shell makes what it starts in the background deaf to Ctrl-C, which some tests are about.
 signal.signal(signal.SIGINT, signal.default_int_handler)

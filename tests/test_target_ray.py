@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -652,8 +653,14 @@ print("done")
 
 
 def test_workers_on_several_nodes():
-    """Nodes of one machine, as in Ray's own tests; one is lost, and another takes over."""
-    run = subprocess.run([sys.executable, "-c", NODES], capture_output=True, text=True, timeout=300)
+    """Nodes of one machine, as in Ray's own tests; one is lost, and another takes over.
+
+    A cluster leaves its address in Ray's directory, and whatever starts Ray meanwhile joins it.
+    """
+    command = [sys.executable, "-c", NODES]
+    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # tmp_path is too long for sockets
+        environment = {**os.environ, "RAY_TMPDIR": folder}
+        run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert run.stdout.endswith("done\n"), run.stderr
 
 
