@@ -661,6 +661,7 @@ def test_workers_on_several_nodes():
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # tmp_path is too long for sockets
         environment = {**os.environ, "RAY_TMPDIR": folder}
         run = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+        assert list(Path(folder).glob("ray/session_*"))  # and not where others look
     assert run.stdout.endswith("done\n"), run.stderr
 
 
