@@ -53,10 +53,10 @@ def table(counts, pairings):
         for case in sorted({case for other, case, _ in list(found) if other == pairing}):
             temperature, pressure, window = case
             where = f"{temperature:g} K" + (f", {pressure:g} bar" if pressure else "")
-            cells = [told(found[pairing, case, way]) for way in WAYS]
-            if cheap and cells[2]:
-                cells[2] = f"{cheap}: {cells[2]}"
-            lines.append([name, where, str(-window), *cells])
+            cells = {way: told(found[pairing, case, way]) for way in WAYS}
+            if cheap and cells["draft"]:
+                cells["draft"] = f"{cheap}: {cells['draft']}"
+            lines.append([name, where, str(-window), *cells.values()])
     used = [column for column in range(len(HEADS)) if any(line[column] for line in lines[1:])]
     return markdown([[line[i] for i in used] for line in lines])
 

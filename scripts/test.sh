@@ -13,9 +13,9 @@ wait $pages
 vendors=${OCL_ICD_VENDORS:-/etc/OpenCL/vendors}
 export OCL_ICD_VENDORS=/nonexistent
 # Threads that wait for each other must not burn the cores that they wait for.
+export OMP_WAIT_POLICY=PASSIVE
 # Files side by side: most tests keep one core busy. When a process dies, the run ends: pytest-xdist
 # may wait forever for the one that takes its place.
-export OMP_WAIT_POLICY=PASSIVE
 python -m pytest -n 2 --max-worker-restart 0 --dist loadfile --no-loadscope-reorder "$@"
 # The code of GPU platforms, on the CPU: Debian's pocl-opencl-icd.
 if [ $# -eq 0 ] && [ -e "$vendors/pocl.icd" ]; then
