@@ -48,7 +48,7 @@ def systems_of(make, is_mixed):
 def measure(topology, positions, make, engine, platform, steps):
     target, draft = systems_of(make, engine is not None)
     # Otherwise the target may turn out faster on the Reference platform, whose PME differs by more.
-    own = None if engine else ContextTarget(target, platforms={platform.getName(): {}})
+    on_device = None if engine else ContextTarget(target, platforms={platform.getName(): {}})
     integrator = LSDIntegrator(
         300,
         1,
@@ -57,7 +57,7 @@ def measure(topology, positions, make, engine, platform, steps):
         windowLength=WINDOW,
         randomNumberSeed=1,
         draftPlatform=platform,
-        target=own,
+        target=on_device,
         engine=engine or "auto",
     )
     shifts = []
