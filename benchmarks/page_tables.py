@@ -354,15 +354,17 @@ def draft_study(document):
     for run in document.values():
         if ", on" in run["draft"]:
             continue
-        case = run["target"], run["system"], run["time step, fs"], run["K"], *run["counted"]
+        case = (run["target"], run["system"], run.get("conditions", ""), run["time step, fs"])
+        case += (run["K"], *run["counted"])
         cases.setdefault(case, {})[run["draft"]] = run["steps per round"]
     order = list(STUDIED)
-    rows = sorted(cases, key=lambda case: (order.index(case[:2]), -case[2], case[3]))
-    for potential, system, step_size, window, begin, end in rows:
-        drafts = cases[potential, system, step_size, window, begin, end]
+    rows = sorted(cases, key=lambda case: (order.index(case[:2]), case[2], -case[3], case[4]))
+    for case in rows:
+        potential, system, conditions, step_size, window, begin, end = case
+        drafts = cases[case]
         lines.append(
             [
-                STUDIED[potential, system],
+                STUDIED[potential, system] + conditions.replace("aboba", "ABOBA"),
                 f"{step_size:g} fs",
                 str(window),
                 f"{begin}-{end}",
@@ -392,16 +394,21 @@ def learning(*documents):
     """Of several files; a number for each seed, from the steps that are not left out."""
     lines = [["target", "time step", "K", "after", "amber14", "amber14, learning", "auto"]]
     for potential, document in zip(LEARNING.values(), documents, strict=True):
-        after = document["left out, steps"]
-        begin = after // document["segment, steps"]
         cells = []
         for draft in ("system", "learning", "auto"):
-            curves = document["curves"].get(draft, [])
-            late = [1 / np.mean(1 / np.array(curve[begin:])) for curve in curves]
+            late = late_steps_per_round(document, draft)
             cells.append(", ".join(f"{count:.2f}" for count in late))
         step_size = f"{document['time step, fs']:g} fs"
-        lines.append([potential, step_size, str(document["K"]), str(after), *cells])
+        left_out = str(document["left out, steps"])
+        lines.append([potential, step_size, str(document["K"]), left_out, *cells])
     return lines, documents
+
+
+def late_steps_per_round(document, draft):
+    """Of each seed of a learning curve, from the steps that are not left out."""
+    begin = document["left out, steps"] // document["segment, steps"]
+    curves = document["curves"].get(draft, [])
+    return [1 / np.mean(1 / np.array(curve[begin:])) for curve in curves]
 
 
 def wall_time(document):
@@ -510,6 +517,52 @@ def gpu_batches(document, batches=("1", "4", "16", "64")):
     return lines, [document]
 
 
+def batch_ratios(costs, gpu):
+    """What 16 states cost, in states; and what follows from it."""
+    at = [costs["batches"].index(batch) for batch in (1, 16)]
+
+    def here(form):
+        one, sixteen = (costs["ms"][form][index] for index in at)
+        return sixteen / one
+
+    def on_the_card(system, form):
+        batches = gpu["systems"][system]["batch costs, ms"][form]
+        return batches["16"] / batches["1"]
+
+    def both(form):
+        ratios = sorted(on_the_card(system, form) for system in ON_THE_CARD)
+        return " to ".join(f"{ratio:.1f}" for ratio in ratios)
+
+    graph, shipped = GPU_FORMS
+    networks, amoeba = "2 CPU cores", "AMOEBA, 192 atoms"
+    slow = (here(f"Contexts: {amoeba}"), on_the_card("amoeba_water", "1 Context"))
+    rows = [
+        ("small network, CUDA graph", "H200", both(graph), "yes, [measured](gpu.md)"),
+        (
+            *("small network, TorchScript", "H200", both(shipped)),
+            "a batch costs one state: expect the steps per round",
+        ),
+        (
+            *("ANI, 22 atoms, TorchForce", networks, f"{here('TorchForce: ANI, 22 atoms'):.1f}"),
+            "yes, [measured](measurements.md#wall-time)",
+        ),
+        ("MACE, 22 atoms, OpenMM-ML", networks, f"{here('OpenMM-ML: MACE, 22 atoms'):.1f}", "yes"),
+        (
+            *("ANI as a PythonForce for one state", networks),
+            f"{here('PythonForce, one state: ANI, 22 atoms'):.0f}",
+            "no: make its function `batched`",
+        ),
+        (
+            *("GFN2-xTB through ASE", "one process", f"{here('ASE: GFN2-xTB, 22 atoms'):.0f}"),
+            "no: use [workers](howto.md#run-a-quantum-method)",
+        ),
+        ("GFN2-xTB", "W workers", "16 / W at best", "if W is 4 or more"),
+        (amoeba, networks, f"{slow[0]:.0f}", "no"),
+        (amoeba, "H200", f"{slow[1]:.0f}", "no"),
+    ]
+    return [["potential", "where", "t(16) / t(1)", "does it pay?"], *map(list, rows)], [costs, gpu]
+
+
 # Page, function, and the names of the files that it needs.
 TABLES = [
     ("measurements", steps_per_round, ["steps_per_round"]),
@@ -535,6 +588,7 @@ TABLES = [
     ("gpu", transfers, ["transfers"]),
     ("gpu", transfers_of_engines, ["transfers"]),
     ("targets", target_cost, ["target_cost"]),
+    ("does_it_pay", batch_ratios, ["target_cost", "gpu_h200"]),
     ("materials", crystals, list(CRYSTALS)),
     ("drafts", hessian_error, ["hessian_error"]),
     ("drafts", unusual_drafts, ["unusual_drafts"]),

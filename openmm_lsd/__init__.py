@@ -1,4 +1,4 @@
-"""Exact speculative Langevin dynamics for slow potentials in OpenMM."""
+"""Exact speculative Langevin dynamics for expensive potentials in OpenMM."""
 
 import openmm as _openmm
 

@@ -79,8 +79,8 @@ def load(directory: str | Path, **options: Any) -> MolecularSystem:
     directory : path
     options
         ``constraints``, ``rigidWater`` and ``hydrogenMass`` as OpenMM's ``createSystem``. Default:
-        what the directory says, and if it says nothing everything is flexible, but for water around
-        the atoms of a network. Between these there are no constraints.
+        what the directory says, and if it says nothing everything is flexible except the water
+        around the atoms of a network. There are no constraints between these atoms.
 
     Raises
     ------
@@ -182,8 +182,8 @@ def with_torch_force(
     Parameters
     ----------
     particles : openmm.System, openmm.app.Topology or Structure
-        Gives masses, constraints and box; periodic is a System whose forces are, or that has none
-        and was given a box.
+        Gives masses, constraints and box; a System is periodic if its forces are, or if it has
+        no forces and was given a box.
     module_file : path
         TorchScript module: positions (N, 3) in nm -> energy in kJ/mol; if it also takes
         (B, N, 3) and gives (B,), a batch is one call. If it takes a second argument, that is the
@@ -298,9 +298,9 @@ def from_ase(atoms: ase.Atoms, target: Any = None) -> MolecularSystem:
         simulation.context.setPositions(molecule.positions)
 
     Periodic if the Atoms are, in all three directions. OpenMM wants the first vector of a box along
-    x and the second in the xy plane, and all three reduced: a structure whose cell is not so is
-    turned as a whole. Masses are those of the Atoms; atoms under FixAtoms have mass zero and do not
-    move.
+    x and the second in the xy plane, and all three reduced: a structure whose cell is different
+    is rotated as a whole. Masses are those of the Atoms; atoms under FixAtoms have mass zero and do
+    not move.
 
     Parameters
     ----------
@@ -349,8 +349,8 @@ def with_target(
     Parameters
     ----------
     particles : openmm.System, openmm.app.Topology or Structure
-        Gives masses, virtual sites, constraints and box; periodic is a System whose forces are, or
-        that has none and was given a box.
+        Gives masses, virtual sites, constraints and box; a System is periodic if its forces
+        are, or if it has no forces and was given a box.
     target : targets.BatchedTarget
     atoms : sequence of int, optional
         Indices, in the order in which the target takes the atoms.

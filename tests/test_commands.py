@@ -242,7 +242,10 @@ def test_ctrl_c_in_python_that_openmm_has_called(monkeypatch, capsys, interrupte
         (["run", *FILES, "--target", f"{STEM}.pt", "--draft", "no.prmtop"], "no file no.prmtop"),
         (["run", *FILES, "--target", f"{STEM}.pt", "--platform", "Abacus"], '"Abacus"'),
         (["run", "--system", "systems/none"], "systems/none holds 0 *.prmtop files"),
-        (["estimate", "--system", "x", "--target", "y"], "--system goes without --target"),
+        (
+            ["estimate", "--system", "x", "--target", "y"],
+            "--system cannot be combined with --target",
+        ),
         (["estimate", "--outfile", "/nonesuch/x.json"], "there is no directory /nonesuch"),
         (["benchmark", "--system", str(STEM.parent), "--windows", "4", "auto"], "auto alone"),
         (["benchmark", "--seconds", "inf"], "'inf' is not a positive number"),
@@ -419,7 +422,7 @@ def test_estimate_and_benchmark_from_the_command_line(tmp_path, potential, capfd
     small = ("--seconds", 1, "--warm-up", 40, "--block", 16)
     assert command("benchmark", *options, *small, *results) == 0
     printed, notes = capfd.readouterr()
-    assert "note: --outfile will go away" in notes and "note: --figure will go away" in notes
+    assert "note: --outfile will be removed" in notes and "note: --figure will be removed" in notes
     rows = json.loads(json_file.read_text())["benchmark"]["rows"]
     names = ["plain", "LSD", "constant offset", "MTS, 2 steps", "MTS, 4 steps"]
     assert [row["run"] for row in rows] == names

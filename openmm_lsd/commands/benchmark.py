@@ -70,8 +70,8 @@ def benchmark(
     seconds : float
         Of measurement; at least five blocks.
     block : int, optional
-        Steps. Default: as many as plain dynamics does in half a second, from 100 to 1000. After a
-        change of runs nothing is in the caches, and a user's run changes never.
+        Steps. Default: as many as plain dynamics does in half a second, from 100 to 1000. Short
+        blocks time cold caches, which a run without interruptions does not have.
     warm_up : int
         Steps of LSD before, in which a draft learns and the window is found.
     windows : sequence of int
@@ -245,7 +245,7 @@ def add_options(options: Options) -> None:
         "--block",
         type=positive_integer,
         metavar="STEPS",
-        help="before another run has its turn; default: those of half a second",
+        help="length of a block; default: half a second of plain dynamics, from 100 to 1000",
     )
     add(
         "--warm-up",
@@ -262,7 +262,7 @@ def add_options(options: Options) -> None:
         metavar="K",
         help="lengths of windows in steps, a row each; default auto",
     )
-    add("--also-auto", action="store_true", help="and a row with draft auto")
+    add("--also-auto", action="store_true", help="also time LSD with draft auto")
     add("--estimate", action="store_true", help="predict first, and compare with what is measured")
     pictures = "pictures of where the time goes and, with --windows, of the speed-up"
     add_output_options(add, pictures, old=("figure", "curve"))

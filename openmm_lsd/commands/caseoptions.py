@@ -18,7 +18,7 @@ from .options import Options, positive_number, seed_number
 from .potentials import cutoff_of, is_potential, named_draft, target_system
 from .rigidity import CONSTRAINTS, Rigidity
 
-SHORTHAND = "systems/NAME of the repository, in place of topology, coordinates, draft and target"
+SHORTHAND = "a directory such as systems/ibuprofen, instead of --topology, --coordinates, --target"
 
 
 def add_case_options(options: Options) -> None:
@@ -54,8 +54,8 @@ def add_case_options(options: Options) -> None:
         "--environment",
         nargs="+",
         metavar="NAME",
-        help="force field of all else, with --ml-atoms: a .prmtop or OpenMM force field files; "
-        "default that of --draft",
+        help="with --ml-atoms, the force field of all other atoms: a .prmtop or OpenMM force field "
+        "files; default that of --draft",
     )
     add("--no-box", action="store_true", help="ignore the box in the files: an isolated molecule")
     add(
@@ -68,7 +68,7 @@ def add_case_options(options: Options) -> None:
     add(
         "--constraints",
         choices=list(CONSTRAINTS),
-        help="what has a fixed length; default none, and with --system what that says",
+        help="what is rigid; default none, or what the directory of --system says",
     )
     add(
         "--rigid-water",
@@ -79,7 +79,7 @@ def add_case_options(options: Options) -> None:
         "--hydrogen-mass",
         type=positive_number,
         metavar="AMU",
-        help="of hydrogens, taken from the atoms that they are bound to; default: theirs",
+        help="of hydrogens; the atoms they are bonded to lose the difference; default: unchanged",
     )
     add = options.group("conditions")
     add(
@@ -161,9 +161,9 @@ def _shipped(args: argparse.Namespace, conditions: dict[str, Any]) -> Case:
     names = ("topology", "coordinates", "target", "ml_atoms", "environment")
     given = [name for name in names if getattr(args, name)]
     if given:
-        raise ValueError(f"--system goes without --{given[0].replace('_', '-')}")
+        raise ValueError(f"--system cannot be combined with --{given[0].replace('_', '-')}")
     if args.no_box:
-        raise ValueError("--system goes without --no-box")
+        raise ValueError("--system cannot be combined with --no-box")
     rigidity = rigidity_of(args)
     molecule = systems.load(args.system, **_as_options(rigidity))
     if args.draft is not None:

@@ -347,7 +347,7 @@ def add_options(options: Options) -> None:
         type=positive_integer,
         default=200,
         metavar="STEPS",
-        help="to measure on, at least; default 200",
+        help="measure on at least this number of steps; default 200",
     )
     windows = [4, 8, 12, 16, 24]
     words = " ".join(map(str, windows))

@@ -73,7 +73,7 @@ class Output:
         self._text = ""
         self._stdout = -1  # a copy of its descriptor
         for name in self._old:
-            _note(f"--{name} will go away; --output-dir and --json are in its place")
+            _note(f"--{name} will be removed; use --output-dir or --json")
         if self._directory is not None and not self._can_draw:
             _note(f"there will be no pictures without matplotlib; install it with: {INSTALL}")
 

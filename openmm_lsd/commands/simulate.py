@@ -1,4 +1,4 @@
-"""A run from files to files: minimise, equilibrate, simulate; and go on after it was stopped."""
+"""A run from files to files: minimise, equilibrate, simulate, and resume after a stop."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def simulate(
 ) -> Statistics:
     """Run, and write trajectory, log, statistics of LSD, and checkpoints to ``output``.
 
-    With ``resume`` the run goes on from the last checkpoint: what was written after it is cut off
+    With ``resume`` the run continues from the last checkpoint: what was written after it is cut off
     and written again. On Ctrl-C a checkpoint is written first.
 
     Parameters
@@ -210,7 +210,7 @@ def add_options(options: Options) -> None:
         type=positive_integer,
         default=10_000,
         metavar="STEPS",
-        help="all together, if resumed; default 10000",
+        help="total number of steps, including those before --resume; default 10000",
     )
     add(
         "--window",
@@ -223,7 +223,7 @@ def add_options(options: Options) -> None:
         "--equilibration",
         type=whole_number,
         metavar="STEPS",
-        help="before the first that is written; default 1000, or 0 if the coordinates come with "
+        help="steps before anything is written; default 1000, or 0 if the coordinates come with "
         "velocities",
     )
     add(
@@ -250,8 +250,8 @@ def add_options(options: Options) -> None:
     add(
         "--resume",
         action="store_true",
-        help="continue from the checkpoint in --output-dir; all other options are those of its "
-        "first run, and only --steps may be given anew",
+        help="continue from the checkpoint in --output-dir; all other options are taken from "
+        "the first run, and only --steps can be changed",
     )
 
 

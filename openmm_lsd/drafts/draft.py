@@ -231,7 +231,7 @@ class LearningDraft(NativeDraft):
         formed = bonds is not None and bonds.update(self._shown_until, here, self._box)
         if self._learner.has_degraded(discrepancies) or formed:
             logger.info(
-                "%s at step %d: the draft is made anew",
+                "%s at step %d: the draft is rebuilt",
                 "bonds have formed" if formed else "it has become worse",
                 self._shown_until,
             )

@@ -60,7 +60,7 @@ install_load_guards()
 
 @refuse_program
 class LSDIntegrator(openmm.CustomIntegrator):
-    """Langevin dynamics of an expensive potential, drafted by a cheap one, and exact.
+    """Exact Langevin dynamics of an expensive potential, whose steps a cheap one drafts.
 
     A drop-in for ``openmm.LangevinMiddleIntegrator``: the System of the Simulation holds the
     expensive potential (the target); ``draft`` is a classical force field or another cheap
@@ -72,9 +72,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
     The CustomIntegrator underneath is the plain dynamics of the target with the same scheme; that
     is what an XML round trip of the integrator gives. Nothing can be added to its program.
 
-    A checkpoint continues its own run to the last bit. A State is a starting point: it holds
-    no random numbers, and the Context that loads it continues with its own, at indices that it has
-    never used.
+    A checkpoint continues its own run, to the last bit if ``windowLength`` is a number. A State is
+    a starting point: it holds no random numbers, and the Context that loads it continues with its
+    own, at indices that it has never used.
 
     For this, importing the package wraps ``openmm.Context.loadCheckpoint``, and making a Context
     with an LSDIntegrator wraps ``updateParametersInContext`` of every Force; for other integrators
@@ -99,7 +99,7 @@ class LSDIntegrator(openmm.CustomIntegrator):
     scheme : 'middle' or 'aboba'
         'middle' is that of LangevinMiddleIntegrator; 'aboba' does not support constraints.
     randomNumberSeed : int, optional
-        None or 0: a fresh seed for every Context, and for every process that a fork makes.
+        None or 0: a fresh seed for every Context, and for every forked process.
     draftPlatform : openmm.Platform or str, optional
         Platform of the draft's forces; default: the fastest for them, found by timing. With a
         ``windowLength`` that is a number, only what gives the same forces every time is tried: of
@@ -118,7 +118,9 @@ class LSDIntegrator(openmm.CustomIntegrator):
         System, each force in the form that batches best.
     engine : 'auto', 'host' or 'context'
         Where windows are drafted if draft and target share forces: on the host, or in a Context on
-        their platform, which pays in large boxes on a GPU. 'auto' takes the faster.
+        their platform, which pays in large boxes on a GPU. 'auto' takes the faster; if
+        ``windowLength`` is a number, the host on the platforms CPU and Reference, and the Context,
+        where that works, on others.
 
     Raises
     ------

@@ -118,14 +118,14 @@ def add_options(options: Options) -> None:
         type=positive_integer,
         default=1000,
         metavar="STEPS",
-        help="whose noise is checked; default 1000",
+        help="number of steps whose noise is checked; default 1000",
     )
     add(
         "--long-steps",
         type=positive_integer,
         default=20_000,
         metavar="STEPS",
-        help="of either long run; default 20000",
+        help="steps of LSD, and as many of plain dynamics, in all pairs together; default 20000",
     )
     add(
         "--equilibration",
