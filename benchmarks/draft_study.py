@@ -148,8 +148,8 @@ def main():
 def write(args, window, variant, late):
     """Steps per round of the last part, a number for each seed."""
     base = ", on its force field" if args.on_force_field else ""
-    friction = "" if args.friction == 1 else f", {args.friction:g}/ps"
-    scheme = "" if args.scheme == "middle" else f", {args.scheme}"
+    friction = "" if args.friction == 1 else f"{args.friction:g}/ps"
+    scheme = "" if args.scheme == "middle" else args.scheme
     found = {
         "system": args.system.stem,
         "target": "GFN2-xTB" if args.gfn2 else "its own",
@@ -157,12 +157,12 @@ def write(args, window, variant, late):
         "K": window,
         "counted": args.ends[-2:],
         "draft": variant + base,
-        "conditions": friction + scheme,
+        "conditions": ", ".join(filter(None, (friction, scheme))),
         "seeds": args.seeds,
         "steps per round": late,
     }
-    name = ", ".join(str(found[key]) for key in ("system", "target", "time step, fs", "K", "draft"))
-    save(args.outfile, found, name + found["conditions"])
+    keys = ("system", "target", "time step, fs", "K", "draft", "conditions")
+    save(args.outfile, found, ", ".join(str(found[key]) for key in keys if found[key]))
 
 
 if __name__ == "__main__":

@@ -364,7 +364,9 @@ def draft_study(document):
         drafts = cases[case]
         lines.append(
             [
-                STUDIED[potential, system] + conditions.replace("aboba", "ABOBA"),
+                ", ".join(
+                    filter(None, (STUDIED[potential, system], conditions.replace("aboba", "ABOBA")))
+                ),
                 f"{step_size:g} fs",
                 str(window),
                 f"{begin}-{end}",
@@ -534,7 +536,7 @@ def batch_ratios(costs, gpu):
         return " to ".join(f"{ratio:.1f}" for ratio in ratios)
 
     graph, shipped = GPU_FORMS
-    networks, amoeba = "2 CPU cores", "AMOEBA, 192 atoms"
+    cores, amoeba = "2 CPU cores", "AMOEBA, 192 atoms"
     slow = (here(f"Contexts: {amoeba}"), on_the_card("amoeba_water", "1 Context"))
     rows = [
         ("small network, CUDA graph", "H200", both(graph), "yes, [measured](gpu.md)"),
@@ -543,12 +545,12 @@ def batch_ratios(costs, gpu):
             "a batch costs one state: expect the steps per round",
         ),
         (
-            *("ANI, 22 atoms, TorchForce", networks, f"{here('TorchForce: ANI, 22 atoms'):.1f}"),
+            *("ANI, 22 atoms, TorchForce", cores, f"{here('TorchForce: ANI, 22 atoms'):.1f}"),
             "yes, [measured](measurements.md#wall-time)",
         ),
-        ("MACE, 22 atoms, OpenMM-ML", networks, f"{here('OpenMM-ML: MACE, 22 atoms'):.1f}", "yes"),
+        ("MACE, 22 atoms, OpenMM-ML", cores, f"{here('OpenMM-ML: MACE, 22 atoms'):.1f}", "yes"),
         (
-            *("ANI as a PythonForce for one state", networks),
+            *("ANI as a PythonForce for one state", cores),
             f"{here('PythonForce, one state: ANI, 22 atoms'):.0f}",
             "no: make its function `batched`",
         ),
@@ -557,7 +559,7 @@ def batch_ratios(costs, gpu):
             "no: use [workers](howto.md#run-a-quantum-method)",
         ),
         ("GFN2-xTB", "W workers", "16 / W at best", "if W is 4 or more"),
-        (amoeba, networks, f"{slow[0]:.0f}", "no"),
+        (amoeba, cores, f"{slow[0]:.0f}", "no"),
         (amoeba, "H200", f"{slow[1]:.0f}", "no"),
     ]
     return [["potential", "where", "t(16) / t(1)", "does it pay?"], *map(list, rows)], [costs, gpu]
